@@ -117,11 +117,18 @@ def quant_of_scheme(scheme: Scheme) -> Quant | None:
 def quant_of(stored: Stored) -> Quant:
     """The quantization of a checkpoint that runs as it is stored, so that nothing is quantized while loading."""
     ours = quants.find(stored.quant)
-    if ours is not None:
-        return replace(ours, dtype=stored.dtype)
-    return Quant(
-        stored.quant, plain_bytes, frozenset(), lambda device: None, lambda dtype: None, dtype=stored.dtype or "bf16"
-    )
+    return replace(ours, dtype=stored.dtype) if ours is not None else _foreign(stored.quant, stored.dtype)
+
+
+def of_gguf(name: str) -> Quant:
+    """The quantization of a GGUF file that would be made with ``name``, as ``quant_of`` gives it for a real one."""
+    ours = quants.find(name)
+    return replace(ours, dtype=None) if ours is not None else _foreign(name, None)
+
+
+def _foreign(name: str, dtype: str | None) -> Quant:
+    """A quantization of other programs. We count its bytes from the tensors."""
+    return Quant(name, plain_bytes, frozenset(), lambda device: None, lambda dtype: None, dtype=dtype or "bf16")
 
 
 def from_config(geometry: Geometry, scheme: Scheme, raw: Mapping[str, Any]) -> Stored | None:

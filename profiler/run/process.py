@@ -34,8 +34,8 @@ from profiler.run.protocol import LineBuffer, LoadCost, ProtocolError, WorkerTas
 from profiler.units import printable
 
 PLACES = re.compile(  # what libraries need in addition to the variables that change speed
-    "CXX|HF_HOME|HF_HUB_CACHE|HOME|HOSTNAME|HUGGINGFACE_HUB_CACHE|LANG|LANGUAGE|LLAMA_CPP_DIR|LOGNAME|PATH|SHELL|TERM|TMPDIR|TZ|USER"
-    "|VIRTUAL_ENV|(LC|TRANSFORMERS|XDG)_.*"
+    "CXX|HF_HOME|HF_HUB_CACHE|HOME|HOSTNAME|HUGGINGFACE_HUB_CACHE|LANG|LANGUAGE|LLAMA_CPP_DIR|LOGNAME|PATH|PROFILER_SYNTHETIC_LIMIT"
+    "|SHELL|TERM|TMPDIR|TZ|USER|VIRTUAL_ENV|(LC|TRANSFORMERS|XDG)_.*"
     "|PYTHON(PATH|HOME|USERBASE|NOUSERSITE|PLATLIBDIR|PYCACHEPREFIX|DONTWRITEBYTECODE|SAFEPATH)"
 )
 TEXT = {"PYTHONIOENCODING": "utf-8:backslashreplace"}  # the encoding in which the parent reads a worker's output

@@ -48,13 +48,15 @@ def choices(
     gguf: bool = False,
 ) -> list[QuantChoice]:
     """The quantizations of one model of a sweep; ``asked`` is empty without -q. ``gguf``: the backend runs GGUF files
-    as they are (``Backend.gguf``).
+    (``Backend.gguf``), and ``asked`` has the quantizations of those that are written with synthetic weights.
 
     A checkpoint runs as it is stored. A quantized one is unpacked into a plain dtype if transformers supports only
     that; quantizing it a second time is refused.
     """
-    if gguf and stored is not None:
-        return [QuantChoice(checkpoint.quant_of(stored), stored)]
+    if gguf:
+        if stored is not None:
+            return [QuantChoice(checkpoint.quant_of(stored), stored)]
+        return [QuantChoice(quant) for quant in asked]
     usual: tuple[Quant, ...] = tuple(asked) or (_registered(own_dtype(stored, device)),)
     if weights == "synthetic":
         own = schemes.of(source.config)

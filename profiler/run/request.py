@@ -5,12 +5,11 @@ One refused model does not stop the others in the list.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 from profiler import backends, decode_path, registry
@@ -18,13 +17,13 @@ from profiler.backends.llama_cpp import build as llama_cpp
 from profiler.case import EAGER, FILES, SCENARIO, SYNTHETIC, THREADS, ModelNote, options_text
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.errors import NotFound, ProfileError
-from profiler.models import scheme
+from profiler.models import gguf_mix, scheme
 from profiler.models.resolve import Model, resolve
 from profiler.quants import checkpoint
 from profiler.quants.base import Quant
 from profiler.registry import unknown
+from profiler.run import gguf_files, headline
 from profiler.run import grid as run_grid
-from profiler.run import headline
 from profiler.run.grid import Axes, GridTask, Subject, SweepSettings, counts, model_names, tasks, words
 from profiler.run.prompts import contexts_of
 from profiler.run.quantization import dtype_notes, never_loaded
@@ -37,8 +36,8 @@ MAX_SEED = 2**63 - 1  # limit of the random generators
 WEIGHTS = ("auto", "real", "synthetic")
 OF_BACKENDS = ("kv", "flash_attn", "gpu_layers", "n_cpu_moe", "tensor_split")  # options that only some backends have
 CONTEXTS, BATCHES, STEPS = (512,), (1,), (32,)
+GGUF_QUANT = "q4_k_m"  # of a GGUF file with synthetic weights, without -q
 OF_CHECKPOINTS = re.compile(r"(awq|gptq|fp8|mxfp|nvfp|compressed|mlx|fp4-dq).{0,40}", re.IGNORECASE)
-NO_MODEL = re.compile(r"mmproj|-(?!00001)\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)  # a projector, a further part
 GGUF_FORMAT = re.compile(r"^(ud-)?(i?q\d|tq\d)_", re.IGNORECASE)  # q4_k_m, iq2_xs
 Say = Callable[[str], None]
 
@@ -131,19 +130,26 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
 def _of_files(
     request: SweepRequest, names: Sequence[str], options: tuple[str, ...], device: DeviceInfo, say: Say
 ) -> ResolvedRequest:
-    """The grid of a backend that runs GGUF files as they are: -q chooses among files. Raises ProfileError."""
+    """The grid of a backend that runs GGUF files. Raises ProfileError.
+
+    -q chooses among files that exist, and says how those with synthetic weights are written.
+    """
     if not names:
-        raise ProfileError(f"--backend {request.backend} needs -m", "Name a .gguf file, or a folder of them.")
+        raise ProfileError(
+            f"--backend {request.backend} needs -m", "Name a .gguf file, a folder of them, or a model of the catalog."
+        )
     found, refused = accepted(
-        [file for name in names for file in _gguf_files(name)],
+        [file for name in names for file in gguf_files.of_folder(name, request.weights)],
         lambda name: _with_threads(_gguf_subject(name, request, say, device), request, device),
     )
-    subjects = _distinct(found, say)
-    if request.quants:
-        subjects = _in_quants(subjects, words(request.quants))
-    axes = replace(_axes(subjects, (), request, device), options=options)
+    subjects, asked = _distinct(found, say), words(request.quants)
+    written = any(each.weights == "synthetic" for each in subjects)
+    if asked and any(each.weights == "real" for each in subjects):
+        subjects = gguf_files.in_quants(subjects, asked, written)
+    mixes = dict.fromkeys(map(gguf_mix.mix, asked or [GGUF_QUANT])) if written else ()
+    axes = replace(_axes(subjects, tuple(map(checkpoint.of_gguf, mixes)), request, device), options=options)
     return ResolvedRequest(
-        tasks=tuple(tasks(axes, _settings(request, device), device)),
+        tasks=tuple(gguf_files.announced(tasks(axes, _settings(request, device), device), say)),
         effort=_effort(request),
         budget_s=request.budget_s,
         subjects=subjects,
@@ -152,42 +158,21 @@ def _of_files(
     )
 
 
-def _gguf_files(name: str) -> list[str]:
-    """``name`` itself, or the models in the folder of that name: no projectors, and of a split model the first part.
-
-    Raises NotFound if it has none.
-    """
-    folder = Path(os.path.expanduser(name))
-    if not folder.is_dir():
-        return [name]
-    found = [str(path) for path in sorted(folder.glob("*.gguf")) if not NO_MODEL.search(path.name)]
-    if not found:
-        raise NotFound(f"folder {printable(name)} has no .gguf file of a model")
-    return found
-
-
 def _gguf_subject(name: str, request: SweepRequest, say: Say, device: DeviceInfo) -> Subject:
-    found = subject(name, request.weights, say, device)
-    if found.source.kind != "gguf":
+    """A GGUF file, or a model whose GGUF file is written with random weights."""
+    model = resolve(name)
+    if model.source.kind != "gguf" and request.weights == "real":
         raise ProfileError(
-            f"{found.name}: --backend {request.backend} runs GGUF files only",
-            "Give the .gguf file itself, or a folder of them.",
+            f"{model.name}: --backend {request.backend} reads real weights from GGUF files only",
+            "Give the .gguf file itself or a folder of them, or --weights synthetic.",
         )
-    return found
-
-
-def _in_quants(subjects: Sequence[Subject], asked: Sequence[str]) -> tuple[Subject, ...]:
-    """The files in one of these quantizations, as read from their tensors. Raises NotFound for one that none has."""
-    has = {each.name: _plain_name(each.checkpoint_format.quant) for each in subjects if each.checkpoint_format}
-    for name in asked:
-        if _plain_name(name) not in has.values():
-            raise unknown("quantization among the files", name, sorted(set(has.values())))
-    wanted = set(map(_plain_name, asked))
-    return tuple(each for each in subjects if has.get(each.name) in wanted)
-
-
-def _plain_name(quant: str) -> str:
-    return quant.casefold().replace("-", "_")
+    if model.source.kind == "gguf" and request.weights != "synthetic":
+        return subject(name, request.weights, say, device)
+    note = ModelNote(
+        "weights are synthetic: a GGUF file of random values, with the tensors of the real one", SYNTHETIC
+    )
+    found = subject(name, "synthetic", say, device)
+    return replace(found, notes=(*found.notes, note))
 
 
 def backend_options(request: SweepRequest) -> tuple[str, ...]:

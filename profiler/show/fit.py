@@ -112,6 +112,7 @@ def row(each: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
         "verify": None if check is None else str(check),
         "verify_blanks": {} if check is None else dict(check.blanks),
         "serve": None if serving is None else str(serving.command),
+        "serve_blanks": {} if serving is None else dict(serving.command.blanks),
         "serve_settings": {} if serving is None else dict(serving.settings),
     }
     return content | ({"goal": goal.met(prediction)} if goal else {})

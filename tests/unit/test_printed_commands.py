@@ -17,7 +17,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
-from fakes import printed, stored
+from fakes import llama_cpp, printed, stored
 from fakes.lab import make_case, source
 from fakes.printed import VALUE
 from fakes.tiny import CONFIGS
@@ -134,8 +134,9 @@ def verified(*words: str) -> list[str]:
     shown = [line.removeprefix("  ") for line in page.splitlines() if not line.startswith("  # ")]
     assert shown and set(shown) <= {row["verify"] for row in rows}
     for row in rows:
-        for line in filter(None, (row["verify"], row["serve"])):
-            assert all(re.search(rf"(?<!\S){re.escape(blank)}(?!\S)", line) for blank in row["verify_blanks"])
+        for name in ("verify", "serve"):
+            blanks, line = row[f"{name}_blanks"], row[name] or ""
+            assert all(re.search(rf"(?<!\S){re.escape(blank)}(?!\S)", line) for blank in blanks)
     return [row["verify"] for row in rows] + [row["serve"] for row in rows if row["serve"]]
 
 
@@ -146,7 +147,7 @@ def test_fit_prints_a_command_that_measures_the_very_folder(engine: str, models:
     assert all(line.isprintable() for line in lines)
     for name, words in zip(cycle(models), by_a_shell(lines, tmp_path), strict=False):
         printed.check(words)
-        if engine == "transformers":
+        if words[0] == "profile":
             folder = words[words.index("-m") + 1]
             assert Path(folder, "config.json").samefile(Path(name, "config.json"))
     assert not Path("ran").exists()
@@ -160,6 +161,26 @@ def test_the_printed_sweep_plans_the_same_model(models: list[str], tmp_path: Pat
         (planned,) = json.loads(run(*words[1:], "--dry-run", "-o", "json", "--weights", "synthetic").stdout)
         there = json.loads(run("sweep", "-m", str(tmp_path / name), *words[4:], "--dry-run", "-o", "json").stdout)[0]
         assert planned["key"] == there["key"]
+
+
+def test_the_printed_sweep_of_llama_cpp_plans_what_was_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(llama_cpp.install(tmp_path / "bin")))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["gemma3"]))
+    held = stored.gguf(tmp_path / "tiny.gguf", "q8_0")
+    for name, quant in (
+        (str(tmp_path), "q4_k_m"),
+        ("gemma-3-270m", "q6_k"),
+        (str(held), "q8_0"),
+        (str(held), "q4_0"),
+    ):
+        asked = ("fit", name, "--engine", "llama.cpp", "-c", "64", "-q", quant, "--kv", "q8_0", "-o", "json")
+        (row,) = json.loads(run(*asked).stdout)
+        (words,) = by_a_shell([row["verify"]], tmp_path)
+        (planned,) = json.loads(run(*words[1:], "--dry-run", "-o", "json").stdout)
+        assert (planned["action"], planned["quant"]) == ("run", quant)
+        assert planned["weights_bytes"] == pytest.approx(row["weights_bytes"]["value"], rel=1e-6)
 
 
 @pytest.mark.parametrize("typed", ["gemma-3-270m", "Gemma-3-270M", "google/gemma-3-270m"])
@@ -218,12 +239,12 @@ def test_a_quantization_that_nobody_has_a_file_of_is_a_blank_with_the_way_to_it(
         return row
 
     for own in (said(), said("-q", "f32")):
-        assert own["verify"] == f"llama-batched-bench -m '{gguf}' -c 192 -npp 64 -ntg 128 -npl 1 -ngl 0"
+        assert own["verify"] == f"profile sweep --backend llama.cpp -m '{gguf}' -c 64 -b 1 --device cpu"
         assert own["serve"] == f"llama-server -m '{gguf}' -c 64 -ngl 0"
         assert own["verify_blanks"] == {}
     other = said("-q", "q5_k_m")
-    assert "-m MODEL-Q5_K_M.gguf " in other["verify"]
-    (made,) = other["verify_blanks"].values()
+    assert f"-m '{gguf}' -q q5_k_m --weights synthetic " in other["verify"]
+    (made,) = other["serve_blanks"].values()
     assert f"llama-quantize --allow-requantize '{gguf}' MODEL-Q5_K_M.gguf Q5_K_M" in made
     page = run("fit", str(gguf), "--engine", "llama.cpp", "-c", "64", "-q", "q5_k_m").stdout
     assert "  # MODEL-Q5_K_M.gguf: what this makes: llama-quantize --allow-requantize" in page
@@ -240,7 +261,7 @@ def test_a_file_is_measured_as_a_mix_only_where_its_tensors_are_that_mix(tmp_pat
         (row,) = json.loads(run("fit", str(path), *asked).stdout)
         said[name] = row["verify"]
     assert f"-m {tmp_path / 'plain.gguf'} " in said["plain"]
-    assert "-m MODEL-Q4_K_M.gguf " in said["dynamic"]
+    assert f"-m {tmp_path / 'dynamic.gguf'} -q q4_k_m --weights synthetic " in said["dynamic"]
 
 
 @pytest.fixture
@@ -277,7 +298,7 @@ def test_the_way_from_a_folder_to_a_file_works_from_the_checkout_of_llama_cpp(
 ) -> None:
     """So the folder is named by its whole path, whatever was typed; the commands are quoted as any."""
     (row,) = json.loads(run("fit", "$(touch ran)", "--engine", "llama.cpp", "-c", "64", "-o", "json").stdout)
-    (said,) = row["verify_blanks"].values()
+    (said,) = row["serve_blanks"].values()
     convert, quantize = by_a_shell(said.partition(": ")[2].split(" && "), tmp_path)
     for words in (convert, quantize):
         printed.check(words)

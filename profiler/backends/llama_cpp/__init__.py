@@ -1,4 +1,4 @@
-"""Backend ``llama.cpp``: GGUF files as they are stored, run by the programs of the user's own build of llama.cpp.
+"""Backend ``llama.cpp``: GGUF files, run by the programs of the user's own build of llama.cpp.
 
 Rates are those that llama-bench and llama-batched-bench print. ``build.find`` says which build runs.
 """
@@ -59,7 +59,7 @@ BACKEND = Backend(
     engine="llama.cpp",
     meter=_meter,
     fills=("prefill",),
-    weights=("real",),
+    weights=("real", "synthetic"),
     kinds=("cpu", "cuda"),
     versions=lambda: build.find().versions(),
     times_itself=True,

@@ -25,12 +25,14 @@ from profiler.backends.base import Beat, ModelInfo, ShapeMismatch
 from profiler.backends.llama_cpp import build as builds
 from profiler.backends.llama_cpp.build import Build, environment
 from profiler.backends.llama_cpp.program import Line, Program, ProgramFailed, ProgramMeter
+from profiler.backends.llama_cpp.synthetic import synthetic_gguf
 from profiler.case import Case, Source, options_of
 from profiler.devices import allowance, cpu, cuda
 from profiler.devices.base import DeviceInfo, Watcher, kind_of
 from profiler.devices.sampler import Sampler
 from profiler.errors import ProfileError
 from profiler.foreign import BadContent, json_value
+from profiler.models import families
 from profiler.results.measurement import Caution, DecodePath, Memory, Phase, Sample
 from profiler.units import bytes_text, printable
 
@@ -84,8 +86,14 @@ class Reserved:
 
 
 def open_session(case: Case, source: Source, beat: Beat) -> LlamaSession:
-    """Load the model of ``case`` once. Raises OutOfMemory, ProfileError."""
-    return LlamaSession(builds.find(), Path(source.location), case, beat)
+    """Load the model of ``case`` once; synthetic weights are first written to a file if there is none yet.
+
+    Raises OutOfMemory, ProfileError.
+    """
+    build, file = builds.find(), Path(source.location)
+    if case.weights == "synthetic":
+        file = synthetic_gguf(source, families.geometry(source.config), case.quant, case.seed, beat)
+    return LlamaSession(build, file, case, beat)
 
 
 class LlamaSession:

@@ -80,6 +80,13 @@ def synthetic_gguf(source: Source, geometry: Geometry, quant: str, seed: int, be
     return path
 
 
+def file_bytes(source: Source, geometry: Geometry, quant: str) -> int:
+    """Bytes of all tensors of the file, which is not written. Raises ProfileError for a model without such a file."""
+    tensors = gguf_write.tensors(source.config, geometry, gguf_mix.each(geometry, quant))
+    gguf_write.metadata(source.config, geometry, "", GUESSED)
+    return sum(tensor.padded for tensor in tensors)
+
+
 def _is_whole(path: Path, folder: Path, header: bytes, size: int) -> bool:
     """Whether the file exists, is ours and complete. A file that somebody else may have written is removed."""
     try:

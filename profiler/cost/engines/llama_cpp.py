@@ -12,18 +12,21 @@ Rules read at commits 007dbbf3 (2026-08, ``src/llama-quant.cpp``, in ``gguf_mix`
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from profiler.cost.calibrated import OperatorCounts
 from profiler.cost.engines.base import MIB, EngineRequest, Named, Placement, Serving, Terms, spread
+from profiler.cost.engines.transformers import swept
 from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine
 from profiler.cost.storage import Held, Storage, as_stored, bounds_of, storage, with_head
 from profiler.cost.work import PassRules
 from profiler.decode_path import EAGER
 from profiler.devices.target import Target
-from profiler.models import gguf, gguf_mix, gguf_tensors
+from profiler.errors import ProfileError
+from profiler.models import families, gguf, gguf_mix, gguf_tensors, gguf_write
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution
 from profiler.models.stored import Stored
@@ -50,9 +53,9 @@ CONTEXT = {  # CUDA context and the backend's pools; Metal and Vulkan take less.
     "CPU": spread(120 * MIB, 40 * MIB, 300 * MIB),
     "other": spread(250 * MIB, 60 * MIB, 700 * MIB),
 }
-GENERATED = 128  # tokens that llama-bench decodes by default
 OLLAMA_KV = ("f16", "q8_0", "q4_0")  # values of OLLAMA_KV_CACHE_TYPE (docs/faq.md)
 SPLIT_MODES = {"layer": "layer", "tensor": "row"}
+LINKED = "FILE.gguf"  # stands for a link to a file whose path llama.cpp's programs cannot take
 CONVERT = ("python3", "convert_hf_to_gguf.py")
 CONVERTED = ("f32", "f16", "bf16", "q8_0")  # values of its --outtype
 MIX_BOUNDS = (0.95, 1.08)  # files of one mix differ by the llama.cpp version and the importance matrix that made them
@@ -119,15 +122,26 @@ class LlamaCpp:
             ubatch=self._ubatch(request), cache_bytes=kv_bytes(request), how=Execution(trims_shared=False)
         )
 
-    def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command:
-        """llama-batched-bench prefills ``context`` tokens and decodes after them. llama-bench would need two runs, or
-        room for the context twice.
-        """
-        file, blanks = _file(model, request.quant)
-        cells = request.batch * (request.context + GENERATED)
-        sizes = ("-npp", str(request.context), "-ntg", str(GENERATED), "-npl", str(request.batch))
-        options = _options(request, machine, placed)
-        return command("llama-batched-bench", "-m", file, "-c", str(cells), sizes, options, **blanks)
+    def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command | None:
+        """The sweep of the file itself, or of one with random weights. ``None`` on devices that no sweep runs on."""
+        target = machine.target
+        several = target.count > 1
+        if not swept(target) or (several and machine.split != "layer"):
+            return None
+        named, blanks = _measured(model, request.quant)
+        kv = request.kv if _quantized(request) else None
+        whole = placed.layers + 1 - placed.on_host
+        return command(
+            ("profile", "sweep", "--backend", self.name, *named),
+            ("-c", str(request.context), "-b", str(request.batch)),
+            ("--ubatch", str(request.ubatch)) if request.ubatch else (),
+            ("--kv", kv, "--flash-attn", "on") if kv else (),
+            ("--gpu-layers", str(whole)) if placed.on_host and target.vendor != "CPU" else (),
+            ("--n-cpu-moe", str(placed.experts_on_host)) if placed.experts_on_host else (),
+            ("--tensor-split", "/".join("1" * target.count)) if several else (),
+            ("--device", target.local) if target.local else (),
+            **blanks,
+        )
 
     def serve(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Serving:
         file, blanks = _file(model, request.quant)
@@ -216,6 +230,16 @@ def _held(item: Held) -> Held:
     return replace(item, on_host=item.weight.role == "embedding")
 
 
+def _measured(model: Named, quant: str) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The model of a sweep: a file in this quantization, else random weights if we can write such a file."""
+    file, blanks = _file(model, quant)
+    if blanks and file != LINKED:
+        with suppress(ProfileError):
+            gguf_write.architecture(families.geometry(model.source.config).model_type)
+            return ("-m", model.argument, "-q", quant, "--weights", "synthetic"), {}
+    return ("-m", file), blanks
+
+
 def _file(model: Named, quant: str) -> tuple[str, dict[str, str]]:
     """The GGUF file to measure: the one that was named, or a placeholder with instructions to make one."""
     source, kind = model.source, quant.upper().replace("-", "_")
@@ -224,7 +248,7 @@ def _file(model: Named, quant: str) -> tuple[str, dict[str, str]]:
     ):
         if "," not in model.argument:
             return model.argument, {}
-        return "FILE.gguf", {"FILE.gguf": f"a link to {quote(model.argument)}: llama-bench takes a comma for a list"}
+        return LINKED, {LINKED: f"a link to {quote(model.argument)}: llama-bench takes a comma for a list"}
     blank = f"MODEL-{kind}.gguf"
     if source.kind == "gguf":
         made = command("llama-quantize", "--allow-requantize", model.argument, blank, kind)

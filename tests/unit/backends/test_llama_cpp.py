@@ -18,15 +18,16 @@ import pytest
 from click.testing import CliRunner
 from fakes import llama_cpp, stored
 from fakes.llama_cpp import PREFILL_S, STEP_S, VERSIONS, calls, fault, install
+from fakes.tiny import CONFIGS
 
 import profiler
-from profiler import backends
+from profiler import backends, folders
 from profiler.backends.llama_cpp import build, program
 from profiler.cli import main
 from profiler.errors import ProfileError
 from profiler.results.environment import HEAP
 from profiler.results.store import Store
-from profiler.run import request
+from profiler.run import gguf_files
 
 MIB = 1024**2
 ASSERTION = "/src/ggml/src/ggml-cpu/ops.cpp:4321: GGML_ASSERT(ne00 == ne10) failed"
@@ -220,9 +221,9 @@ def test_a_folder_is_swept_by_quantization_without_its_projector(sweep: Sweep, t
 def test_a_folder_lists_the_first_part_of_a_split_model_and_no_projector(tmp_path: Path) -> None:
     for name in ("a-00001-of-00002.gguf", "a-00002-of-00002.gguf", "b.gguf", "mmproj-b-f16.gguf", "c.safetensors"):
         (tmp_path / name).touch()
-    found = request._gguf_files(str(tmp_path))
+    found = gguf_files.of_folder(str(tmp_path))
     assert [Path(name).name for name in found] == ["a-00001-of-00002.gguf", "b.gguf"]
-    assert request._gguf_files("gemma-4-e2b") == ["gemma-4-e2b"]
+    assert gguf_files.of_folder("gemma-4-e2b") == ["gemma-4-e2b"]
 
 
 def test_a_quantization_that_no_file_has_is_named_with_those_that_are_there(model: Path, tmp_path: Path) -> None:
@@ -241,11 +242,74 @@ def test_the_quantizations_of_a_scenario_are_those_of_pytorch_and_choose_no_file
     assert [(row["case"]["quant"], row["case"]["steps"]) for row in rows] == [("q8_0", 8)]
 
 
-def test_a_model_that_is_no_gguf_file_is_refused(tmp_path: Path) -> None:
+def test_real_weights_that_are_in_no_gguf_file_are_refused(tmp_path: Path) -> None:
     asked = ["sweep", "--backend", "llama.cpp", "--llama-cpp", str(install(tmp_path / "bin")), "-m", "gemma-4-e2b"]
-    result = CliRunner().invoke(main, asked)
+    result = CliRunner().invoke(main, [*asked, "--weights", "real"])
     assert result.exit_code == 2
-    assert "--backend llama.cpp runs GGUF files only" in result.stderr
+    assert "reads real weights from GGUF files only" in result.stderr and "--weights synthetic" in result.stderr
+
+
+# Synthetic weights
+
+
+@pytest.fixture
+def described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that has a config and no weights."""
+    monkeypatch.setenv(folders.CACHE, str(tmp_path / "cache"))
+    folder = tmp_path / "described"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIGS["gemma3"] | {"vocab_size": 512}))
+    return folder
+
+
+def test_a_model_without_a_file_is_measured_in_several_quantizations_of_random_weights(
+    sweep: Sweep, described: Path, tmp_path: Path
+) -> None:
+    bin_folder = install(tmp_path / "bin")
+    rows = sweep(bin_folder, "-m", str(described), "-q", "Q4_K_M,q8_0", "-c", "128", "-r", "2")
+    cases = [row["case"] for row in rows]
+    assert [(case["quant"], case["weights"]) for case in cases] == [("q4_k_m", "synthetic"), ("q8_0", "synthetic")]
+    assert [row["outcome"] for row in rows] == ["ok", "ok"]
+    for row in rows:
+        assert row["memory"]["weights_bytes"] > 0
+        assert "synthetic-weights" in [caution["code"] for caution in row["cautions"]]
+    ran = {words[words.index("-m") + 1] for words in calls(bin_folder)}
+    assert len(ran) == 2 and {resolve(path).stored.quant for path in ran} == {"q4_k_m", "q8_0"}  # type: ignore[union-attr]
+
+
+def test_the_plan_knows_the_bytes_of_a_file_that_is_announced_and_not_yet_written(
+    described: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(build.VARIABLE, str(install(tmp_path / "bin")))
+    asked = ["sweep", "--backend", "llama.cpp", "--device", "cpu", "--dry-run", "-o", "json", "-m"]
+    result = CliRunner().invoke(main, [*asked, "gemma-3-270m"], catch_exceptions=False)
+    assert "gemma-3-270m q4_k_m: runs from a GGUF file of random weights, 235 MiB in" in result.stderr
+    (planned,) = json.loads(result.stdout)
+    assert planned["weights_bytes"] == pytest.approx(235 * MIB, rel=0.06)
+    assert not list((tmp_path / "cache").rglob("*.gguf"))
+
+
+def test_a_synthetic_file_that_cannot_be_written_is_a_row_with_the_reason(
+    sweep: Sweep, described: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("-m", str(described), "-c", "128", "-r", "2", "--fresh")
+    monkeypatch.setenv("PROFILER_SYNTHETIC_LIMIT", "1KiB")
+    (row,) = sweep(install(tmp_path / "bin"), *asked)
+    assert row["outcome"] == "failed" and "synthetic GGUF files may take 1.00 KiB" in row["reason"]
+    (described / "config.json").write_text(json.dumps(CONFIGS["llama4"]))
+    (row,) = sweep(install(tmp_path / "bin2"), *asked)
+    assert row["outcome"] == "skipped" and "cannot be written yet" in row["reason"]
+
+
+def test_files_and_random_weights_share_a_list_of_quantizations(
+    sweep: Sweep, described: Path, model: Path, tmp_path: Path
+) -> None:
+    rows = sweep(install(tmp_path / "bin"), "-m", f"{model},{described}", "-q", "q8_0,q4_0", "-c", "128", "-r", "2")
+    assert [(row["case"]["quant"], row["case"]["weights"]) for row in rows] == [
+        ("q8_0", "real"),
+        ("q8_0", "synthetic"),
+        ("q4_0", "synthetic"),
+    ]
 
 
 def test_a_program_gets_the_users_heap_and_no_gpu_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

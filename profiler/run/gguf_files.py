@@ -1,0 +1,77 @@
+"""The GGUF files of a sweep: those in a folder, by quantization, and those that are written with random weights."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from profiler import folders
+from profiler.backends.llama_cpp import synthetic
+from profiler.errors import NotFound, ProfileError
+from profiler.models import gguf_mix
+from profiler.registry import unknown
+from profiler.run.grid import GridTask, Subject
+from profiler.units import bytes_text, printable
+
+NO_MODEL = re.compile(r"mmproj|-(?!00001)\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)  # a projector, a further part
+
+
+def announced(tasks: Sequence[GridTask], say: Callable[[str], None]) -> list[GridTask]:
+    """The tasks. Says which GGUF files will be written for them; those of a file that cannot be are refused."""
+    refused: dict[tuple[str, str], str | None] = {}
+    for task in tasks:
+        case = task.case
+        if case.weights != "synthetic" or (case.model_id, case.quant) in refused:
+            continue
+        try:
+            size = synthetic.file_bytes(task.source, task.geometry, case.quant)
+        except ProfileError as error:
+            refused[case.model_id, case.quant] = error.message
+            continue
+        refused[case.model_id, case.quant] = None
+        where = folders.place(synthetic.FOLDER)
+        say(
+            f"{case.model} {case.quant}: runs from a GGUF file of random weights, {bytes_text(size)}"
+            + (f" in {printable(where)}" if where else "")
+        )
+    return [
+        replace(task, refused=task.refused or refused.get((task.case.model_id, task.case.quant))) for task in tasks
+    ]
+
+
+def of_folder(name: str, weights: str = "auto") -> list[str]:
+    """``name`` itself, or the models in the folder of that name: no projectors, and of a split model the first part.
+
+    A folder with a config and synthetic weights stands for itself, and so does one without GGUF files. Raises
+    NotFound for a folder with neither.
+    """
+    folder = Path(os.path.expanduser(name))
+    if not folder.is_dir():
+        return [name]
+    described = (folder / "config.json").is_file()
+    if described and weights == "synthetic":
+        return [name]
+    found = [str(path) for path in sorted(folder.glob("*.gguf")) if not NO_MODEL.search(path.name)]
+    if not found and not described:
+        raise NotFound(f"folder {printable(name)} has no .gguf file of a model, and no config.json")
+    return found or [name]
+
+
+def in_quants(subjects: Sequence[Subject], asked: Sequence[str], others: bool) -> tuple[Subject, ...]:
+    """The files in one of these quantizations, as read from their tensors, and all models with synthetic weights.
+
+    Raises NotFound for a quantization that no file has; ``others``: unless one with synthetic weights can have it.
+    """
+    has = {each.name: _plain_name(each.checkpoint_format.quant) for each in subjects if each.checkpoint_format}
+    for name in asked:
+        if _plain_name(name) not in has.values() and not (others and gguf_mix.known(name)):
+            raise unknown("quantization among the files", name, sorted(set(has.values())))
+    wanted = set(map(_plain_name, asked))
+    return tuple(each for each in subjects if each.weights == "synthetic" or has.get(each.name) in wanted)
+
+
+def _plain_name(quant: str) -> str:
+    return quant.casefold().replace("-", "_")
