@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
+from profiler import console
 from profiler.results import stats
 from profiler.results.comparison import CONFIDENCE, PHASES, ComparedCase, Comparison, Ratio, too_noisy
 from profiler.results.measurement import Measurement, Phase
@@ -154,15 +155,16 @@ def interval_text(ratio: Ratio) -> str:
 
 
 def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
-    """Aligned lines. For ten thousand cases, tabulate would take longer than everything else."""
-    widths = [max(map(len, column)) for column in zip(HEADER, *table, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if place in LEFT else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ).rstrip()
-        for cells in (HEADER, *table)
-    ]
+    """Lines that fit the terminal. For ten thousand cases, tabulate would take longer than everything else."""
+    columns: show_output.Columns = dict(zip(HEADER, zip(*table, strict=True), strict=True))
+    alike = show_output.constant(columns, "batch", "context")
+    columns = show_output.fitted(columns, console.width(), (*alike[:1], "interval", *alike[1:]))
+    padded = []
+    for title, cells in columns.items():
+        pad = str.ljust if HEADER.index(title) in LEFT else str.rjust
+        width = max(map(len, (title, *cells)))
+        padded.append([pad(cell, width) for cell in (title, *cells)])
+    return ["  ".join(row).rstrip() for row in zip(*padded, strict=True)]
 
 
 def _markdown(table: Sequence[tuple[str, ...]]) -> list[str]:
