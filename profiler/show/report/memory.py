@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 from profiler import registry
-from profiler.cost.prediction import Prediction
+from profiler.cost.prediction import LIMITS, Prediction
 from profiler.models.geometry import CacheBytes
 from profiler.results import measurement
 from profiler.results.measurement import Memory
@@ -141,7 +141,7 @@ def _measured(result: CaseResult) -> MapCell:
         return MapCell(outcome, "", detail, result.verdict, True, f"measured: {reason}")
     bound = result.bound
     verdict = result.verdict
-    parts = ["" if verdict == "none" else verdict, selection.LIMITS.get(bound, ("", ""))[0]]
+    parts = ["" if verdict == "none" else verdict, bound if bound in LIMITS else ""]
     peak = f", peak {bytes_text(result.peak_bytes)}" if result.peak_bytes is not None else ""
     title = f"measured: {selection.ranged(result.decode)} t/s{peak}"
     value, span = selection.rate(result.decode), ""
@@ -154,7 +154,7 @@ def _predicted(forecast: Forecast, model: str, quant: str, context: int, batch: 
     found = forecast.predict(model, quant, context, batch)
     if found is None:
         return None
-    word, why = found.verdict.word, selection.LIMITS[found.binds][0]
+    word, why = found.verdict.word, found.binds
     peak = bytes_text(found.terms.peak.value)
     if found.decode is None:
         return MapCell(word, "", why, word, False, f"predicted: {found.verdict.reason}, peak {peak}")
@@ -165,7 +165,7 @@ def _predicted(forecast: Forecast, model: str, quant: str, context: int, batch: 
 
 
 def _key() -> str:
-    limits = "; ".join(f"{short}: {long}" for short, long in selection.LIMITS.values() if short != long)
+    limits = "; ".join(f"{word} ({means})" for word, means in LIMITS.items())
     return (
         "Framed and bold: measured. The range below a prediction should hold nine cases in ten. After the verdict"
         f" comes what is predicted to limit decode: {limits}."

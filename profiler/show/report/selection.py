@@ -28,15 +28,6 @@ _SETTINGS = attrgetter(  # including the fields that ``SETTINGS`` show
     "model", "model_id", "quant", "weights", "dtype", "device", "backend", "path", "fill", "steps", "options"
 )
 
-LIMITS: dict[object, tuple[str, str]] = {  # what limits a case: the word in a cell, and in a sentence
-    "bandwidth": ("reads", "reading weights and cache"),
-    "compute": ("computes", "arithmetic"),
-    "launches": ("launches", "launching operators"),
-    "experts": ("experts", "reading experts"),
-    "memory": ("memory", "memory"),
-    "host memory": ("host", "reading weights from host memory"),
-}
-
 
 @dataclass(slots=True, eq=False)
 class CaseGroup:
