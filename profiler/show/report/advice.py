@@ -69,7 +69,7 @@ def _opening(best: CaseResult, fast: Sequence[CaseResult], usable: Sequence[Case
     what = f"{best.model} in {best.series}"
     figure = f"{selection.ranged(best.decode)} t/s at {selection.tokens(best.case.context)} tokens of context"
     if len(usable) == 1:
-        return f"Only {what} can be judged: it decodes at {figure}."
+        return f"Only {what} has comparable measurements: it decodes at {figure}."
     if not fast:
         return (
             f"Nothing measured here certainly generates as fast as people read. The closest is {what}: it decodes at"

@@ -48,7 +48,8 @@ def map_section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) 
     """A map for each machine."""
     blocks: list[PageBlock] = []
     for machine, forecast in zip(machines, forecasts, strict=True):
-        blocks += _machine(machine, forecast, several=len(machines) > 1)
+        key = _key() if machine is machines[-1] else ""
+        blocks += _machine(machine, forecast, len(machines) > 1, key)
     blocks.append(
         muted(
             "Decode in tokens per second. Figures with ~ are predicted, the others measured; those with ? are too"
@@ -59,7 +60,7 @@ def map_section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) 
     return Section("fits", "What fits?", tuple(blocks))
 
 
-def _machine(machine: MachineRows, forecast: Forecast, several: bool) -> list[PageBlock]:
+def _machine(machine: MachineRows, forecast: Forecast, several: bool, key: str) -> list[PageBlock]:
     results = {_place(result): result for result in machine.results if result.case.batch == machine.batch}
     contexts = _map_contexts(machine, sorted({context for *_, context in results}), forecast)
     lines = [
@@ -80,7 +81,7 @@ def _machine(machine: MachineRows, forecast: Forecast, several: bool) -> list[Pa
     batch = f"{machine.batch:,} sequence{'s' * (machine.batch != 1)}"
     caption = " · ".join(part for part in (where, batch) if part)
     blocks: list[PageBlock] = [
-        Map("model · quantization", tuple(map(selection.tokens, contexts)), rows, caption, _key())
+        Map("model · quantization", tuple(map(selection.tokens, contexts)), rows, caption, key)
     ]
     if len(lines) > MOST_MAP_ROWS:
         blocks.append(muted(f"{len(lines) - MOST_MAP_ROWS:,} more models and quantizations are not shown."))

@@ -231,7 +231,8 @@ def machines(measurements: Iterable[Measurement]) -> list[MachineRows]:
     machines = []
     for cases in found.values():
         results = cases.in_order()
-        title = device_title(results[0])
+        simulated = backends.made_up(results[0].case.backend) is not None
+        title = device_title(results[0]) + " (simulated)" * simulated
         titles[title] += 1
         machines.append(MachineRows(title if titles[title] == 1 else f"{title} #{titles[title]}", results))
     return machines
