@@ -20,7 +20,7 @@ from profiler.show.columns import plain
 from profiler.show.output import rendered, streamed
 from profiler.units import UNKNOWN, printable
 
-DROPPED = ("device", "ended")  # by a terminal that is too narrow, the first first
+DROPPED = ("device", "started (UTC)", "ended")  # by a terminal that is too narrow; the id has the start
 OUTCOMES = ("ok", "oom", "failed", "timeout", "skipped")  # in the order of the counts
 COMMAND_LENGTH = 300  # characters of a command, which is the last column; a truncated one cannot be pasted
 MODELS_LENGTH = 40  # characters of the list of models

@@ -8,6 +8,7 @@ cannot give a p below 0.1 for three repetitions in each run, the usual number in
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -27,11 +28,11 @@ MANY = 20  # cases of which one is expected to differ by chance
 CASES_NAMED = 12  # missing cases that a table lists before "and n more"
 WORDS = {"rate": ("slower", "faster"), "bytes": ("less", "more")}
 LEGEND = (
-    "B ÷ A: ratio of the medians. interval: 95%, by Welch's t on the logarithms of the repetitions,",
-    "including process-to-process variation. faster, slower: the interval excludes 1. too noisy: the repetitions",
-    "differ too much to compare. Two runs at different times can differ by more than this; profile gate detects",
-    "regressions.",
+    "B ÷ A: ratio of the medians. interval: 95%, by Welch's t on the logarithms of the repetitions, including"
+    " process-to-process variation. faster, slower: the interval excludes 1. too noisy: the repetitions differ too much"
+    " to compare. Two runs at different times can differ by more than this; profile gate detects regressions."
 )
+WIDTH = 110  # of the legend, unless the terminal is narrower
 NARROW = "Process-to-process variation is unknown for {rows:,} of {all:,} rates: their intervals are too narrow."
 
 NAME_LENGTH = 60
@@ -213,7 +214,8 @@ def _summary(found: Comparison) -> list[str]:
         for phase in pair.rates
         for row in (pair.a, pair.b)
     ]
-    return [*lines, *LEGEND, *([] if all(known) else [NARROW.format(rows=known.count(False), all=len(known))])]
+    legend = textwrap.wrap(LEGEND, min(WIDTH, console.width() or WIDTH))
+    return [*lines, *legend, *([] if all(known) else [NARROW.format(rows=known.count(False), all=len(known))])]
 
 
 def benchstat(found: Comparison, names: tuple[str, str]) -> str:

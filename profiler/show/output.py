@@ -26,7 +26,7 @@ from profiler.units import UNKNOWN, spreadsheet_cell
 
 FORMATS = ("table", "md", "csv", "json", "jsonl")
 SHORTEST_NAME = 16  # characters: a shorter name in a narrow terminal is hard to recognize
-SHORTEST_PROSE = 20  # characters of a line in a column of prose
+SHORTEST_PROSE = 18  # characters of a line in a column of prose
 GAP = 2  # blanks between columns
 JsonRow = Mapping[str, Any]
 Columns = Mapping[str, Sequence[str]]  # the cells of a table, by title
