@@ -67,7 +67,7 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
         assert known is not None  # saved just now
         several = f", with {known.runs - 1} earlier" if known.runs > 1 else ""
         click.echo(f"stored in {path}{several}", err=True)
-    click.echo(show_output.render(rows(known, found.repacks), _cells, output), nl=False)
+    click.echo(show_output.render(rows(known, found.repacks), _cells, output, prose="how"), nl=False)
     return 0
 
 

@@ -13,6 +13,7 @@ from profiler.devices.base import DeviceInfo
 from profiler.show import output as show_output
 from profiler.units import UNKNOWN, bytes_text, significant
 
+DROPPED, CATALOG_DROPPED = ("driver",), ("int8 TOP/s", "class")  # by a terminal that is too narrow
 DATA_SHEET_DIGITS = 4
 
 
@@ -31,10 +32,12 @@ def devices(from_catalog: bool, output: str) -> None:
     """
     if from_catalog:
         rows = [_catalog_row(device) for device in target.data_sheets()]
-        click.echo(show_output.render(rows, _catalog_shown, output), nl=False)
+        click.echo(show_output.render(rows, _catalog_shown, output, CATALOG_DROPPED, prose="source"), nl=False)
         return
     local, absent = found.listed()
-    click.echo(show_output.render([_row(device) for device in local], _shown, output), nl=False)
+    click.echo(
+        show_output.render([_row(device) for device in local], _shown, output, DROPPED, prose="features"), nl=False
+    )
     for device in local:
         for reason in device.limits:
             click.echo(f"{device.name}: {reason}", err=True)

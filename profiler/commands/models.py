@@ -15,6 +15,7 @@ from profiler.show import output as show_output
 from profiler.units import bytes_text, significant
 
 ELEMENT_BYTES = 2  # K and V in a 16-bit dtype
+DROPPED = ("active", "fixed cache")  # by a terminal that is too narrow
 SHARED = "shared "  # the prefix of a layer kind without its own cache
 
 
@@ -32,7 +33,7 @@ def models(output: str) -> None:
     is the rest, per sequence.
     """
     rows = [row(name, geometry(hub.shipped_config(name))) for name in hub.names()]
-    click.echo(show_output.render(rows, shown, output), nl=False)
+    click.echo(show_output.render(rows, shown, output, DROPPED), nl=False)
 
 
 def row(name: str, model: Geometry) -> dict[str, Any]:

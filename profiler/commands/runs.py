@@ -20,6 +20,7 @@ from profiler.show.columns import plain
 from profiler.show.output import rendered, streamed
 from profiler.units import UNKNOWN, printable
 
+DROPPED = ("device", "started (UTC)", "ended")  # by a terminal that is too narrow; the id has the start
 OUTCOMES = ("ok", "oom", "failed", "timeout", "skipped")  # in the order of the counts
 COMMAND_LENGTH = 300  # characters of a command, which is the last column; a truncated one cannot be pasted
 MODELS_LENGTH = 40  # characters of the list of models
@@ -47,7 +48,7 @@ def runs(context: click.Context, store: Path | None, output: str) -> None:
             rows = [_row(run) for run in opened.runs()]
     if not rows:
         say(f"no run is stored in {printable(path)} yet; {sweep_into(path)} measures one")
-    click.echo(show_output.render(rows, _shown, output), nl=False)
+    click.echo(show_output.render(rows, _shown, output, DROPPED), nl=False)
 
 
 @runs.command()

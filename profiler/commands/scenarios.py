@@ -11,6 +11,7 @@ from profiler.run import grid
 from profiler.show import output as show_output
 from profiler.units import UNKNOWN
 
+DROPPED = ("answer tokens",)  # by a terminal that is too narrow
 MAX_SHOWN = 5  # numbers of a list that a table shows
 
 
@@ -27,7 +28,7 @@ def scenarios(name: str | None, output: str) -> None:
     if name and output == "table":
         click.echo(grid.source(name), nl=False)
         return
-    click.echo(show_output.render(rows, _shown, output), nl=False)
+    click.echo(show_output.render(rows, _shown, output, DROPPED, prose="use case"), nl=False)
 
 
 def _shown(row: show_output.JsonRow) -> dict[str, str]:

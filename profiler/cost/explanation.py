@@ -186,8 +186,8 @@ def cause(phase: PhaseParts) -> str:
         return f"{lost} is in depthwise convolutions, which run channel by channel in this dtype"
     if part.binds == "compute" and part.packed:
         return (
-            f"{lost} is dequantizing and multiplying the weights of {part.part};"
-            " a different quantization would change it, more bandwidth would not"
+            f"the largest loss is in dequantizing and multiplying {part.part.removesuffix('s')} weights ({lost})."
+            " Another quantization helps; more bandwidth does not"
         )
     if part.binds == "host memory":
         return f"{lost} is spent on weights in host memory"
@@ -212,7 +212,7 @@ def _changes(predictor: Predictor, request: EngineRequest) -> list[Change]:
         consider(f"a smaller cache (--kv {SMALLER_KV[engine.like]})", replace(request, kv=SMALLER_KV[engine.like]))
     ubatch = engine.prefill_rules(geometry, request, host.target).ubatch
     if request.context > 256 and ubatch > 256:
-        consider("a prefill in chunks of 256 tokens", replace(request, ubatch=256))
+        consider("a prefill in smaller chunks (--ubatch 256)", replace(request, ubatch=256))
     for quant in _smaller(predictor):
         consider(f"a smaller quantization (-q {quant})", replace(request, quant=quant))
     return sorted((change for change in found if change.freed_bytes > 0), key=lambda change: -change.freed_bytes)

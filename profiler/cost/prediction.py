@@ -31,6 +31,14 @@ TIGHT_SHARE, TIGHT_BYTES = 0.05, 512 * 1024**2  # less headroom than either of t
 RAM_RESERVE = 2 * GIB  # reserved for the operating system
 
 Binds = Literal["memory", "bandwidth", "compute", "launches", "experts", "host memory"]
+LIMITS: dict[object, str] = {  # what each of them means; the vocabulary of every table and chart
+    "bandwidth": "reading weights and cache",
+    "compute": "arithmetic",
+    "launches": "launching kernels",
+    "experts": "reading expert weights",
+    "memory": "does not fit",
+    "host memory": "reading weights from host memory",
+}
 OFFLOAD_SPREAD = 1.8  # which weights are offloaded depends on the user's settings, which are unknown
 POWER = (0.4, 0.75, 1.0)  # share of the board's power limit: low, usual and full load
 MOST_BATCH = 4096

@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from profiler import files
+from profiler import console, files
 from profiler.gate.rule import GateVerdict, worst
 from profiler.gate.trial import percent
 from profiler.show import output as show_output
 from profiler.show.columns import plain
 from profiler.units import UNKNOWN, significant
 
-WIDTH = 118
+WIDTH = 118  # of text, unless the terminal is narrower
+DROPPED = ("s", "pairs", "δ", "MDE")  # by a terminal that is too narrow, the first first
 CASE_LENGTH = 90  # characters: the id of a test holds its folder, file and parameters
 TITLES = ("case", "metric", "verdict", "ratio", "interval", "pairs", "δ", "s", "MDE")
 LEFT = 3  # text columns, left-aligned, before the numeric ones
@@ -32,6 +33,10 @@ STORED_LEGEND = (
     "Ratios are new ÷ baseline, so above 1 is worse. δ: the slowdown that counts as a regression. MDE: minimum"
     " detectable effect, the smallest slowdown that stored times can show."
 )
+
+
+def _width() -> int:
+    return min(WIDTH, console.width() or WIDTH)
 
 
 def headline(verdicts: Sequence[GateVerdict]) -> str:
@@ -57,9 +62,10 @@ def cells(verdict: GateVerdict) -> dict[str, str]:
 
 
 def table(verdicts: Sequence[GateVerdict]) -> list[str]:
-    """Aligned lines under their titles, without columns that are empty in every line."""
+    """Aligned lines that fit the terminal, under their titles, without columns that are empty in every line."""
     rows = [TITLES, *(tuple(cells(verdict).values()) for verdict in verdicts)]
-    columns = [column for column in zip(*rows, strict=True) if set(column[1:]) != {UNKNOWN}]
+    found = {title: cells for title, *cells in zip(*rows, strict=True) if set(cells) != {UNKNOWN}}
+    columns = [(title, *cells) for title, cells in show_output.fitted(found, console.width(), DROPPED).items()]
     widths = [max(map(len, column)) for column in columns]
     return [
         "  ".join(
@@ -82,9 +88,9 @@ def reasons(verdicts: Sequence[GateVerdict]) -> list[str]:
     lines: list[str] = []
     for (case, reason, advice, command), metrics in said.items():
         text = f"{plain(case)} {plain(', '.join(metrics))}: {plain(reason, 400)}"
-        lines += textwrap.wrap(text, WIDTH, subsequent_indent="    ")
+        lines += textwrap.wrap(text, _width(), subsequent_indent="    ")
         if advice:
-            lines += textwrap.wrap(f"    → {plain(advice)}", WIDTH, subsequent_indent="      ")
+            lines += textwrap.wrap(f"    → {plain(advice)}", _width(), subsequent_indent="      ")
         if command:
             lines.append(f"      {command}")  # not wrapped, so that it can be pasted
     return lines
@@ -129,13 +135,13 @@ def _legend(content: Mapping[str, Any], verdicts: Sequence[GateVerdict]) -> list
     """How much was measured, and what the figures mean; empty if nothing was timed."""
     if not content["blocks"]:
         timed = any(verdict.detectable is not None for verdict in verdicts)
-        return ["", *textwrap.wrap(STORED_LEGEND, WIDTH)] if timed else []
+        return ["", *textwrap.wrap(STORED_LEGEND, _width())] if timed else []
     disturbed = sum(1 for block in content["blocks"] if block["invalid"]) // 2
     said = (
         f"{len(content['blocks'])} measurements of {content['effort']['reps']} repetitions, {content['clock']} time,"
     )
     said += f" seed {content['seed']}" + (f"; {disturbed} pairs did not count" if disturbed else "")
-    return ["", said, *textwrap.wrap(LEGEND, WIDTH)]
+    return ["", said, *textwrap.wrap(LEGEND, _width())]
 
 
 def _cells(row: show_output.JsonRow) -> dict[str, str]:

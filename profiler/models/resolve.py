@@ -6,6 +6,7 @@ of local weights, at most one small file from the hub.
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -113,6 +114,16 @@ def _existing(name: str) -> Path | None:
     return None
 
 
+def _beside(name: str) -> list[str]:
+    """Paths in the same folder whose names are similar to that of ``name``."""
+    folder, base = os.path.split(name.rstrip(os.sep))
+    try:
+        found = os.listdir(os.path.expanduser(folder) or ".")
+    except (OSError, ValueError):
+        return []
+    return [printable(os.path.join(folder, near)) for near in difflib.get_close_matches(base, found, 2)]
+
+
 def _no_such(name: str) -> NotFound:
     """The error for an unknown name, with suggestions."""
     shown = printable(name)
@@ -127,7 +138,11 @@ def _no_such(name: str) -> NotFound:
         model = printable(name.rstrip("/").casefold())
         return NotFound(f"there is no folder {shown}", f"For the model in the catalog, pass its name alone: {model}.")
     if os.sep in name or name.casefold().endswith(".gguf"):
-        return NotFound(f"no such file, folder or Hugging Face id: {shown}")
+        return NotFound(
+            f"no such file, folder or Hugging Face id: {shown}",
+            f"{did_you_mean(_beside(name))}Relative paths start at the current folder; profile models lists the names"
+            " that you can use without a path.",
+        )
     near = hub.nearest(name)
     others = (
         f"profile models lists all {len(hub.names())}. You can also pass a folder, a .gguf file or a Hugging Face id."

@@ -184,17 +184,17 @@ def figures(numbers: Sequence[Sequence[int]], measurements: Sequence[Measurement
         *(column for column in SETTINGS if len({column.cell(m) for m in distinct}) > 1),
         Column("context", context_cell, STAYS),
         Column("batch", lambda m: f"{m.case.batch:,}", STAYS),
-        Column("prefill t/s", lambda m: rate_cell(m, "prefill"), STAYS),
+        Column("prefill t/s", lambda m: rate_cell(m, "prefill"), 6),
         Column("decode t/s", lambda m: rate_cell(m, "decode"), STAYS),
-        Column("TTFT", ttft_cell, 5),
+        Column("TTFT", ttft_cell, STAYS),
         Column("ms/token", token_cell, 3),
         *(WEIGHTS if not all(m.case.server is not None for m in distinct) else ()),
-        Column("peak", lambda m: bytes_text(m.memory.process_peak_bytes), 6),
+        Column("peak", lambda m: bytes_text(m.memory.process_peak_bytes), STAYS),
         *(ENERGY if any(measurement.energy is not None for measurement in measurements) else ()),
-        Column("reps", reps_cell, STAYS if any(map(_fell_short, measurements)) else 1),
+        Column("reps", reps_cell, 5 if any(map(_fell_short, measurements)) else 1),
     ]
     if any(measurement.outcome != "ok" for measurement in measurements):
-        columns.append(Column("outcome", lambda m: m.outcome, STAYS, right=False))
+        columns.append(Column("outcome", lambda m: m.outcome, 5, right=False))
     if any(noted.values()):
         columns.append(Column("notes", lambda m: noted[id(m)], STAYS, right=False))
     return columns

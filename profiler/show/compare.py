@@ -8,10 +8,12 @@ cannot give a p below 0.1 for three repetitions in each run, the usual number in
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
+from profiler import console
 from profiler.results import stats
 from profiler.results.comparison import CONFIDENCE, PHASES, ComparedCase, Comparison, Ratio, too_noisy
 from profiler.results.measurement import Measurement, Phase
@@ -26,11 +28,11 @@ MANY = 20  # cases of which one is expected to differ by chance
 CASES_NAMED = 12  # missing cases that a table lists before "and n more"
 WORDS = {"rate": ("slower", "faster"), "bytes": ("less", "more")}
 LEGEND = (
-    "B ÷ A: ratio of the medians. interval: 95%, by Welch's t on the logarithms of the repetitions,",
-    "including process-to-process variation. faster, slower: the interval excludes 1. too noisy: the repetitions",
-    "differ too much to compare. Two runs at different times can differ by more than this; profile gate detects",
-    "regressions.",
+    "B ÷ A: ratio of the medians. interval: 95%, by Welch's t on the logarithms of the repetitions, including"
+    " process-to-process variation. faster, slower: the interval excludes 1. too noisy: the repetitions differ too"
+    " much to compare. Two runs at different times can differ by more than this; profile gate detects regressions."
 )
+WIDTH = 110  # of the legend, unless the terminal is narrower
 NARROW = "Process-to-process variation is unknown for {rows:,} of {all:,} rates: their intervals are too narrow."
 
 NAME_LENGTH = 60
@@ -154,15 +156,16 @@ def interval_text(ratio: Ratio) -> str:
 
 
 def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
-    """Aligned lines. For ten thousand cases, tabulate would take longer than everything else."""
-    widths = [max(map(len, column)) for column in zip(HEADER, *table, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if place in LEFT else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ).rstrip()
-        for cells in (HEADER, *table)
-    ]
+    """Lines that fit the terminal. For ten thousand cases, tabulate would take longer than everything else."""
+    columns: show_output.Columns = dict(zip(HEADER, zip(*table, strict=True), strict=True))
+    alike = show_output.constant(columns, "batch", "context")
+    columns = show_output.fitted(columns, console.width(), (*alike[:1], "interval", *alike[1:]))
+    padded = []
+    for title, cells in columns.items():
+        pad = str.ljust if HEADER.index(title) in LEFT else str.rjust
+        width = max(map(len, (title, *cells)))
+        padded.append([pad(cell, width) for cell in (title, *cells)])
+    return ["  ".join(row).rstrip() for row in zip(*padded, strict=True)]
 
 
 def _markdown(table: Sequence[tuple[str, ...]]) -> list[str]:
@@ -211,7 +214,8 @@ def _summary(found: Comparison) -> list[str]:
         for phase in pair.rates
         for row in (pair.a, pair.b)
     ]
-    return [*lines, *LEGEND, *([] if all(known) else [NARROW.format(rows=known.count(False), all=len(known))])]
+    legend = textwrap.wrap(LEGEND, min(WIDTH, console.width() or WIDTH))
+    return [*lines, *legend, *([] if all(known) else [NARROW.format(rows=known.count(False), all=len(known))])]
 
 
 def benchstat(found: Comparison, names: tuple[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from profiler.backends.endpoint import SLO_SHARE, Percentiles, Users, percentiles
@@ -16,6 +17,7 @@ from profiler.show.writers import md, table
 from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_text, significant
 
 MAX_NOTES = 5
+FIGURE = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?![\w])")  # in a caution; no part of a name
 PHASES: tuple[Phase, ...] = ("decode", "prefill")
 WIDTH = 80  # if the output is not a terminal
 
@@ -157,19 +159,38 @@ def title(result: EndpointResult) -> str:
 
 
 class _Notes:
-    """Notes under a table, each with its number."""
+    """Notes under a table, each with its number. Cautions that differ only in figures share a note with the range."""
 
     def __init__(self) -> None:
-        self._known: dict[str, int] = {}
+        self._known: dict[str, tuple[int, list[list[str]]]] = {}  # by text without figures: number, figures of each
 
-    def marks(self, texts: Iterable[str]) -> str:
-        return ",".join(str(self._known.setdefault(text, len(self._known) + 1)) for text in texts)
+    def marks(self, failure: str | None, cautions: Iterable[str]) -> str:
+        found: list[tuple[str, list[str]]] = [(failure, [])] if failure else []
+        texts = [caution.replace("\0", "") for caution in cautions]
+        found += [(FIGURE.sub("\0", text), FIGURE.findall(text)) for text in texts]
+        numbers = []
+        for words, figures in found:
+            number, alike = self._known.setdefault(words, (len(self._known) + 1, []))
+            alike.append(figures)
+            numbers.append(number)
+        return ",".join(map(str, dict.fromkeys(numbers)))
 
     def blocks(self) -> list[PageBlock]:
-        shown = [f"[{number}] {printable(text, 300)}" for text, number in list(self._known.items())[:MAX_NOTES]]
+        known = [(number, _ranged(words, alike)) for words, (number, alike) in self._known.items()]
+        shown = [f"[{number}] {printable(text, 300)}" for number, text in known[:MAX_NOTES]]
         more = len(self._known) - len(shown)
         shown += [f"{more} more with -o json"] if more > 0 else []
         return [Listing(tuple(shown))] if shown else []
+
+
+def _ranged(words: str, alike: Sequence[Sequence[str]]) -> str:
+    """``a chunk holds 1.5–1.9 tokens``: ``words``, with the ends of each figure's range where ``\\0`` stands."""
+    ends = []
+    for values in zip(*alike, strict=True):
+        ordered = sorted(dict.fromkeys(values), key=lambda value: float(value.replace(",", "")))
+        ends.append(ordered[0] if len(ordered) == 1 else f"{ordered[0]}–{ordered[-1]}")
+    first, *rest = words.split("\0") if ends else [words]
+    return first + "".join(f"{end}{part}" for end, part in zip(ends, rest, strict=True))
 
 
 def _heads(result: EndpointResult) -> tuple[str, ...]:
@@ -180,7 +201,6 @@ def _heads(result: EndpointResult) -> tuple[str, ...]:
 
 def _cells(result: EndpointResult, notes: _Notes) -> tuple[str, ...]:
     summary = result.summary
-    texts = ([result.failure] if result.failure else []) + list(result.cautions)
     if result.prompt.conversation:
         cached = percentiles(each.cached_tokens for each in result.exchanges if each.failure is None)
         last = UNKNOWN if cached is None else f"{cached.p50:,.0f}"
@@ -195,7 +215,7 @@ def _cells(result: EndpointResult, notes: _Notes) -> tuple[str, ...]:
         rate_text(summary.total_tps),
         _pair(summary.itl, 1000.0, "p99"),
         last,
-        notes.marks(texts),
+        notes.marks(result.failure, result.cautions),
     )
 
 

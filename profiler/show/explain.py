@@ -15,6 +15,7 @@ from profiler.show import columns, fit
 from profiler.show import output as show_output
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
 
+DROPPED = ("FLOPs", "bytes")  # by a terminal that is too narrow, the first first
 SHOWN_CHANGES = 3
 NOTHING = Memory()
 
@@ -142,12 +143,12 @@ def _table(phase: PhaseParts, output: str) -> str:
             "at best": seconds_text(share.ceiling_s) if share.ceiling_s else UNKNOWN,
             "predicted": seconds_text(share.predicted_s),
             "share": f"{share.predicted_s / total:.0%}",
-            "binds": share.binds,
+            "limited by": share.binds,
         }
         for share in phase.shares
         if share.predicted_s > 0.001 * total
     ]
-    return show_output.render(cells, dict, output)
+    return show_output.render(cells, dict, output, DROPPED, prose="part")
 
 
 def memory_rows(found: Explanation, measured: Measurement | None) -> list[dict[str, Any]]:

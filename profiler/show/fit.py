@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from profiler import console
 from profiler.cost.engines import DEFAULT
 from profiler.cost.engines.base import Serving
 from profiler.cost.interval import Interval
 from profiler.cost.machine import Machine
-from profiler.cost.prediction import Goal, PredictedPhase, Prediction
+from profiler.cost.prediction import LIMITS, Goal, PredictedPhase, Prediction
 from profiler.run.fit import FitPrediction, FitResult
 from profiler.shell import Command
 from profiler.show import output as show_output
@@ -17,15 +18,9 @@ from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_te
 
 T = TypeVar("T")
 SHOWN_VERIFY, SHOWN_SERVED = 4, 2  # commands below the table
-KINDS = {
-    "bandwidth": "reading weights and cache",
-    "compute": "arithmetic",
-    "launches": "launching kernels",
-    "experts": "reading expert weights",
-    "memory": "does not fit",
-    "host memory": "reading weights from host memory",
-}
-
+# What a terminal that is too narrow drops, the first first. Context and batch go only if all rows have the same.
+DROPPED = ("basis", "cache", "max batch", "weights", "prefill t/s", "max context", "in host memory")
+FEWER_DROPPED = ("limited by", "verdict")
 LETTERS = {
     "bandwidth": "B",
     "compute": "C",
@@ -42,7 +37,8 @@ def render(result: FitResult, goal: Goal | None, output: str, mapped: bool = Fal
     if output not in ("table", "md"):
         return show_output.render([row(each, goal) for each in found], dict, output)
     if not found:
-        return f"{_unmet(goal, result.best)}\n" if goal else "nothing to show\n"
+        lines = _wrapped([_unmet(goal, result.best) if goal else "nothing to show"], output)
+        return "".join(f"{line}\n" for line in lines)
     return _map(found, output) if mapped else _table(found, goal, output)
 
 
@@ -50,10 +46,12 @@ def _unmet(goal: Goal, best: FitPrediction | None) -> str:
     context = "" if goal.context is None else f" at {_tokens(goal.context)}"
     wish = f"nothing reaches {significant(goal.tps)} tok/s{context}"
     if best is None or best.prediction.decode is None:
-        return f"{wish}: nothing fits"
+        return f"{wish}: nothing fits. A smaller model, quantization (-q) or context would"
     request = best.prediction.request
     rate = rate_text(best.prediction.decode.tps.value / request.batch)
-    return f"{wish}; the best is {rate} tok/s ({printable(best.model, 40)} {request.quant})"
+    what = f"{printable(best.model, 40)} {request.quant}"
+    slower = f'--goal "{significant(best.prediction.decode.tps.low / request.batch, 2)} tok/s{context}"'
+    return f"{wish}; the best is {rate} tok/s ({what}). Try a smaller model, another -q, or {slower}"
 
 
 def _table(found: Sequence[FitPrediction], goal: Goal | None, output: str) -> str:
@@ -64,8 +62,16 @@ def _table(found: Sequence[FitPrediction], goal: Goal | None, output: str) -> st
         def cells(each: show_output.JsonRow, offloads: bool = offloads) -> dict[str, str]:
             return _cells(each, offloads)
 
-        parts += [f"{title}\n\n", show_output.render([row(each, goal) for each in here], cells, output), "\n"]
-    return "".join([*parts, *(f"{line}\n" for line in notes(found))])
+        rows = [row(each, goal) for each in here]
+        alike = [name for name in ("batch", "context") if len({each[name] for each in rows}) == 1]
+        drop = (*DROPPED, *alike[:1], *FEWER_DROPPED, *alike[1:])
+        parts += [f"{line}\n" for line in _wrapped([title], output)]
+        parts += ["\n", show_output.render(rows, cells, output, drop), "\n"]
+    return "".join([*parts, *(f"{line}\n" for line in _wrapped(notes(found), output))])
+
+
+def _wrapped(lines: Sequence[str], output: str) -> list[str]:
+    return show_output.wrapped(lines, console.width() if output == "table" else None)
 
 
 def row(each: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
@@ -160,7 +166,8 @@ def _cells(row: show_output.JsonRow, offloads: bool) -> dict[str, str]:
         "max batch": _most(row["largest_batch"]),
         "prefill t/s": _rate(row["prefill"]),
         "decode t/s": _rate(row["decode"]),
-        "binds": row["binds"],
+        "TTFT": UNKNOWN if row["ttft_s"] is None else seconds_text(row["ttft_s"]["value"]),
+        "limited by": row["binds"],
         "basis": row["basis"] if row["decode"] else UNKNOWN,
     }
     return cells | ({"goal": row["goal"]} if "goal" in row else {})
@@ -217,7 +224,7 @@ def notes(found: Sequence[FitPrediction]) -> list[str]:
         lines.append("weights and peak: on the device; the weights in host memory are not counted in them.")
     lines += _bases(found)
     binds = dict.fromkeys(each.prediction.binds for each in found)
-    lines.append("binds: " + "; ".join(f"{word}: {KINDS[word]}" for word in binds) + ".")
+    lines.append("limited by: " + "; ".join(f"{word} ({LIMITS[word]})" for word in binds) + ".")
     for each in found:
         if each.prediction.verdict.word != "fits":
             lines.append(f"{_label(each)}: {each.prediction.verdict.word}, {each.prediction.verdict.reason}.")
@@ -226,7 +233,6 @@ def notes(found: Sequence[FitPrediction]) -> list[str]:
         for caution in each.cautions:
             cautions.setdefault(caution, {})[printable(each.model, 40)] = None
     lines += [f"{', '.join(models)}: {caution}." for caution, models in cautions.items()]
-    lines += _ttft(found)
     for _, here in _places(found):
         lines += _runs(here) + _checks(here)
     return lines
@@ -285,19 +291,6 @@ def _bases(found: Sequence[FitPrediction]) -> list[str]:
     return lines
 
 
-def _ttft(found: Sequence[FitPrediction]) -> list[str]:
-    """Time to first token, where it is noticeable."""
-    slow = [a for a in found if a.prediction.ttft_s is not None and a.prediction.ttft_s.value > 1]
-    if not slow:
-        return []
-    texts = [f"{_label(a)} {seconds_text(a.prediction.ttft_s.value)}" for a in slow if a.prediction.ttft_s]
-    return [
-        "Time to first token, where above 1 s: "
-        + ", ".join(texts[:SHOWN_VERIFY])
-        + ("." if len(texts) <= SHOWN_VERIFY else ", …")
-    ]
-
-
 def _label(each: FitPrediction) -> str:
     request = each.prediction.request
     return f"{printable(each.model, 40)} {request.quant} c={request.context} b={request.batch}"
@@ -313,12 +306,18 @@ _CALIBRATE = "; for this machine, profile calibrate provides them"
 def _map(found: Sequence[FitPrediction], output: str) -> str:
     parts = []
     for title, here in _places(found):
-        parts.append(f"{title}\n\n{show_output.render(_lines(here), dict, output)}\n")
+        parts += [f"{line}\n" for line in _wrapped([title], output)]
+        parts.append(f"\n{show_output.render(_lines(here), dict, output, ['batch'] * _same_batch(here))}\n")
     used = dict.fromkeys(each.prediction.binds for each in found)
-    legend = [f"{LETTERS[word]}: {KINDS[word]}" for word in used if word != "memory"]
+    legend = [f"{LETTERS[word]}: {word} ({LIMITS[word]})" for word in used if word != "memory"]
     legend += ["+: a tight fit"] * any(each.prediction.verdict.word == "tight" for each in found)
-    legend += [f"{LETTERS['memory']}: {KINDS['memory']}"] * ("memory" in used)
-    return "".join(parts) + f"Each cell: decode t/s and what limits it. {'; '.join(legend)}\n"
+    legend += [f"{LETTERS['memory']}: {LIMITS['memory']}"] * ("memory" in used)
+    words = f"Each cell: decode t/s and what limits it. {'; '.join(legend)}"
+    return "".join([*parts, *(f"{line}\n" for line in _wrapped([words], output))])
+
+
+def _same_batch(found: Sequence[FitPrediction]) -> bool:
+    return len({each.prediction.request.batch for each in found}) == 1
 
 
 def _lines(found: Sequence[FitPrediction]) -> list[dict[str, str]]:

@@ -14,17 +14,22 @@ from __future__ import annotations
 import csv
 import io
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
-from profiler import registry
+from profiler import console, registry
 from profiler.results.measurement import Measurement
 from profiler.units import UNKNOWN, spreadsheet_cell
 
 FORMATS = ("table", "md", "csv", "json", "jsonl")
+SHORTEST_NAME = 16  # characters: a shorter name in a narrow terminal is hard to recognize
+SHORTEST_PROSE = 18  # characters of a line in a column of prose
+GAP = 2  # blanks between columns
 JsonRow = Mapping[str, Any]
+Columns = Mapping[str, Sequence[str]]  # the cells of a table, by title
 
 
 def output() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -39,10 +44,17 @@ def output() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     )
 
 
-def render(rows: Sequence[JsonRow], shown: Callable[[JsonRow], Mapping[str, str]], output: str) -> str:
+def render(
+    rows: Sequence[JsonRow],
+    shown: Callable[[JsonRow], Mapping[str, str]],
+    output: str,
+    drop: Sequence[str] = (),
+    prose: str | None = None,
+) -> str:
     """``rows`` in a format of ``FORMATS``, including the newline; ``shown`` converts a row to the texts of a table.
 
-    csv encodes nested values as JSON and guards text against spreadsheets; md escapes text that would break a cell.
+    A table fits the terminal by ``fitted``, which explains ``drop`` and ``prose``. csv encodes nested values as JSON
+    and guards text against spreadsheets; md escapes text that would break a cell.
     """
     if output == "json":
         return json.dumps(list(rows), indent=2) + "\n"
@@ -51,16 +63,83 @@ def render(rows: Sequence[JsonRow], shown: Callable[[JsonRow], Mapping[str, str]
     if output == "csv":
         return _csv(rows)
     cells = [dict(shown(row)) for row in rows]
+    columns: Columns = {name: [row[name] for row in cells] for name in (cells[0] if cells else ())}
+    alignments = {name: "right" if _is_figures(column) else "left" for name, column in columns.items()}
     if output == "md":
-        cells = [{name: text.replace("|", "\\|") for name, text in row.items()} for row in cells]
+        columns = {name: [text.replace("|", "\\|") for text in column] for name, column in columns.items()}
+    width = console.width() if output == "table" else None
+    columns = fitted(columns, width, drop, prose)
     from tabulate import tabulate
 
-    style = {"table": "simple", "md": "github"}[output]
-    alignments = [
-        "right" if _is_figures([row[name] for row in cells]) else "left" for name in (cells[0] if cells else ())
-    ]
-    text = tabulate(cells, headers="keys", tablefmt=style, disable_numparse=True, colalign=alignments or None)
+    colalign = [alignments[name] for name in columns] or None
+    if width is None:
+        style = {"table": "simple", "md": "github"}[output]
+        text = tabulate(columns, headers="keys", tablefmt=style, disable_numparse=True, colalign=colalign)
+    else:  # without headers, which tabulate would pad
+        rules = {
+            name: "-" * max(len(line) for cell in (name, *cells) for line in cell.split("\n"))
+            for name, cells in columns.items()
+        }
+        lines = [[*columns], [*rules.values()], *zip(*columns.values(), strict=True)]
+        text = tabulate(lines, tablefmt="plain", disable_numparse=True, colalign=colalign)
     return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+
+
+def fitted(columns: Columns, width: int | None, drop: Sequence[str] = (), prose: str | None = None) -> Columns:
+    """The columns that fit a terminal of ``width`` characters; all of them if it is None.
+
+    Columns of ``drop`` go first, in that order, until names of ``SHORTEST_NAME`` characters would fit. Then the
+    longest text is shortened in the middle; a column ``prose`` is wrapped instead. Figures stay whole, so that a
+    table without anything more to drop or to shorten can be too wide.
+    """
+    if width is None:
+        return columns
+    kept, widths = dict(columns), {name: max(map(len, [name, *cells])) for name, cells in columns.items()}
+    shortest = {
+        name: wide
+        if _is_figures(columns[name])
+        else max(len(name), min(wide, SHORTEST_PROSE if name == prose else SHORTEST_NAME))
+        for name, wide in widths.items()
+    }
+    for name in drop:
+        if _total(shortest[each] for each in kept) > width:
+            kept.pop(name, None)
+    caps = {name: widths[name] for name in kept}
+    while _total(caps.values()) > width:
+        longest = max(caps, key=lambda name: caps[name] - shortest[name] and caps[name])
+        if caps[longest] <= shortest[longest]:
+            break
+        caps[longest] -= 1
+    return {
+        name: [textwrap.fill(cell, caps[name]) if name == prose else shortened(cell, caps[name]) for cell in cells]
+        for name, cells in kept.items()
+    }
+
+
+def shortened(text: str, length: int) -> str:
+    """``text`` with ``…`` in its middle if it is longer than ``length`` characters: both ends of a name tell."""
+    if len(text) <= length:
+        return text
+    end = (length - 1) // 2
+    return f"{text[: length - 1 - end]}…{text[len(text) - end :]}"
+
+
+def wrapped(lines: Sequence[str], width: int | None) -> list[str]:
+    """Sentences wrapped at the width of the terminal. Indented lines are commands, which must stay pasteable."""
+    if width is None:
+        return list(lines)
+    return [part for line in lines for part in ([line] if line[:1] in ("", " ") else textwrap.wrap(line, width))]
+
+
+def constant(columns: Columns, *names: str) -> list[str]:
+    """Those of ``names`` with one value in all rows, which a narrow table can drop without confusing its rows."""
+    return [name for name in names if len(set(columns.get(name, ()))) <= 1]
+
+
+def _total(widths: Iterable[int]) -> int:
+    """Width of a table whose columns are this wide."""
+    found = list(widths)
+    return sum(found) + GAP * (len(found) - 1)
 
 
 def _is_figures(column: Sequence[str]) -> bool:

@@ -20,6 +20,7 @@ from profiler.units import UNKNOWN, bytes_text, printable, seconds_text
 
 LONG_S = 600.0  # for longer sweeps a warning is printed first
 REASON_LENGTH = 300
+DROPPED = ("compute", "source", "cache", "load", "weights")  # by a terminal that is too narrow, the first first
 
 
 def render(
@@ -48,7 +49,8 @@ def render(
     def shown(row: show_output.JsonRow) -> dict[str, str]:
         return _shown(row, more)
 
-    text = show_output.render(rows, shown, output)
+    same_batch = len({row["batch"] for row in rows}) == 1
+    text = show_output.render(rows, shown, output, (*DROPPED, *["batch"] * same_batch, "run"), prose="reason")
     notes = _notes(plan) if output in ("table", "md") else []
     return text + "\n" * bool(notes) + "".join(f"{note}\n" for note in notes)
 
@@ -150,7 +152,11 @@ def _shown(row: show_output.JsonRow, more: Sequence[str]) -> dict[str, str]:
 
 
 def _range(low: str, high: str) -> str:
-    return low if low == high else f"{low} – {high}"
+    """``1.36–1.86 GiB``, ``740 MiB–1.34 GiB``."""
+    if low == high:
+        return low
+    (number, _, unit), ends = low.partition(" "), high.rpartition(" ")[2]
+    return f"{number if unit == ends else low}–{high}"
 
 
 def warning(plan: SweepPlan, budget_s: float | None) -> str | None:

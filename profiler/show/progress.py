@@ -5,6 +5,7 @@ A terminal also gets a bar with the current case and phase. Elsewhere, a sweep o
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from profiler.units import printable, seconds_text
 
 SHORT_S = 60.0  # a log of a sweep that is estimated to be shorter gets no line per case
 FEW_S = 5.0
+ROUNDED = ((120.0, 5), (600.0, 15), (math.inf, 60))  # up to how many seconds an estimate is rounded, and to what
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
@@ -69,7 +71,7 @@ class Progress:
         """A sign of life from a case; an empty ``phase`` keeps the previous text."""
         if self._display is not None and phase:
             text = printable(f"{case.label} · {phase}")
-            self._display.update(self._task, description=text, left=self._left())
+            self._display.update(self._task, description=text, left=_Countdown(self._left))
 
     def waiting(self, case: Case, run: str) -> None:
         """Say that the sweep is waiting for ``run``, another sweep, which is measuring ``case``."""
@@ -98,19 +100,35 @@ class Progress:
         rates = ((phase, stats.rate(measurement, phase)) for phase in PHASES)
         figures = [f"{phase} {figure(rate.median, rate.relative_half)} t/s" for phase, rate in rates if rate]
         words = f"{self._done}/{self._total} {measurement.case.label}: {', '.join([*figures, seconds_text(taken_s)])}"
-        left = f"; {self._left()}" if self._done < self._total else ""
+        left = f"; {self._left(0.0)}" if self._done < self._total else ""
         return printable(words + left, 500)
 
-    def _left(self) -> str:
-        """The time for the rest. Estimates are no better than a few seconds."""
-        seconds = self._remaining_s()
-        return "a few seconds left" if seconds < FEW_S else f"about {seconds_text(seconds)} left"
+    def _left(self, elapsed_s: float | None = None) -> str:
+        """The time for the rest, ``elapsed_s`` after the last row. Estimates are no better than a few seconds."""
+        seconds = self._remaining_s() - (time.monotonic() - self._last if elapsed_s is None else elapsed_s)
+        if seconds < -FEW_S:
+            return "longer than expected"
+        if seconds < FEW_S:
+            return "a few seconds left"
+        step = next(step for limit, step in ROUNDED if seconds < limit)
+        rounded = step * round(seconds / step)
+        return f"about {f'{rounded} s' if rounded < 60 else seconds_text(rounded)} left"
 
     def _line(self, text: str) -> None:
         if self._display is None:
             console.say(text)
         else:
             self._display.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class _Countdown:
+    """The time left when the bar is drawn, which is several times a second; a case may have no beat for minutes."""
+
+    def __init__(self, text: Callable[[], str]) -> None:
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text()
 
 
 def _display() -> Any:

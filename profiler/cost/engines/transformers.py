@@ -156,7 +156,9 @@ class Transformers:
 
     def memory(self, geometry: Geometry, storage: Storage, request: EngineRequest, target: Target) -> Terms:
         if request.kv is not None:
-            raise ProfileError("transformers keeps K and V in the compute dtype", "Leave --kv out.")
+            raise ProfileError(
+                "--kv needs --engine llama.cpp or vllm", "transformers keeps K and V in the compute dtype."
+            )
         width = DTYPE_BYTES[request.dtype]
         held = geometry.cache_bytes(request.context, request.batch, width).total
         packed = _packed_products(geometry, storage, request, target, request.batch * self._chunk(request, target))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from profiler.cost import engines
+from profiler.cost.prediction import LIMITS
 from profiler.quants.base import DTYPE_BYTES
 from profiler.shell import command
 from profiler.show.report import selection
@@ -68,7 +69,7 @@ def _opening(best: CaseResult, fast: Sequence[CaseResult], usable: Sequence[Case
     what = f"{best.model} in {best.series}"
     figure = f"{selection.ranged(best.decode)} t/s at {selection.tokens(best.case.context)} tokens of context"
     if len(usable) == 1:
-        return f"Only {what} can be judged: it decodes at {figure}."
+        return f"Only {what} has comparable measurements: it decodes at {figure}."
     if not fast:
         return (
             f"Nothing measured here certainly generates as fast as people read. The closest is {what}: it decodes at"
@@ -104,8 +105,8 @@ def _bound(best: CaseResult) -> str:
     share = best.shares.get("decode")
     if share is None:
         return ""
-    what = selection.LIMITS.get(best.bound, (None, None))[1]
-    held = f", limited by {what}" if what else ""
+    means = LIMITS.get(best.bound)
+    held = f", limited by {best.bound} ({means})" if means else ""
     near = "close to" if share >= NEAR else "far from"
     return f"Decode is {near} the limit of this device, at {share:.0%} of its ceiling{held}."
 

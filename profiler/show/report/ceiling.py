@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from profiler.cost.machine import flops_ceiling
+from profiler.cost.prediction import LIMITS
 from profiler.results import stats
 from profiler.results.measurement import Phase
 from profiler.show.report import charts, selection
@@ -141,7 +142,7 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
 def _cells(result: CaseResult) -> tuple[str, str, str]:
     found = result.shares
     prefill, decode = (UNKNOWN if (share := found[phase]) is None else f"{share:.0%}" for phase in PHASES)
-    return prefill, decode, selection.LIMITS.get(result.bound, ("", UNKNOWN))[1]
+    return prefill, decode, str(result.bound) if result.bound in LIMITS else UNKNOWN
 
 
 def _spread_out(results: Sequence[CaseResult], most: int = MOST_POINTS) -> list[CaseResult]:

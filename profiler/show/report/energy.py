@@ -22,7 +22,7 @@ def section(machines: Sequence[MachineRows]) -> Section:
     known = [(machine, result, joules) for machine, result, joules in found if _any(joules)]
     if not known:
         return Section(
-            "energy", "How much energy does it take?", (muted(f"No energy figures: {_why(j for *_, j in found)}."),)
+            "energy", "How much energy does it take?", (muted(f"No energy figures{_why(j for *_, j in found)}."),)
         )
     blocks = [_table(known[:MOST_ROWS], len(machines) > 1), muted(_meters(joules for *_, joules in known))]
     suspect = [selection.case(result) for _, result, joules in known if joules.get("suspect")]
@@ -40,11 +40,9 @@ def _any(joules: Joules) -> bool:
 
 
 def _why(found: Iterable[Joules]) -> str:
-    """The reasons in the rows, or that energy was not requested."""
+    """The reasons in the rows, or what to do if energy was not requested."""
     reasons = dict.fromkeys(plain(joules["reason"], 200).rstrip(".") for joules in found if joules.get("reason"))
-    return (
-        selection.several(list(reasons), 3) if reasons else "it was not requested; profile sweep --energy measures it"
-    )
+    return f": {selection.several(list(reasons), 3)}" if reasons else ". Add --energy to the sweep"
 
 
 def _meters(found: Iterable[Joules]) -> str:

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 from profiler import registry
-from profiler.cost.prediction import Prediction
+from profiler.cost.prediction import LIMITS, Prediction
 from profiler.models.geometry import CacheBytes
 from profiler.results import measurement
 from profiler.results.measurement import Memory
@@ -48,7 +48,8 @@ def map_section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) 
     """A map for each machine."""
     blocks: list[PageBlock] = []
     for machine, forecast in zip(machines, forecasts, strict=True):
-        blocks += _machine(machine, forecast, several=len(machines) > 1)
+        key = _key() if machine is machines[-1] else ""
+        blocks += _machine(machine, forecast, len(machines) > 1, key)
     blocks.append(
         muted(
             "Decode in tokens per second. Figures with ~ are predicted, the others measured; those with ? are too"
@@ -59,7 +60,7 @@ def map_section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) 
     return Section("fits", "What fits?", tuple(blocks))
 
 
-def _machine(machine: MachineRows, forecast: Forecast, several: bool) -> list[PageBlock]:
+def _machine(machine: MachineRows, forecast: Forecast, several: bool, key: str) -> list[PageBlock]:
     results = {_place(result): result for result in machine.results if result.case.batch == machine.batch}
     contexts = _map_contexts(machine, sorted({context for *_, context in results}), forecast)
     lines = [
@@ -80,7 +81,7 @@ def _machine(machine: MachineRows, forecast: Forecast, several: bool) -> list[Pa
     batch = f"{machine.batch:,} sequence{'s' * (machine.batch != 1)}"
     caption = " · ".join(part for part in (where, batch) if part)
     blocks: list[PageBlock] = [
-        Map("model · quantization", tuple(map(selection.tokens, contexts)), rows, caption, _key())
+        Map("model · quantization", tuple(map(selection.tokens, contexts)), rows, caption, key)
     ]
     if len(lines) > MOST_MAP_ROWS:
         blocks.append(muted(f"{len(lines) - MOST_MAP_ROWS:,} more models and quantizations are not shown."))
@@ -141,7 +142,7 @@ def _measured(result: CaseResult) -> MapCell:
         return MapCell(outcome, "", detail, result.verdict, True, f"measured: {reason}")
     bound = result.bound
     verdict = result.verdict
-    parts = ["" if verdict == "none" else verdict, selection.LIMITS.get(bound, ("", ""))[0]]
+    parts = ["" if verdict == "none" else verdict, bound if bound in LIMITS else ""]
     peak = f", peak {bytes_text(result.peak_bytes)}" if result.peak_bytes is not None else ""
     title = f"measured: {selection.ranged(result.decode)} t/s{peak}"
     value, span = selection.rate(result.decode), ""
@@ -154,7 +155,7 @@ def _predicted(forecast: Forecast, model: str, quant: str, context: int, batch: 
     found = forecast.predict(model, quant, context, batch)
     if found is None:
         return None
-    word, why = found.verdict.word, selection.LIMITS[found.binds][0]
+    word, why = found.verdict.word, found.binds
     peak = bytes_text(found.terms.peak.value)
     if found.decode is None:
         return MapCell(word, "", why, word, False, f"predicted: {found.verdict.reason}, peak {peak}")
@@ -165,7 +166,7 @@ def _predicted(forecast: Forecast, model: str, quant: str, context: int, batch: 
 
 
 def _key() -> str:
-    limits = "; ".join(f"{short}: {long}" for short, long in selection.LIMITS.values() if short != long)
+    limits = "; ".join(f"{word} ({means})" for word, means in LIMITS.items())
     return (
         "Framed and bold: measured. The range below a prediction should hold nine cases in ten. After the verdict"
         f" comes what is predicted to limit decode: {limits}."

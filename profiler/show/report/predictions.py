@@ -26,6 +26,7 @@ from profiler.errors import ProfileError
 from profiler.models import families, hub
 from profiler.models.geometry import CacheBytes, Geometry
 from profiler.quants.base import DTYPE_BYTES
+from profiler.show.columns import plain
 from profiler.show.report.selection import CaseGroup, CaseResult, MachineRows
 
 # Relative difference in bytes. Buffers and tied tables differ by less, other sizes of a family by far more.
@@ -193,12 +194,13 @@ class Forecast:
         """Add a model, or return why it cannot be predicted."""
         if self.machine is None:
             return "the rows do not say which device they were measured on"
-        found = (backends.of_row(group.case.backend) for group in groups)
-        if not any(backend is not None and backend.predicted for backend in found):
-            return "its backend has no predictions here"
+        names = dict.fromkeys(group.case.backend for group in groups)
+        if not any((backend := backends.of_row(name)) is not None and backend.predicted for name in names):
+            which = f"backend {plain(', '.join(names))}" if names else "server"
+            return f"the {which} cannot be predicted"
         name = hub.find(model)
         if name is None:
-            return "it is not in the catalog, so its shapes are unknown"
+            return "its rows do not contain its shapes, and no model in the catalog has this name"
         config = hub.shipped_config(name)
         self.shapes[model] = families.geometry(config)
         reason = self._doubt(model, groups, digest(config))

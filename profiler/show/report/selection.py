@@ -28,15 +28,6 @@ _SETTINGS = attrgetter(  # including the fields that ``SETTINGS`` show
     "model", "model_id", "quant", "weights", "dtype", "device", "backend", "path", "fill", "steps", "options"
 )
 
-LIMITS: dict[object, tuple[str, str]] = {  # what limits a case: the word in a cell, and in a sentence
-    "bandwidth": ("reads", "reading weights and cache"),
-    "compute": ("computes", "arithmetic"),
-    "launches": ("launches", "launching operators"),
-    "experts": ("experts", "reading experts"),
-    "memory": ("memory", "memory"),
-    "host memory": ("host", "reading weights from host memory"),
-}
-
 
 @dataclass(slots=True, eq=False)
 class CaseGroup:
@@ -240,7 +231,8 @@ def machines(measurements: Iterable[Measurement]) -> list[MachineRows]:
     machines = []
     for cases in found.values():
         results = cases.in_order()
-        title = device_title(results[0])
+        simulated = backends.made_up(results[0].case.backend) is not None
+        title = device_title(results[0]) + " (simulated)" * simulated
         titles[title] += 1
         machines.append(MachineRows(title if titles[title] == 1 else f"{title} #{titles[title]}", results))
     return machines

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 
 from profiler import backends
+from profiler.registry import listed
 from profiler.results import comparison
 from profiler.results.measurement import Measurement, Phase
 from profiler.show.columns import (
@@ -41,19 +42,16 @@ def section(machines: Sequence[MachineRows]) -> Section:
         return Section("speed", "How fast is it?", tuple(blocks))
     several = len(machines) > 1
     panels = _panels(machines)
-    for phase in PHASES:
-        figures = [_over_context(machine, model, phase, several) for machine, model in panels]
-        blocks += _shown(
-            f"{phase.capitalize()} over context",
-            figures,
-            f"There is no chart of {phase} over context, because no model was measured at two contexts.",
-        )
-    figures = [_over_batch(machine, model, several) for machine, model in panels]
-    blocks += _shown(
-        "Decode over batch size",
-        figures,
-        "There is no chart of batch scaling, because no case was measured at two batch sizes.",
-    )
+    curves = {
+        f"{phase} over context": [_over_context(machine, model, phase, several) for machine, model in panels]
+        for phase in PHASES
+    }
+    curves["decode over batch size"] = [_over_batch(machine, model, several) for machine, model in panels]
+    drawings = {name: tuple(filter(None, figures)) for name, figures in curves.items()}
+    blocks += [Figures(found, f"{name[:1].upper()}{name[1:]}") for name, found in drawings.items() if found]
+    if absent := [name for name, found in drawings.items() if not found]:
+        needs = "two batch sizes" if absent == ["decode over batch size"] else "two contexts or batch sizes"
+        blocks.append(muted(f"There is no chart of {listed(absent, 'or')}: this needs a case at {needs}."))
     blocks.append(
         muted(
             "Tokens per second for all sequences together, median of the repetitions. Bars: 95% interval of that"
@@ -63,7 +61,7 @@ def section(machines: Sequence[MachineRows]) -> Section:
     )
     drawn = len({model for _, model in panels})
     models = len({model for machine in machines for model in machine.models})
-    if drawn < models:
+    if 0 < drawn < models:
         blocks.append(
             muted(
                 f"Charts show {drawn} of {models} models: the {MOST_PANELS} with the most rows among those with at"
@@ -93,11 +91,6 @@ def _has_curve(machine: MachineRows, model: str) -> bool:
     places = ((result.case.context, result.case.batch) for result in machine.of.get(model, ()))
     first = next(places, None)
     return any(place != first for place in places)
-
-
-def _shown(title: str, figures: Iterable[Chart | None], why: str) -> list[PageBlock]:
-    found = tuple(figure for figure in figures if figure is not None)
-    return [Figures(found, title)] if found else [muted(why)]
 
 
 def _over_context(machine: MachineRows, model: str, phase: Phase, several: bool) -> Chart | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from tabulate import tabulate
 
@@ -25,6 +25,7 @@ from profiler.show.columns import (
     plain,
     rows_of_models,
 )
+from profiler.show.output import fitted as fitted_columns
 from profiler.show.report.blocks import Code, Figures, Listing, Map, MapCell, Page, Table, Text
 
 WIDTH = 120  # columns, if the output is not a terminal: the same rows always give the same text
@@ -75,21 +76,15 @@ def _by_model(measurements: Sequence[Measurement]) -> list[list[Measurement]]:
 
 def _fitted(columns: list[Column], measurements: Sequence[Measurement], width: int) -> list[str]:
     """Titles and rows as lines, after dropping the least important columns until the rest fits."""
-    texts = {column: [column.title, *map(column.cell, measurements)] for column in columns}
-    while _width(texts) > width:
-        least = min(texts, key=lambda column: column.worth)
-        if least.worth == STAYS:
-            break
-        del texts[least]
+    by_title = {column.title: column for column in columns}
+    drop = sorted((column for column in columns if column.worth != STAYS), key=lambda column: column.worth)
+    texts = {column.title: [column.cell(each) for each in measurements] for column in columns}
     padded = []
-    for column, cells in texts.items():
-        width, pad = max(map(len, cells)), str.rjust if column.right else str.ljust
-        padded.append([pad(cell, width) for cell in cells])
+    for title, found in fitted_columns(texts, width - len(INDENT), [column.title for column in drop]).items():
+        cells, pad = [title, *found], str.rjust if by_title[title].right else str.ljust
+        wide = max(map(len, cells))
+        padded.append([pad(cell, wide) for cell in cells])
     return [INDENT + INDENT.join(row).rstrip() for row in zip(*padded, strict=True)]
-
-
-def _width(texts: Mapping[Column, Sequence[str]]) -> int:
-    return sum(len(INDENT) + max(map(len, cells)) for cells in texts.values())
 
 
 def _note(note: Note, measurements: Sequence[Measurement], total: Counter[str]) -> str:

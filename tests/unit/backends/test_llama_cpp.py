@@ -25,6 +25,7 @@ from profiler import backends, folders
 from profiler.backends.llama_cpp import build, program
 from profiler.cli import main
 from profiler.errors import ProfileError
+from profiler.models.resolve import resolve
 from profiler.results.environment import HEAP
 from profiler.results.store import Store
 from profiler.run import gguf_files

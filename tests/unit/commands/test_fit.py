@@ -180,9 +180,17 @@ def test_an_unmet_goal_is_told_with_the_best_there_is() -> None:
     words = ("gemma-4-e2b", "gemma-4-31b", "--on", "t4", "--engine", "llama.cpp")
     best = max(row["decode"]["tps"]["value"] for row in rows(*words, "-c", "64k", "-q", "q4_k_m") if row["decode"])
     asked = (*words, "--goal", "5000 tok/s at 64k", "-q", "q4_k_m")
-    said = f"nothing reaches 5,000 tok/s at 64k; the best is {best:.1f} tok/s (gemma-4-e2b q4_k_m)\n"
-    assert fit(*asked).stdout == fit(*asked, "--map").stdout == said
-    assert fit("gemma-4-31b", *asked[2:], "-q", "f16").stdout == "nothing reaches 5,000 tok/s at 64k: nothing fits\n"
+    said = (
+        f"nothing reaches 5,000 tok/s at 64k; the best is {best:.1f} tok/s (gemma-4-e2b q4_k_m). Try a smaller model,"
+    )
+    assert fit(*asked).stdout == fit(*asked, "--map").stdout
+    assert fit(*asked).stdout.startswith(said)
+    advised = fit(*words, "-q", "q4_k_m", *re.findall(r'(--goal) "(.*)"', fit(*asked).stdout)[0])
+    assert "gemma-4-e2b" in advised.stdout and "nothing reaches" not in advised.stdout
+    assert (
+        fit("gemma-4-31b", *asked[2:], "-q", "f16").stdout
+        == "nothing reaches 5,000 tok/s at 64k: nothing fits. A smaller model, quantization (-q) or context would\n"
+    )
 
 
 def test_a_goal_without_a_context_is_asked_of_what_a_short_model_reaches(model: Any) -> None:
@@ -284,6 +292,7 @@ def test_only_this_machine_is_told_to_calibrate() -> None:
         (["--on", "rtx 9999"], "unknown device: rtx 9999"),
         (["--engine", "tensorrt"], "unknown engine: tensorrt"),
         (["-q", "q4_k_m"], "unknown quantization of transformers: q4_k_m"),
+        (["qwen3-8b", "--on", "h100", "--kv", "q8_0"], "--kv needs --engine llama.cpp or vllm"),
         (["qwen3-8b", "--engine", "llama.cpp", "--kv", "q2"], "unknown KV cache type of llama.cpp: q2"),
         (["--goal", "soon"], "--goal 'soon' is not a decode rate with an optional context"),
         (["-c", "0"], "-c: '0' is less than 1"),

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from profiler import devices
+from profiler import console, devices
 from profiler.devices.base import DeviceInfo
+from profiler.gate import page
+from profiler.gate.rule import GateVerdict
 from profiler.run import grid
 from profiler.show import output as show_output
 from profiler.units import GIB
@@ -124,3 +126,64 @@ def test_the_catalog_shows_the_figures_of_data_sheets(profile: Any) -> None:
     lines = profile("devices", "--catalog").out.splitlines()
     (line,) = [re.split(r" {2,}", line) for line in lines if line.startswith("RTX 4090  ")]
     assert line[2:7] == ["24.0 GiB", "1,008", "165.2", "660.6", "450"]
+
+
+NARROW = [
+    (["models"], "model params KV/token"),
+    (["devices"], "device memory free"),
+    (["devices", "--catalog"], "device memory GB/s source"),
+    (["scenarios"], "scenario contexts batches use"),
+    (["fit", "llama-4-scout-17b-16e", "--on", "rtx 4090", "-c", "4k,32k"], "model quant peak decode TTFT"),
+    (["fit", "gemma-4-e4b", "--on", "2x3090", "--goal", "5 tok/s at 8k"], "model quant peak decode TTFT goal"),
+    (["explain", "gemma-4-e4b", "--on", "rtx 4090"], "part predicted share limited"),
+]
+STORED = [
+    (["runs"], "run started command"),
+    (["compare", "latest~1", "latest"], "model quant figure A B ÷"),
+    (["sweep", "--dry-run", "-m", "gemma-3-270m,gemma-3-1b", "-c", "128,512k"], "model quant plan peak reason"),
+]
+
+
+@pytest.mark.parametrize(("command", "titles"), NARROW)
+def test_a_table_fits_a_narrow_terminal_and_is_whole_elsewhere(
+    profile: Any, monkeypatch: pytest.MonkeyPatch, command: list[str], titles: str
+) -> None:
+    _fits(profile, monkeypatch, command, titles)
+
+
+def test_tables_of_stored_rows_fit_a_narrow_terminal(profile: Any, sweep: Any, monkeypatch: Any, model: Any) -> None:
+    name = model("a-model-of-an-unusually-long-name-that-somebody-chose-Instruct-2507")
+    for _ in range(2):
+        assert sweep("-m", name, "-c", "16,32", "-b", "1,2", "-n", "4", "-r", "3", "--fresh").code == 0
+    for command, titles in STORED:
+        _fits(profile, monkeypatch, command, titles)
+
+
+def test_the_verdicts_of_a_gate_fit_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "width", lambda: 80)
+    case = "tests/perf/test_decode.py::test_a_step_of_the_cache[gemma-3-270m-fp32-c=4096-b=1]"
+    figures = {"ratio": 1.0123, "low": 0.9876, "high": 1.0345, "pairs": 12, "delta": 0.05, "noise": 0.01}
+    verdict = GateVerdict(case, "decode", "PASS", "", detectable=0.04, **figures)
+    titles, line = page.table([verdict])
+    assert max(len(titles), len(line)) <= 80
+    assert "PASS" in line and "0.9876–1.034" in line and "…" in line
+
+
+def _fits(profile: Any, monkeypatch: pytest.MonkeyPatch, command: list[str], titles: str) -> None:
+    whole = profile(*command).out
+    for columns in (80, 100):
+        with monkeypatch.context() as patched:
+            patched.setattr(console, "width", lambda columns=columns: columns)
+            lines = profile(*command).out.splitlines()
+        head = next(line for line in lines if all(title in line for title in titles.split()))
+        table = lines[lines.index(head) :]
+        table = table[: table.index("")] if "" in table else table
+        assert max(map(len, table)) <= columns, "\n".join(table)
+    assert profile(*command).out == whole
+
+
+def test_a_name_is_shortened_in_the_middle_and_figures_stay_whole() -> None:
+    columns = {"model": ["Qwen3-30B-A3B-Instruct-2507-Q4_K_M"], "decode t/s": ["1,234 (1,100–1,400)"], "basis": ["x"]}
+    shown = show_output.fitted(columns, 40, ("basis",))
+    assert shown == {"model": ["Qwen3-30B…07-Q4_K_M"], "decode t/s": columns["decode t/s"]}
+    assert show_output.fitted(columns, None, ("basis",)) == columns

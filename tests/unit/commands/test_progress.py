@@ -134,3 +134,27 @@ def test_progress_is_for_terminals(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: stderr, raising=False)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: stdout, raising=False)
     assert Progress.wanted(streaming) is wanted
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "shown"),
+    [
+        (0.0, "about 50 s left"),
+        (20.0, "about 30 s left"),
+        (46.0, "a few seconds left"),
+        (585.0, "longer than expected"),
+    ],
+)
+def test_the_time_left_counts_down_between_rows(monkeypatch: pytest.MonkeyPatch, elapsed: float, shown: str) -> None:
+    clock = iter([0.0, elapsed])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    progress = Progress(2, lambda: 48.4, shown=False, lines=False)
+    assert f"{module._Countdown(progress._left)}" == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(58.9, "1m 00s"), (75.0, "1m 15s"), (131.0, "2m 15s"), (592.0, "9m 45s"), (4000.0, "1h 07m")],
+)
+def test_an_estimate_is_rounded(seconds: float, shown: str) -> None:
+    assert Progress(2, lambda: seconds, shown=False)._left(0.0) == f"about {shown} left"

@@ -371,3 +371,10 @@ def test_a_chance_file_does_not_stand_in_the_way_of_a_catalog_name(
     monkeypatch.chdir(tmp_path)
     assert resolve("gemma-3-1b").source.kind == "catalog"
     assert "neither a folder nor a GGUF file" in one_line("./gemma-3-1b")
+
+
+def test_a_wrong_path_has_a_hint_with_similar_names(tmp_path: Path) -> None:
+    (tmp_path / "gemma-3.gguf").touch()
+    with pytest.raises(NotFound) as error:
+        resolve(str(tmp_path / "gema-3.gguf"))
+    assert str(tmp_path / "gemma-3.gguf") in str(error.value.hint)

@@ -11,6 +11,8 @@ import sys
 import pytest
 
 from profiler.results.row import dumps, row
+from profiler.show import endpoint
+from profiler.show.report.blocks import Listing
 from profiler.show.writers import csv as csv_report
 from profiler.show.writers import jsonl
 
@@ -88,3 +90,15 @@ def test_report_modules_named_as_the_stdlib_do_not_hide_it():
         "assert json.dumps and csv.writer and b.csv is csv and a.__name__ == 'profiler.show.writers.json'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_notes_that_differ_only_in_figures_are_one_note_with_the_range() -> None:
+    notes = endpoint._Notes()
+    assert notes.marks(None, ["a chunk holds 1.5 tokens", "the client was late"]) == "1,2"
+    assert notes.marks("HTTP 500: no", ["a chunk holds 1.9 tokens"]) == "3,1"
+    assert notes.marks("HTTP 404: no", ["a chunk holds 12 tokens"]) == "4,1"
+    (listing,) = notes.blocks()
+    assert isinstance(listing, Listing)
+    assert listing.items == (
+        "[1] a chunk holds 1.5–12 tokens", "[2] the client was late", "[3] HTTP 500: no", "[4] HTTP 404: no",
+    )  # fmt: skip

@@ -24,7 +24,7 @@ def test_the_columns_of_least_worth_go_first_and_the_rates_stay(measurements):
     widest, narrow, least = titles(200), titles(115), titles(10)
     assert "reps" in widest and "cache" in widest
     assert "reps" not in narrow and "peak" in narrow
-    assert least == ["quant", "context", "batch", "prefill", "t/s", "decode", "t/s", "outcome", "notes"]
+    assert least == ["quant", "context", "batch", "decode", "t/s", "TTFT", "peak", "notes"]
 
 
 def test_a_long_model_name_wraps_and_costs_no_column(measurements):
@@ -154,7 +154,13 @@ def test_an_interval_of_up_to_half_the_figure_is_shown_as_plus_minus(measurement
 def test_the_reps_column_stays_if_repetitions_differ_from_the_request(measurements):
     full, cut = timed(measurements[0], 1.0, 1.01, 1.0), timed(measurements[0], 1.0, 1.01, reps=3)
     assert "reps" not in table.render("r", [full], 60)
-    assert "reps" in table.render("r", [full, cut], 60)
+    assert "reps" in table.render("r", [full, cut], 80)
+
+
+def test_repetitions_go_before_ttft_and_peak_if_a_case_failed(measurements):
+    rows = [timed(measurements[0], 1.0, 1.01, reps=3), *measurements[1:]]
+    titles = next(line for line in table.render("r", rows, 80).splitlines() if "quant" in line)
+    assert "TTFT" in titles and "peak" in titles and "notes" in titles and "reps" not in titles
 
 
 def test_the_heading_has_the_memory_of_the_device_and_what_is_computed_in(measurements):

@@ -172,7 +172,7 @@ def test_curves_hold_the_medians_and_intervals_of_the_rows():
     points = decode.items[0].spec["data"]["values"]
     assert [(point["x"], point["y"]) for point in points] == [(512, pytest.approx(10.0)), (1024, pytest.approx(8.0))]
     assert all(point["low"] < point["y"] < point["high"] for point in points)
-    assert "There is no chart of batch scaling" in text(section)
+    assert "There is no chart of decode over batch size" in text(section)
 
 
 def test_a_single_repetition_has_no_bar():
@@ -217,7 +217,7 @@ def test_the_limit_is_drawn_where_it_is_in_sight_and_named_where_not():
 def test_shares_of_the_ceiling_are_the_rows_and_above_one_is_called_a_bug():
     at = {"ceiling_s": {"prefill": 1.0, "step": 0.05}, "decode_bound": "bandwidth"}
     found = text(ceiling.section(machines([measured(expected=at)]), [Forecast.of(machines([measured()])[0])]))
-    assert "20% 50% reading weights and cache" in found and "bug" not in found
+    assert "20% 50% bandwidth" in found and "bug" not in found
     over = at | {"ceiling_s": {"prefill": 1.0, "step": 0.2}}
     assert "a bug in profile" in text(
         ceiling.section(machines([measured(expected=over)]), [Forecast.of(machines([measured()])[0])])
@@ -231,9 +231,7 @@ def test_without_calibration_the_page_says_so():
 
 def test_energy_is_shown_where_a_meter_gave_some_and_explained_where_not(monkeypatch):
     found = machines([measured()])
-    assert (
-        text(energy.section(found)) == "No energy figures: it was not requested; profile sweep --energy measures it."
-    )
+    assert text(energy.section(found)) == "No energy figures. Add --energy to the sweep."
     joules = {
         "decode_j": 12.5,
         "decode_j_per_token": 1.56,
@@ -376,3 +374,29 @@ def test_two_models_of_one_name_stay_two():
     page = report_page.page(rows)
     assert "2 models" in page.summary and "Run merged #ddddee in bf16" in text(page)
     assert "merged #aaaabb" in text(speed.section([found]))
+
+
+def test_simulated_rows_are_a_machine_that_says_so():
+    titles = [machine.title for machine in machines([measured(), measured(backend="fake")])]
+    assert titles[1] == f"{titles[0]} (simulated)"
+
+
+def test_a_model_without_a_prediction_has_a_reason_that_is_true_of_its_rows():
+    def reasons(row):
+        return list(Forecast.of(machines([row])[0]).missing.values())
+
+    assert reasons(measured(backend="fake")) == ["the backend fake cannot be predicted"]
+    assert reasons(measured(model="mine")) == [
+        "its rows do not contain its shapes, and no model in the catalog has this name"
+    ]
+
+
+def test_the_legend_of_the_maps_is_given_once():
+    found = machines([measured(), measured(backend="fake")])
+    section = memory.map_section(found, [Forecast.of(machine) for machine in found])
+    assert [bool(block.key) for block in section.blocks if isinstance(block, Map)] == [False, True]
+
+
+def test_charts_that_are_missing_are_named_in_one_line():
+    found = text(speed.section(machines([measured()])))
+    assert found.count("There is no chart") == 1 and "Charts show 0" not in found
