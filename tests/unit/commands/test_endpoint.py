@@ -316,7 +316,7 @@ def test_rows_are_stored_where_other_commands_find_them(server: FakeServer) -> N
     assert command.startswith("profile runs show ")
     shown = CliRunner().invoke(main, command.split()[1:], catch_exceptions=False)
     assert shown.exit_code == 0
-    assert "vLLM 0.19.2" in shown.stdout and "prefill by TTFT" in shown.stdout
+    assert "vLLM 0.19.2" in shown.stdout and "prefill from TTFT" in shown.stdout
     again = run(server.url, "-c", "64", "--concurrency", "1,2", *SMALL)
     assert len(server.requests) == 2 * (2 + 2 + 4)  # nothing is reused
     assert again.exit_code == 0
