@@ -142,6 +142,7 @@ STORED = [
     (["runs"], "run cases command"),
     (["compare", "latest~1", "latest"], "model quant figure A B ÷"),
     (["sweep", "--dry-run", "-m", "gemma-3-270m,gemma-3-1b", "-c", "128,512k"], "model quant plan peak reason"),
+    (["sweep", "--dry-run", "-m", "gemma-4-26b-a4b", "-q", "bf16,nf4", "-b", "1,4"], "model quant batch plan reason"),
 ]
 
 
