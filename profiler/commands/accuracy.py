@@ -44,8 +44,7 @@ def accuracy(run: str | None, store: Path | None, output: str) -> int:
     found = sorted(rows(measured), key=lambda row: -abs(row["error"]))
     if not found:
         say("no stored row has a prediction")
-    several = len({row["machine"] for row in found}) > 1
-    text = show_output.render(found, lambda row: _cells(row, several), output, DROPPED)
+    text = render(found, output)
     if text:  # printing "" would write a byte order mark in UTF-16
         click.echo(text, nl=False)
     lines = summary(found)
@@ -56,6 +55,14 @@ def accuracy(run: str | None, store: Path | None, output: str) -> int:
     for line in lines:
         click.echo(line, err=output != "table")
     return 0
+
+
+def render(found: Sequence[dict[str, Any]], output: str) -> str:
+    """The rows in a format of ``output.FORMATS``."""
+    several = len({row["machine"] for row in found}) > 1
+    same_batch = len({row["batch"] for row in found}) <= 1
+    drop = (*DROPPED, *["batch"] * same_batch, "predicted")  # which the measurement and the error imply
+    return show_output.render(found, lambda row: _cells(row, several), output, drop)
 
 
 def rows(measured: Iterable[Measurement]) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ cannot give a p below 0.1 for three repetitions in each run, the usual number in
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -32,7 +31,7 @@ LEGEND = (
     " process-to-process variation. faster, slower: the interval excludes 1. too noisy: the repetitions differ too"
     " much to compare. Two runs at different times can differ by more than this; profile gate detects regressions."
 )
-WIDTH = 110  # of the legend, unless the terminal is narrower
+WIDTH = 110  # of sentences, unless the terminal is narrower
 NARROW = "Process-to-process variation is unknown for {rows:,} of {all:,} rates: their intervals are too narrow."
 
 NAME_LENGTH = 60
@@ -56,7 +55,8 @@ def render(found: Comparison, names: tuple[str, str], output: str) -> str:
         lines += ["", *(_markdown(table) if output == "md" else _aligned(table))]
     if len(pairs) < len(found.pairs):
         lines += ["", f"{len(found.pairs) - len(pairs):,} cases without a difference are omitted; -o csv has them"]
-    return "\n".join([*lines, *_missing(found), *_summary(found)]) + "\n"
+    width = min(WIDTH, console.width() or WIDTH)
+    return "\n".join([*lines, *_missing(found), *show_output.wrapped(_summary(found), width)]) + "\n"
 
 
 def rows(found: Comparison) -> Iterator[dict[str, Any]]:
@@ -214,8 +214,7 @@ def _summary(found: Comparison) -> list[str]:
         for phase in pair.rates
         for row in (pair.a, pair.b)
     ]
-    legend = textwrap.wrap(LEGEND, min(WIDTH, console.width() or WIDTH))
-    return [*lines, *legend, *([] if all(known) else [NARROW.format(rows=known.count(False), all=len(known))])]
+    return [*lines, LEGEND, *([] if all(known) else [NARROW.format(rows=known.count(False), all=len(known))])]
 
 
 def benchstat(found: Comparison, names: tuple[str, str]) -> str:

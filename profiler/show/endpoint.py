@@ -17,7 +17,7 @@ from profiler.show.writers import md, table
 from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_text, significant
 
 MAX_NOTES = 5
-FIGURE = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?![\w])")  # in a caution; no part of a name
+FIGURE = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?!\w|\.\d)")  # in a caution; no part of a name
 PHASES: tuple[Phase, ...] = ("decode", "prefill")
 WIDTH = 80  # if the output is not a terminal
 

@@ -50,7 +50,7 @@ def render(
         return _shown(row, more)
 
     same_batch = len({row["batch"] for row in rows}) == 1
-    text = show_output.render(rows, shown, output, (*DROPPED, *["batch"] * same_batch, "run"), prose="reason")
+    text = show_output.render(rows, shown, output, (*DROPPED, *["batch"] * same_batch, "run", "peak"), prose="reason")
     notes = _notes(plan) if output in ("table", "md") else []
     return text + "\n" * bool(notes) + "".join(f"{note}\n" for note in notes)
 

@@ -232,7 +232,7 @@ def machines(measurements: Iterable[Measurement]) -> list[MachineRows]:
     for cases in found.values():
         results = cases.in_order()
         simulated = backends.made_up(results[0].case.backend) is not None
-        title = device_title(results[0]) + " (simulated)" * simulated
+        title = device_title(results[0]) + ", simulated" * simulated
         titles[title] += 1
         machines.append(MachineRows(title if titles[title] == 1 else f"{title} #{titles[title]}", results))
     return machines

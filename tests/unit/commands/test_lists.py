@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from profiler import console, devices
+from profiler.commands import accuracy
 from profiler.devices.base import DeviceInfo
 from profiler.gate import page
 from profiler.gate.rule import GateVerdict
@@ -138,9 +139,10 @@ NARROW = [
     (["explain", "gemma-4-e4b", "--on", "rtx 4090"], "part predicted share limited"),
 ]
 STORED = [
-    (["runs"], "run started command"),
+    (["runs"], "run cases command"),
     (["compare", "latest~1", "latest"], "model quant figure A B ÷"),
     (["sweep", "--dry-run", "-m", "gemma-3-270m,gemma-3-1b", "-c", "128,512k"], "model quant plan peak reason"),
+    (["sweep", "--dry-run", "-m", "gemma-4-26b-a4b", "-q", "bf16,nf4", "-b", "1,4"], "model quant batch plan reason"),
 ]
 
 
@@ -157,6 +159,22 @@ def test_tables_of_stored_rows_fit_a_narrow_terminal(profile: Any, sweep: Any, m
         assert sweep("-m", name, "-c", "16,32", "-b", "1,2", "-n", "4", "-r", "3", "--fresh").code == 0
     for command, titles in STORED:
         _fits(profile, monkeypatch, command, titles)
+
+
+def test_the_errors_of_predictions_fit_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "width", lambda: 80)
+    case = {"model": "Qwen3-30B-A3B-Instruct-2507", "quant": "q4_k_m", "context": 131072, "basis": "calibrated"}
+    figures = {"predicted": 2.5 * GIB, "low": 2.0 * GIB, "high": 3.1 * GIB, "measured": 2.25 * GIB, "error": 0.11}
+    rows = [
+        case | figures | {"figure": figure, "batch": batch, "machine": machine}
+        for figure, batch, machine in (
+            ("peak_bytes", 1, "NVIDIA GeForce RTX 4090"),
+            ("load_peak_bytes", 16, "AMD EPYC"),
+        )
+    ]
+    lines = accuracy.render(rows, "table").splitlines()
+    assert max(map(len, lines)) <= 80
+    assert all(title in lines[0] for title in ("model", "figure", "measured", "error"))
 
 
 def test_the_verdicts_of_a_gate_fit_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,9 +96,10 @@ def test_notes_that_differ_only_in_figures_are_one_note_with_the_range() -> None
     notes = endpoint._Notes()
     assert notes.marks(None, ["a chunk holds 1.5 tokens", "the client was late"]) == "1,2"
     assert notes.marks("HTTP 500: no", ["a chunk holds 1.9 tokens"]) == "3,1"
-    assert notes.marks("HTTP 404: no", ["a chunk holds 12 tokens"]) == "4,1"
+    assert notes.marks("HTTP 404: no", ["a chunk holds 1,012 tokens", "of 12, vllm0.19 and 1.5s"]) == "4,1,5"
     (listing,) = notes.blocks()
     assert isinstance(listing, Listing)
     assert listing.items == (
-        "[1] a chunk holds 1.5–12 tokens", "[2] the client was late", "[3] HTTP 500: no", "[4] HTTP 404: no",
+        "[1] a chunk holds 1.5–1,012 tokens", "[2] the client was late", "[3] HTTP 500: no", "[4] HTTP 404: no",
+        "[5] of 12, vllm0.19 and 1.5s",
     )  # fmt: skip

@@ -378,7 +378,7 @@ def test_two_models_of_one_name_stay_two():
 
 def test_simulated_rows_are_a_machine_that_says_so():
     titles = [machine.title for machine in machines([measured(), measured(backend="fake")])]
-    assert titles[1] == f"{titles[0]} (simulated)"
+    assert titles[1] == f"{titles[0]}, simulated"
 
 
 def test_a_model_without_a_prediction_has_a_reason_that_is_true_of_its_rows():
