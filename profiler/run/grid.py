@@ -119,7 +119,7 @@ def runnable(tasks: Iterable[GridTask]) -> list[GridTask]:
         if backends.find(task.case.backend).times_itself:
             raise ProfileError(
                 f"profile gate cannot measure backend {task.case.backend}, whose programs time themselves",
-                "Measure each build with profile sweep, then compare the two runs with profile compare.",
+                "Measure each build with profile sweep, then compare them: profile compare RUN RUN",
             )
         if task.refused is not None:
             raise ProfileError(f"{printable(task.case.model, 80)}: {task.refused}")
