@@ -110,8 +110,8 @@ def explain(
     shown = () if output in ("table", "md") else prediction.machine.target.limits  # those have them in the heading
     for caution in (*case.cautions, *shown):
         say(f"{case.model.name}: {caution}")
-    serving = case.serving(prediction)
-    click.echo(show_explain.render(case.model.name, prediction, found, measured, output, serving), nl=False)
+    how = case.serving(prediction), case.check(prediction)
+    click.echo(show_explain.render(case.model.name, prediction, found, measured, output, *how), nl=False)
     return 0
 
 

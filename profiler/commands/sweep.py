@@ -62,7 +62,8 @@ FAILED, INTERRUPTED = 1, 130
         "--quant",
         "quants",
         metavar="QUANT",
-        help="Quantizations, such as bf16,nf4. [default: as the checkpoint is stored, otherwise the device's dtype]",
+        help="Quantizations, such as bf16,nf4, or q4_k_m for llama.cpp. "
+        "[default: as the checkpoint is stored, otherwise the device's dtype, or q4_k_m]",
     ),
     options.many(
         "-c", "--context", "contexts", metavar="TOKENS", help="Tokens in the cache when decode starts. [default: 512]"

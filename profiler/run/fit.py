@@ -81,8 +81,7 @@ class FitPrediction:
     @property
     def verify(self) -> Command | None:
         """The command that measures this case; ``None`` if there is none, for example if the case does not fit."""
-        p = self.prediction
-        return None if p.verdict.word == "no" else p.engine.verify(self.named, p.request, p.machine, self.placed)
+        return _verify(self.named, self.prediction, self.placed)
 
     @property
     def serve(self) -> Serving | None:
@@ -187,8 +186,14 @@ class OneCase:
 
     def serving(self, prediction: Prediction) -> Serving | None:
         """How to run the case for use, as predicted."""
-        placed = placement(self.model.geometry, self.predictor.storage, prediction.host_bytes)
-        return _serving(self.named, prediction, placed)
+        return _serving(self.named, prediction, self._placed(prediction))
+
+    def check(self, prediction: Prediction) -> Command | None:
+        """The command that measures the case, as ``FitPrediction.verify``."""
+        return _verify(self.named, prediction, self._placed(prediction))
+
+    def _placed(self, prediction: Prediction) -> Placement:
+        return placement(self.model.geometry, self.predictor.storage, prediction.host_bytes)
 
 
 def one_case(request: FitRequest) -> OneCase:
@@ -213,6 +218,13 @@ def one_case(request: FitRequest) -> OneCase:
         model.source.argument(names[0]), model.source, variant.checkpoint_format is not None or not request.quants
     )
     return OneCase(model, named, predictor, context, batches[0], cautions)
+
+
+def _verify(named: Named, prediction: Prediction, placed: Placement) -> Command | None:
+    """``None`` if nothing measures the case, for example because it does not fit."""
+    if prediction.verdict.word == "no":
+        return None
+    return prediction.engine.verify(named, prediction.request, prediction.machine, placed)
 
 
 def _serving(named: Named, prediction: Prediction, placed: Placement) -> Serving | None:

@@ -11,6 +11,7 @@ from profiler.cost.prediction import Prediction
 from profiler.decode_path import EAGER
 from profiler.results import stats
 from profiler.results.measurement import Measurement, Memory, Phase, unaccounted_bytes
+from profiler.shell import Command
 from profiler.show import columns, fit
 from profiler.show import output as show_output
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
@@ -27,11 +28,12 @@ def render(
     stored: Sequence[Measurement],
     output: str,
     serving: Serving | None = None,
+    check: Command | None = None,
 ) -> str:
     """The explanation in a format of ``output.FORMATS``: a page, or a row for each part of a phase and of memory.
 
     ``stored``: the measurements of the case, the newest first. Only the one with the predicted path is compared.
-    ``serving``: how to run the case for use.
+    ``serving``: how to run the case for use. ``check``: the command that measures it, shown until it was measured.
     """
     predicted = prediction.request.path
     measured = next((row for row in stored if row.case.path == predicted), None)
@@ -56,6 +58,8 @@ def render(
     lines += memory_lines(found, measured, output, prediction)
     if serving is not None:
         lines += ["", "to run it as predicted:", *fit.serving_lines(serving)]
+    if check is not None and measured is None:
+        lines += ["", "to check it:", *fit.command_lines(check)]
     if others := _others(stored, predicted):
         lines += ["", "measurements with other decode paths:", *others]
     return "\n".join(lines) + "\n"

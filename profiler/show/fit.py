@@ -249,14 +249,14 @@ def _runs(here: Sequence[FitPrediction]) -> list[str]:
 def serving_lines(serving: Serving) -> list[str]:
     """The command of the server, and comments with the settings of other programs."""
     settings = [f"  # {program}: {words}" for program, words in serving.settings]
-    return [*_command_lines(serving.command), *settings]
+    return [*command_lines(serving.command), *settings]
 
 
 def _checks(here: Sequence[FitPrediction]) -> list[str]:
     """The commands that measure the first case of each model and quantization on one machine, where one can."""
     first = _first([(each, command) for each in here if (command := each.verify) is not None])
     lines = [f"To check{_which(here, first)}:"] if first else []
-    return lines + [line for _, command in first[:SHOWN_VERIFY] for line in _command_lines(command)]
+    return lines + [line for _, command in first[:SHOWN_VERIFY] for line in command_lines(command)]
 
 
 def _first(found: Sequence[tuple[FitPrediction, T]]) -> list[tuple[FitPrediction, T]]:
@@ -274,7 +274,7 @@ def _which(here: Sequence[FitPrediction], first: Sequence[object]) -> str:
     return f"{' the first context of each' if some else ''}{'' if target.local else f' on {printable(target.title)}'}"
 
 
-def _command_lines(command: Command) -> list[str]:
+def command_lines(command: Command) -> list[str]:
     return [f"  {command}", *(f"  # {blank}: {what}" for blank, what in command.blanks.items())]
 
 

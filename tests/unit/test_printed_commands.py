@@ -183,6 +183,14 @@ def test_the_printed_sweep_of_llama_cpp_plans_what_was_predicted(
         assert planned["weights_bytes"] == pytest.approx(row["weights_bytes"]["value"], rel=1e-6)
 
 
+@pytest.mark.parametrize("engine", ["transformers", "llama.cpp"])
+def test_explain_ends_in_the_check_that_fit_prints(engine: str) -> None:
+    quant = "q6_k" if engine == "llama.cpp" else "nf4"
+    asked = ("gemma-3-270m", "--engine", engine, "-q", quant, "-c", "64", "--on", "rtx 3060")
+    (row,) = json.loads(run("fit", *asked, "-o", "json").stdout)
+    assert run("explain", *asked).stdout.endswith(f"\nto check it:\n  {row['verify']}\n")
+
+
 @pytest.mark.parametrize("typed", ["gemma-3-270m", "Gemma-3-270M", "google/gemma-3-270m"])
 def test_a_name_that_is_no_path_is_repeated_as_it_was_typed(typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = hub.shipped_config("gemma-3-270m")

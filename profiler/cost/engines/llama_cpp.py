@@ -55,6 +55,7 @@ CONTEXT = {  # CUDA context and the backend's pools; Metal and Vulkan take less.
 }
 OLLAMA_KV = ("f16", "q8_0", "q4_0")  # values of OLLAMA_KV_CACHE_TYPE (docs/faq.md)
 SPLIT_MODES = {"layer": "layer", "tensor": "row"}
+GENERATED = 128  # tokens that llama-bench decodes by default
 LINKED = "FILE.gguf"  # stands for a link to a file whose path llama.cpp's programs cannot take
 CONVERT = ("python3", "convert_hf_to_gguf.py")
 CONVERTED = ("f32", "f16", "bf16", "q8_0")  # values of its --outtype
@@ -122,12 +123,12 @@ class LlamaCpp:
             ubatch=self._ubatch(request), cache_bytes=kv_bytes(request), how=Execution(trims_shared=False)
         )
 
-    def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command | None:
-        """The sweep of the file itself, or of one with random weights. ``None`` on devices that no sweep runs on."""
+    def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command:
+        """The sweep of the file itself, or of one with random weights; llama-batched-bench where no sweep runs."""
         target = machine.target
         several = target.count > 1
         if not swept(target) or (several and machine.split != "layer"):
-            return None
+            return _batched(model, request, machine, placed)
         named, blanks = _measured(model, request.quant)
         kv = request.kv if _quantized(request) else None
         whole = placed.layers + 1 - placed.on_host
@@ -228,6 +229,18 @@ def _held(item: Held) -> Held:
     if gguf_tensors.is_unread(item.weight, item.layer):
         return replace(item, weight=replace(item.weight, role="embedding"), layer=None)
     return replace(item, on_host=item.weight.role == "embedding")
+
+
+def _batched(model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command:
+    """llama-batched-bench prefills ``context`` tokens and decodes after them. llama-bench would need two runs, or
+    room for the context twice.
+    """
+    file, blanks = _file(model, request.quant)
+    cells = request.batch * (request.context + GENERATED)
+    sizes = ("-npp", str(request.context), "-ntg", str(GENERATED), "-npl", str(request.batch))
+    return command(
+        "llama-batched-bench", "-m", file, "-c", str(cells), sizes, _options(request, machine, placed), **blanks
+    )
 
 
 def _measured(model: Named, quant: str) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -302,6 +302,13 @@ def test_a_synthetic_file_that_cannot_be_written_is_a_row_with_the_reason(
     assert row["outcome"] == "skipped" and "cannot be written yet" in row["reason"]
 
 
+def test_a_gate_refuses_programs_that_time_themselves(described: Path, tmp_path: Path, model: Path) -> None:
+    asked = ["gate", "--base", "HEAD", "--backend", "llama.cpp", "--device", "cpu", "-c", "64", "-m"]
+    for name in (model, described):
+        result = CliRunner().invoke(main, [*asked, str(name)])
+        assert result.exit_code == 2 and "profile gate cannot measure backend llama.cpp" in result.stderr
+
+
 def test_files_and_random_weights_share_a_list_of_quantizations(
     sweep: Sweep, described: Path, model: Path, tmp_path: Path
 ) -> None:
