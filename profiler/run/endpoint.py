@@ -72,6 +72,9 @@ class EndpointRequest:
     slo: Slo | None = None
     timeout_s: float = 600.0
     insecure: bool = False
+    count: Callable[[str], int] | None = (
+        None  # tokens of a text by the model's tokenizer; None: it is not here
+    )
 
     @property
     def streams(self) -> tuple[int, ...]:
@@ -290,7 +293,7 @@ class _Bench:
                 # A conversation keeps its beginning, so that a turn finds the ones before it in the prefix cache.
                 unique = self.nonce if self.asked.cached else secrets.token_hex(NONCE_BYTES)
                 for prompt, done in zip(turns, exchanges, strict=True):
-                    exchange = self._whole(await self._send(prompt, unique), prompt)
+                    exchange = self._counted(self._whole(await self._send(prompt, unique), prompt))
                     done.append(exchange)
                     failures = failures + 1 if exchange.failure is not None else 0
                     if exchange.failure is not None and exchange.failure.retry_after_s is not None:
@@ -372,6 +375,13 @@ class _Bench:
         if completions:
             path, body = self.server.completion(body)
         return await self.client.stream(path, {name: v for name, v in body.items() if name not in (dropped or ())})
+
+    def _counted(self, exchange: Exchange) -> Exchange:
+        """The same; if the server sent no counts, the answer's tokens by the tokenizer."""
+        if exchange.failure is not None or exchange.usage.completion is not None or self.asked.count is None:
+            return exchange
+        tokens = sum(map(self.asked.count, filter(None, (exchange.reasoning, exchange.answer))))
+        return replace(exchange, usage=replace(exchange.usage, completion=tokens, by="tokenizer"))
 
     def _whole(self, exchange: Exchange, prompt: EndpointPrompt) -> Exchange:
         """The same, as a failure if the server processed fewer tokens than the prompt has."""
@@ -468,6 +478,8 @@ def _counting(result: EndpointResult, good: Sequence[Exchange]) -> Iterable[str]
     if len(lengths) < len(good):
         yield "the server sent no token counts: figures in tokens are unknown"
         return
+    if any(each.usage.by == "tokenizer" for each in good):
+        yield "the server sent no token counts: answers are counted by the tokenizer in the folder of --config"
     fewest, most, tokens = min(lengths), max(lengths), sum(lengths)
     if fewest != most or fewest != result.asked_tokens:
         length = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"

@@ -207,12 +207,11 @@ def contexts_of(scenario: str, source: Source) -> tuple[tuple[int, ...], str | N
     prompts of about the same length are a group, whose median counts. Raises ProfileError for a damaged tokenizer.
     """
     found = grid.load(scenario)
-    file = Path(source.location) / TOKENIZER
     if not found.prompts:
         return found.contexts, None
-    if source.kind != "folder" or not exists(file):
+    count = counter(source)
+    if count is None:
         return found.contexts, f"the contexts of scenario {found.name} are as it states them: no {TOKENIZER} is here"
-    count = _counter(file)
     counted = sorted(count(prompt.text) for prompt in prompts(scenario))
     groups = _groups(counted, min(len(counted), len(found.contexts)))
     medians = dict.fromkeys(statistics.median_low(group) for group in groups)
@@ -226,8 +225,14 @@ def _groups(ordered: Sequence[int], count: int) -> list[Sequence[int]]:
     return [ordered[begin:end] for begin, end in pairwise([0, *ends, len(ordered)])]
 
 
-def _counter(file: Path) -> Callable[[str], int]:
-    """A function that counts tokens without those of a chat template."""
+def counter(source: Source) -> Callable[[str], int] | None:
+    """A function that counts the tokens of a text by the model's own tokenizer, without those of a chat template.
+
+    None if the model has no folder with a tokenizer. Raises ProfileError for a damaged one.
+    """
+    file = Path(source.location) / TOKENIZER
+    if source.kind != "folder" or not exists(file):
+        return None
     from tokenizers import Tokenizer
 
     content = read_bytes(file, MOST_TOKENIZER_BYTES)

@@ -43,7 +43,7 @@ from profiler.results.store import Store
 from profiler.results.validity import MOST
 from profiler.run import endpoint, fit
 from profiler.run.endpoint import EndpointRequest, EndpointResult
-from profiler.run.prompts import OWN, Prompt
+from profiler.run.prompts import OWN, Prompt, counter
 from profiler.units import printable
 
 Say = Callable[[str], None]
@@ -102,6 +102,7 @@ async def measure(
     ``say`` and ``live`` as for ``endpoint.measure``. Raises ProfileError if nothing can be asked.
     """
     root = await choose_server(asked.url, Limits(total_s=asked.timeout_s), say)
+    asked = replace(asked, count=rows.count)
     async for result in endpoint.measure(asked, root, say, live):
         measured = rows.measured(result)
         run.append(measured.row)
@@ -115,6 +116,7 @@ class ServedRows:
 
     def __init__(self, config: str | None = None) -> None:
         self._config = None if config is None else _described(config)
+        self.count = None if self._config is None else counter(self._config.model.source)
         self._known: dict[str, KnownModel | str] = {}
         self._predictors: dict[tuple[str, str | None, str], Predictor | str] = {}
         self._places: dict[tuple[str, str | None, str | None], tuple[DeviceInfo | None, dict[str, Any]]] = {}
@@ -385,7 +387,7 @@ def served(result: EndpointResult, results: Sequence[EndpointResult] = ()) -> di
         "output_tokens": [each.usage.completion for each in good],
         "reasoning_tokens": [each.usage.reasoning for each in good],
         "cached_tokens": [each.cached_tokens for each in good],
-        "tokens_by": "usage" if any(each.usage.completion is not None for each in good) else None,
+        "tokens_by": next((each.usage.by for each in good if each.usage.completion is not None), None),
         **_percentiles_row(summary, good),
         "cold_ttft_s": result.cold_ttft_s,
         "slowest_stream_tps": summary.slowest_tps,

@@ -11,7 +11,8 @@ tested on stated times.
     E2E       from the request to the end of the stream
 
 A chunk is not a token: servers bundle and buffer. Tokens are counted by the server's ``usage`` and never by chunks;
-without ``usage`` every figure in tokens is unknown, and characters per second remain.
+without ``usage`` the model's tokenizer counts the answer if there is one; otherwise every figure in tokens is unknown,
+and characters per second remain.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class Usage:
     completion: int | None = None
     reasoning: int | None = None
     cached: int | None = None
+    by: Literal["usage", "tokenizer"] = "usage"  # who counted ``completion``
 
 
 @dataclass(frozen=True, slots=True)

@@ -271,6 +271,18 @@ def test_chunks_of_several_tokens_and_missing_usage_are_said(server: FakeServer)
     assert found.summary.characters_per_s is not None
 
 
+def test_without_usage_the_models_tokenizer_counts_the_answer() -> None:
+    script = Script(usage=False, gap_s=0.002, tokens=("one ", "two ", "three"))
+    with FakeServer("openai", script) as silent:
+        (found,) = measure(silent, count=lambda text: len(text.split()))
+    assert {each.usage.completion for each in found.exchanges} == {3}
+    assert any("counted by the tokenizer" in text for text in found.cautions)
+    assert found.summary.decode_tps is not None and found.summary.prefill_tps is None
+    with FakeServer("openai", replace(script, usage=True)) as server:  # whose own counts take precedence
+        (found,) = measure(server, count=lambda text: 99)
+    assert {each.usage.by for each in found.exchanges} == {"usage"}
+
+
 def test_an_answer_to_ones_own_prompt_may_end_by_itself(server: FakeServer, tmp_path: Path) -> None:
     """Text that is forced beyond the end of an answer is none that anybody wants to read."""
     (tmp_path / "own.txt").write_text("Write a haiku.")
