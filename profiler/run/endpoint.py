@@ -72,9 +72,7 @@ class EndpointRequest:
     slo: Slo | None = None
     timeout_s: float = 600.0
     insecure: bool = False
-    count: Callable[[str], int] | None = (
-        None  # tokens of a text by the model's tokenizer; None: it is not here
-    )
+    count: Callable[[str], int] | None = None  # of tokens, by the model's tokenizer; None: it is not here
 
     @property
     def streams(self) -> tuple[int, ...]:

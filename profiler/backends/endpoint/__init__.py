@@ -10,9 +10,9 @@ tested on stated times.
     ITL       gaps between arrivals
     E2E       from the request to the end of the stream
 
-A chunk is not a token: servers bundle and buffer. Tokens are counted by the server's ``usage`` and never by chunks;
-without ``usage`` the model's tokenizer counts the answer if there is one; otherwise every figure in tokens is unknown,
-and characters per second remain.
+A chunk is not a token: servers bundle and buffer. Tokens are counted by the server's ``usage``, never by chunks.
+Without it, the model's tokenizer counts the answer where it is at hand. Otherwise every figure in tokens is
+unknown, and characters per second remain.
 """
 
 from __future__ import annotations
