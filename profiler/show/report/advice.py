@@ -85,6 +85,8 @@ def _prefill(best: CaseResult) -> str:
     if best.prefill is None or best.ttft is None:
         return ""
     first = seconds_text(best.ttft.median)
+    if best.prefill.wide:
+        return f"The first token takes {first}, but prefill was too noisy for a rate."
     return f"It processes a prompt at {selection.ranged(best.prefill)} t/s, so the first token takes {first}."
 
 

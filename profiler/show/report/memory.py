@@ -61,7 +61,8 @@ def map_section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) 
 
 
 def _machine(machine: MachineRows, forecast: Forecast, several: bool, key: str) -> list[PageBlock]:
-    results = {_place(result): result for result in machine.results if result.case.batch == machine.batch}
+    mapped = [result for result in machine.results if result.case.prompt is None]
+    results = {_place(result): result for result in mapped if result.case.batch == machine.batch}
     contexts = _map_contexts(machine, sorted({context for *_, context in results}), forecast)
     lines = [
         (f"{model} · {series}", quant, model, series)
@@ -80,9 +81,12 @@ def _machine(machine: MachineRows, forecast: Forecast, several: bool, key: str) 
     where = machine.title if several else ""
     batch = f"{machine.batch:,} sequence{'s' * (machine.batch != 1)}"
     caption = " · ".join(part for part in (where, batch) if part)
-    blocks: list[PageBlock] = [
-        Map("model · quantization", tuple(map(selection.tokens, contexts)), rows, caption, key)
-    ]
+    blocks: list[PageBlock] = (
+        [Map("model · quantization", tuple(map(selection.tokens, contexts)), rows, caption, key)] if rows else []
+    )
+    if prompts := len(machine.results) - len(mapped):
+        cases = "1 case" if prompts == 1 else f"{prompts:,} cases"
+        blocks.append(muted(f"{cases} with a written prompt: see the table of all measured rates."))
     if len(lines) > MOST_MAP_ROWS:
         blocks.append(muted(f"{len(lines) - MOST_MAP_ROWS:,} more models and quantizations are not shown."))
     reasons: dict[str, list[str]] = {}
@@ -109,7 +113,7 @@ def _map_contexts(machine: MachineRows, measured: Sequence[int], forecast: Forec
 
 def _formats(machine: MachineRows, model: str, forecast: Forecast) -> list[tuple[str, str | None]]:
     """The lines of a model, measured ones first, each with the quantization to predict, or None."""
-    mine = [group for group in machine.groups if group.model == model]
+    mine = [group for group in machine.groups if group.model == model and group.case.prompt is None]
     found: dict[str, str | None] = {}
     for group in mine:
         found.setdefault(group.series, group.case.quant)
