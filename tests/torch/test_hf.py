@@ -436,11 +436,11 @@ def test_a_model_whose_logits_are_no_numbers_is_measured_with_a_caution(
     folder = tmp_path / "broken"
     shutil.copytree(tiny_model(EVERY_ROLE), folder)
     asked = case(path=path)
-    effort = Effort(2, 1.0)
-    assert "not-finite" not in [each.code for each in measure(session(folder, asked), asked, effort, silent).cautions]
+    repeater = Repeater(Effort(2, 1.0))
+    assert "not-finite" not in [each.code for each in measure(session(folder, asked), asked, repeater).cautions]
     tensors = load_file(folder / "model.safetensors")
     tensors[broken].fill_(torch.nan)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    row = measure(session(folder, asked), asked, effort, silent)
+    row = measure(session(folder, asked), asked, repeater)
     (found,) = (each for each in row.cautions if each.code == "not-finite")
     assert row.outcome == "ok" and "NaN or infinite" in found.text
