@@ -49,6 +49,7 @@ TERMS = 10_000  # guards against endless loops: the fraction needs about the roo
 
 COVERAGE = 0.95
 ORDER_NEEDS = 6  # the fewest values whose range covers the median with at least 95%
+CLOSE = 1.5  # largest ÷ smallest of two repetitions that agree
 WIDE = 0.5  # of the median: repetitions with a wider interval cannot be compared
 CORRELATION_NEEDS = 5  # values: fewer do not show how neighbors are correlated
 MOST_CORRELATED = 0.9
@@ -146,6 +147,11 @@ class Summary:
     def wide(self) -> bool:
         """Whether the interval is too wide for the median to be compared."""
         return self.within is not None and self.within > WIDE
+
+    @property
+    def too_few(self) -> bool:
+        """Whether two repetitions are close, so that an interval is ``wide`` only because there are two."""
+        return self.n <= 2 and bool(self.least and self.most and self.most / self.least < CLOSE)
 
 
 class Centre(NamedTuple):

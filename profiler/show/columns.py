@@ -23,6 +23,7 @@ from profiler.results.stats import Summary
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
 
 TOO_NOISY = "too noisy"  # instead of a figure whose repetitions differ too much to compare
+TOO_FEW = "too few"  # repetitions: there are two, and their interval is wide although they are close
 LONGEST = 100_000  # characters of outside text that are processed
 
 UNSPREAD_DIGITS = 2  # significant digits of a figure measured once, whose spread is unknown
@@ -31,12 +32,9 @@ MOST_DIGITS = 4
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 STAYS = 9  # the ``worth`` of a column that is never dropped
-
 NOTE_LENGTH = 400  # characters of a note
 CASES_NAMED = 4  # cases that a note names before "and n more"; the rows have its number as well
-
 SOME_WASTE = 1.01  # bytes read ÷ bytes needed by attention, above which the ratio is shown
-
 MODELS_NAMED = 6
 RatedRow = tuple[Summary, Measurement]
 
@@ -63,11 +61,11 @@ def rate_cell(measurement: Measurement, phase: Phase) -> str:
 
 
 def noisy_text(summary: Summary) -> str:
-    """``too noisy: 17–30``: the range of repetitions whose interval is ``wide`` and would say nothing."""
+    """``too noisy: 17–30``: the range of repetitions with a ``wide`` interval; ``too few: 17–18`` if two are close."""
     if summary.least is None or summary.most is None:
         return TOO_NOISY
     ends = (significant(end, FEWEST_DIGITS) for end in (summary.least, summary.most))
-    return f"{TOO_NOISY}: {'–'.join(ends)}"
+    return f"{TOO_FEW if summary.too_few else TOO_NOISY}: {'–'.join(ends)}"
 
 
 def ratio_text(ratio: Ratio, words: str = "") -> str:
@@ -226,8 +224,9 @@ def legend(measurements: Sequence[Measurement]) -> str | None:
         between = any(summary.between for summary in summaries)
         included = ", which includes process-to-process variation" if between else ""
         parts.append(f"±: distance from the median to the farther end of its 95% interval{included}")
-    if any(summary.wide for summary in summaries):
-        parts.append(f"{TOO_NOISY}: the interval exceeds ±{stats.WIDE:.0%}; the range is that of the repetitions")
+    if words := dict.fromkeys(TOO_FEW if each.too_few else TOO_NOISY for each in summaries if each.wide):
+        what = " or ".join(words)
+        parts.append(f"{what}: the interval exceeds ±{stats.WIDE:.0%}; the range is that of the repetitions")
     scopes = dict.fromkeys(m.energy.scope for m in measurements if m.energy and m.energy.scope)
     if scopes:
         whose = " or of ".join(SCOPES.get(scope, plain(scope)) for scope in scopes)

@@ -132,6 +132,12 @@ def test_an_interval_that_says_nothing_is_shown_as_too_noisy_and_noted(measureme
     )
 
 
+def test_two_repetitions_that_are_close_are_too_few(measurements):
+    near = timed(measurements[0], 16 / 21, 16 / 23)
+    assert rate_cell(near, "decode") == "too few: 21–23"
+    assert "too few: the interval exceeds ±50%" in " ".join(table.render("r", [near]).split())
+
+
 def test_time_per_token_is_the_inverse_of_the_rate_beside_it(measurements):
     samples = tuple(Sample("decode", seconds, 16, step_s=(0.001,) * 16) for seconds in (0.12, 0.123, 0.126))
     row = replace(measurements[0], samples=samples, cautions=())
