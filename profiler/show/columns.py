@@ -61,7 +61,7 @@ def rate_cell(measurement: Measurement, phase: Phase) -> str:
 
 
 def noisy_text(summary: Summary) -> str:
-    """``too noisy: 17–30``: the range of repetitions if their interval is ``wide``; ``too few`` for two that are close."""
+    """``too noisy: 17–30``: the range of repetitions with a ``wide`` interval; ``too few`` for two that are close."""
     if summary.least is None or summary.most is None:
         return TOO_NOISY
     ends = (significant(end, FEWEST_DIGITS) for end in (summary.least, summary.most))
