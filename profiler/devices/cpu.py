@@ -176,12 +176,8 @@ def _fields(path: Path) -> dict[str, str]:
     return fields
 
 
-class CpuMeter:
-    """Clock and peak memory of this process. The peak is unknown if the kernel cannot reset it."""
-
-    def __init__(self) -> None:
-        self._has_peak = True
-        self._before = _known("RssAnon")
+class HostClock:
+    """The clock of a meter whose work is done when its call returns."""
 
     def now(self) -> float:
         return time.perf_counter()
@@ -194,6 +190,14 @@ class CpuMeter:
 
     def elapsed(self, marks: Sequence[object]) -> list[float]:
         return [after - before for before, after in pairwise(marks)]  # type: ignore[operator]
+
+
+class CpuMeter(HostClock):
+    """Clock and peak memory of this process. The peak is unknown if the kernel cannot reset it."""
+
+    def __init__(self) -> None:
+        self._has_peak = True
+        self._before = _known("RssAnon")
 
     def reset_peak(self) -> None:
         """Free unused heap pages first; otherwise garbage of the previous case would count in the next peak."""

@@ -19,13 +19,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from io import FileIO
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from profiler.backends.base import OutOfMemory
 from profiler.devices import base, cgroup, nvml
-from profiler.devices.base import DeviceInfo, HostWindow, Peak, Pressure
-from profiler.devices.cpu import process_bytes
+from profiler.devices.base import DeviceInfo, Peak, Pressure
+from profiler.devices.cpu import HostClock, process_bytes
 from profiler.errors import ProfileError
 from profiler.folders import describe
 from profiler.units import printable
@@ -51,7 +50,7 @@ HARMLESS = re.compile(r"^(llama_model_loader: - kv|usage:|\s*-)|is not marked as
 STAMP = re.compile(r"^\d+(\.\d{2,3}){2,3} [A-Z] ")  # what the log of the newer programs begins with
 
 
-class Line(NamedTuple):
+class OutputLine(NamedTuple):
     """A line that the program printed."""
 
     at_s: float  # on the clock of ``time.perf_counter``
@@ -94,7 +93,7 @@ class Program:
         except OSError as error:
             raise ProgramFailed(f"{printable(command[0])} cannot be started: {describe(error)}") from None
 
-    def lines(self) -> Iterator[Line]:
+    def lines(self) -> Iterator[OutputLine]:
         """Every line until the program closes its output."""
         with selectors.DefaultSelector() as selector:
             rests: dict[FileIO, bytes] = {}
@@ -120,12 +119,12 @@ class Program:
                         rests[file] = rest
                     yield from self._taken(now, file is self._process.stdout, whole)
 
-    def _taken(self, at_s: float, is_result: bool, lines: Sequence[bytes]) -> Iterator[Line]:
+    def _taken(self, at_s: float, is_result: bool, lines: Sequence[bytes]) -> Iterator[OutputLine]:
         for raw in lines:
             text = raw.decode("utf-8", "replace")
             if not is_result or not text.startswith("{"):
                 self._log.append(text)
-            yield Line(at_s, is_result, text)
+            yield OutputLine(at_s, is_result, text)
 
     def _measure(self) -> None:
         """Its peak so far. A process that is about to end has no memory any more, so ``stop`` asks the kernel too."""
@@ -181,7 +180,7 @@ class Program:
                 file.close()
 
 
-class ProgramMeter:
+class ProgramMeter(HostClock):
     """The clock of this process, and the peak memory of the programs that it starts.
 
     On a GPU the memory is what NVML reports for the program's process; where it does not tell processes apart, the
@@ -213,18 +212,6 @@ class ProgramMeter:
             return nvml.within(nvml.PATIENCE_S, question, *about)
         except nvml.Missing:
             return None
-
-    def now(self) -> float:
-        return time.perf_counter()
-
-    def window(self) -> HostWindow:
-        return HostWindow()
-
-    def mark(self) -> object:
-        return time.perf_counter()
-
-    def elapsed(self, marks: Sequence[object]) -> list[float]:
-        return [after - before for before, after in pairwise(marks)]  # type: ignore[operator]
 
     def reset_peak(self) -> None:
         self._highest = None

@@ -24,7 +24,7 @@ from profiler import devices
 from profiler.backends.base import Beat, ModelInfo, ShapeMismatch
 from profiler.backends.llama_cpp import build as builds
 from profiler.backends.llama_cpp.build import Build, environment
-from profiler.backends.llama_cpp.program import Line, Program, ProgramFailed, ProgramMeter
+from profiler.backends.llama_cpp.program import OutputLine, Program, ProgramFailed, ProgramMeter
 from profiler.backends.llama_cpp.synthetic import synthetic_gguf
 from profiler.case import Case, Source, options_of
 from profiler.devices import allowance, cpu, cuda
@@ -282,7 +282,7 @@ class LlamaCase:
             raise program.failure()
         return None
 
-    def _samples(self, phase: Phase, line: Line, starts: Sequence[Started]) -> list[Sample]:
+    def _samples(self, phase: Phase, line: OutputLine, starts: Sequence[Started]) -> list[Sample]:
         row = _content(line)
         shape = (row.get("n_prompt"), row.get("n_gen"), row.get("n_depth", 0))
         case, self._row = self._case, row
@@ -400,7 +400,7 @@ def _once_s(phase: Phase, starts: Sequence[Started]) -> float:
     return repetitions[0] + depth if len(repetitions) == 1 else 0.0
 
 
-def _content(line: Line) -> dict[str, Any]:
+def _content(line: OutputLine) -> dict[str, Any]:
     """A line of llama-bench. Raises ProgramFailed if it is not one."""
     with suppress(BadContent, KeyError, TypeError):
         row = json_value(line.text)
