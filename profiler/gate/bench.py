@@ -26,7 +26,6 @@ from profiler.gate.variants import Variant
 from profiler.results.cautions import CAPPED, DIFFERENT, cautions
 from profiler.results.measurement import Measurement, Phase
 from profiler.run.process import Launch
-from profiler.run.protocol import WorkerTask
 from profiler.run.repetitions import ONE_OTHER, Effort
 from profiler.run.supervisor import Interrupts, OnBeat, Stopped, Supervisor, WorkerLimits
 from profiler.units import printable
@@ -268,7 +267,7 @@ class WorkerBench:
 
     def check(self, variant: Variant, tasks: Sequence[Task]) -> None:
         """Checks the profiler and then a worker process, which may fail to start although the profiler answers."""
-        variants.check(variant, [WorkerTask(task.case, task.source, self._effort, None) for task in tasks])
+        variants.check(variant, tasks, self._effort)
         slot = self._slot(variant)
         try:
             row = slot.supervisor.row(TRIVIAL)
