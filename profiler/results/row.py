@@ -28,6 +28,7 @@ from profiler.foreign import BadContent, Budget, json_value, open_file, why
 from profiler.results import energy, stats
 from profiler.results.cautions import cautions
 from profiler.results.measurement import (
+    PHASES,
     SCHEMA,
     Caution,
     DecodePath,
@@ -50,7 +51,6 @@ MAX_BYTES = 1 << 30  # of a file of rows: a hundred thousand of them with their 
 LINE = Budget(nbytes=1 << 24, values=1 << 19, depth=16, twice=True)  # of one row: a hundred thousand repetitions
 ARRAY = Budget(nbytes=1 << 28, values=1 << 23, depth=17, twice=True)  # of all rows, which -o json prints as one value
 MAX_SAMPLES = 1 << 21  # repetitions in all rows of a file
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(", ", ": "))
 COLUMNS = {"cpu_s": "cpu_seconds", "wait_s": "wait_seconds"}  # names of sample fields in a row
 MEMORY = {each.name for each in dataclass_fields(Memory)}  # a row also has figures derived from them
@@ -319,7 +319,7 @@ def from_row(row: Mapping[str, Any]) -> Measurement:
 
 def _expected(row: Mapping[str, Any]) -> dict[str, Any]:
     """The process-to-process variation, without which an interval would be narrower than the row's own."""
-    phases = {phase: row[phase] for phase in ("prefill", "decode") if row[phase] is not None}
+    phases = {phase: row[phase] for phase in PHASES if row[phase] is not None}
     known = {phase: value for phase, each in phases.items() if (value := each.get("tps_between")) is not None}
     if not known:
         return {}

@@ -45,8 +45,7 @@ from profiler.devices.base import Meter, kind_of
 from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError
 from profiler.results.measurement import Caution, Measurement, Memory, Outcome
-from profiler.run import timed
-from profiler.run.loop import largest, measure, peak_bytes
+from profiler.run.loop import largest, measure, measure_timed, peak_bytes
 from profiler.run.protocol import LineBuffer, LoadCost, ProtocolError, encode, read_task
 from profiler.run.repetitions import Effort, Repeater
 from profiler.units import bytes_text, printable
@@ -256,7 +255,7 @@ def serve(tasks: Iterator[SentTask], wire: Wire) -> None:
 def measure_with(session: Session | TimedSession, case: Case, repeater: Repeater) -> Measurement:
     """Measure a case with the loop that its backend needs."""
     if backends.find(case.backend).times_itself:
-        return timed.measure(cast(TimedSession, session), case, repeater)
+        return measure_timed(cast(TimedSession, session), case, repeater)
     return measure(cast(Session, session), case, repeater)
 
 
