@@ -158,7 +158,7 @@ def sweep(
 
 
 def _sweep(
-    asked: SweepRequest,
+    sweep_request: SweepRequest,
     device: str | None,
     limits: WorkerLimits,
     resumed: bool,
@@ -169,7 +169,8 @@ def _sweep(
     path = _path("store", store)
     listener = PythonPrinter() if progress else run_sweep.SweepListener()
     found = devices.find(device)
-    resolved = resolve_request(asked, found, run_sweep.available_bytes(found, limits.max_memory_bytes), listener.say)
+    available = run_sweep.available_bytes(found, limits.max_memory_bytes)
+    resolved = resolve_request(sweep_request, found, available, listener.say)
     refused = _refused(resolved.refused, SWEEP_OPTIONS, stacklevel=4)
     with Store.open(path) as opened:
         result = run_sweep.sweep(resolved, found, opened, limits, listener, argv=argv, resumed=resumed)

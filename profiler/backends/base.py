@@ -165,7 +165,7 @@ class Backend:
 
     engine: str = "transformers"  # the name of the engine in ``cost/engines`` that plans and predicts its cases
     predicted: bool = True  # whether that engine describes it well enough to show predictions next to measurements
-    made_up: str | None = None  # what its device is, in words, if it is simulated and no figure is real
+    simulated: str | None = None  # what its device is, in words, if it is simulated and no figure is real
     meter: Callable[[str], Meter] | None = None  # its own clock and memory meter; None: those of ``profiler/devices``
     own_step: bool = False  # whether it runs our own decode step, so that the default path depends on the device
     paths: tuple[str, ...] = (EAGER,)  # decode paths; the first is the default unless ``own_step``
@@ -177,7 +177,7 @@ class Backend:
     refuses: Callable[[Case], str | None] = _refuses_none  # why it cannot run a case that the fields above allow
     versions: Callable[[], Mapping[str, str]] = dict  # versions that rows record in addition to the usual libraries
     microbenchmark: str | None = None  # the module that `profile calibrate` runs
-    served: str | None = None  # the command that measures it, if it is a running server: no worker opens it
+    server_command: str | None = None  # the command that measures it, if it is a running server: no worker opens it
     times_itself: bool = False  # whether its sessions are ``TimedSession``s, which give samples and not steps
     gguf: bool = False  # whether it runs GGUF files as they are stored, and nothing else
     ubatch: int | None = None  # default tokens per prefill pass; None: that of the kind of device

@@ -129,7 +129,7 @@ def measurements_of(model: Model, prediction: Prediction, store: Path | None) ->
         return (
             case.model_id in ids
             and backend is not None
-            and backend.made_up is None
+            and backend.simulated is None
             and backend.engine == prediction.engine.name
             and (case.quant, case.dtype, case.context, case.batch, case.device, case.threads)
             == (request.quant, request.dtype, request.context, request.batch, target.local, None)

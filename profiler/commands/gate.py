@@ -28,7 +28,7 @@ from profiler.results.environment import environment_key
 from profiler.results.measurement import Measurement
 from profiler.results.redact import redact_json
 from profiler.run.grid import runnable
-from profiler.run.refusal import Refusal, together
+from profiler.run.refusal import Refusal, combined_error
 from profiler.run.request import MAX_THREADS, ResolvedRequest, SweepRequest, resolve_request
 from profiler.run.supervisor import WorkerLimits
 from profiler.units import printable
@@ -89,7 +89,7 @@ UNMEASURED: dict[str, Any] = {"seed": None, "effort": None, "clock": "wall", "si
     options.many(
         "-c", "--context", "contexts", metavar="TOKENS", help="Tokens in the cache when decode starts. [default: 512]"
     ),
-    options.many("-b", "--batch", "batches", metavar="N", help="Sequences processed together. [default: 1]"),
+    options.many("-b", "--batch", "batches", metavar="N", help="Sequences processed combined_error. [default: 1]"),
     options.many("-n", "--steps", "steps", metavar="N", help="Tokens to decode for each sequence. [default: 32]"),
     options.choice(
         "--weights",
@@ -202,7 +202,7 @@ def gate(
     asked |= {"reps": asked["reps"] or REPS, "threads": threads_of(found.name, asked["threads"])}
     resolved = resolve_request(SweepRequest(**asked), found, found.free_bytes, say)
     if accept and resolved.refused:  # every later comparison would report a model that is missing here as new
-        raise together(resolved.refused)
+        raise combined_error(resolved.refused)
     tasks = tuple(runnable(resolved.tasks))
     if len(tasks) > MAX_CASES:
         raise ProfileError(
@@ -416,7 +416,7 @@ def _check(
     rows: str | None,
     asked: dict[str, Any],
 ) -> None:
-    """Refuse options that do not go together."""
+    """Refuse options that do not go combined_error."""
     if rows is not None:
         if stored is None or base is not None:
             raise ProfileError("--rows judges stored rows by a baseline: it needs --baseline FILE and no --base")

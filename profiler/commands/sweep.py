@@ -175,7 +175,7 @@ def sweep(
     html: Path | None,
     store: Path | None,
     output: str,
-    **asked: Any,
+    **given: Any,
 ) -> int:
     """Measure every combination of model, quantization, context and batch.
 
@@ -190,8 +190,8 @@ def sweep(
     files.check(html, store)
     found = devices.find(device)
     available = run_sweep.available_bytes(found, max_memory)
-    own = {name: asked.pop(name) for name in OF_BACKENDS}
-    resolved = resolve_request(SweepRequest(**asked, options=own), found, available, say)
+    own = {name: given.pop(name) for name in OF_BACKENDS}
+    resolved = resolve_request(SweepRequest(**given, options=own), found, available, say)
     for line in refusal_lines(resolved.refused):  # before the rows, so that nobody waits for them
         say(line)
     refused = REFUSED if resolved.refused else 0

@@ -247,7 +247,7 @@ class WorkerBench:
         self._slots = [self._slot(variant) for variant in variants]
 
     def block(self, slot: int, task: Task) -> ProcessBlock:
-        if self._interrupts.asked:
+        if self._interrupts.stop_requested:
             raise Interrupted
         mine = self._slots[slot]
         if self.resident is False:
@@ -275,7 +275,7 @@ class WorkerBench:
             raise Interrupted from None
         finally:
             slot.supervisor.stop_worker()
-        if self._interrupts.asked:  # the measuring bench is another object, which would not know
+        if self._interrupts.stop_requested:  # the measuring bench is another object, which would not know
             raise Interrupted
         if row.outcome != "ok":
             raise ProfileError(

@@ -241,7 +241,7 @@ def _changed(entry: BaselineEntry, measured: GateMeasurement) -> list[str]:
 
 def _simulated(task: Task) -> bool:
     """Whether the backend simulates the machine, so that the reference work would say nothing about it."""
-    return backends.made_up(task.case.backend) is not None
+    return backends.simulated(task.case.backend) is not None
 
 
 class Replay:

@@ -35,7 +35,7 @@ from profiler.results.measurement import (
 from profiler.results.redact import redact_json
 from profiler.results.validity import check_columns, check_row, check_tokens
 
-MOST_ENVIRONMENTS = 64
+MAX_CACHED_ENVIRONMENTS = 64
 _environments: dict[int, tuple[dict[str, Any], tuple[dict[str, Any], str]]] = {}  # by identity, which they keep
 
 ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(", ", ": "))
@@ -106,7 +106,7 @@ def _clean(environment: dict[str, Any]) -> tuple[dict[str, Any], str]:
     if known is None or known[0] is not environment:
         clean: dict[str, Any] = redact_json(environment)
         known = environment, (clean, dumps(clean))
-        if len(_environments) >= MOST_ENVIRONMENTS:
+        if len(_environments) >= MAX_CACHED_ENVIRONMENTS:
             _environments.clear()
         _environments[id(environment)] = known
     return known[1]

@@ -48,7 +48,7 @@ PART = Budget(nbytes=1 << 24, values=1 << 18, depth=16)  # of an environment or 
 RUN_ID = "%y%m%d-%H%M%S"
 LATEST = re.compile(r"latest(?:~(\d{1,9}))?")
 CHUNK = 500  # rows that are decoded together
-MOST_ROWS = 500  # rows that are cached when they are read again
+MAX_CACHED_ROWS = 500  # rows that are cached when they are read again
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +352,7 @@ class Store:
             if not found:
                 raise StoreError(f"a row of {printable(self.path)} was deleted while it was read", "Try again.")
             (known,) = self._decoded(found)
-            if len(self._rows) >= MOST_ROWS:
+            if len(self._rows) >= MAX_CACHED_ROWS:
                 self._rows.clear()
             self._rows[row, run] = known
         return known

@@ -24,7 +24,7 @@ from profiler.run import grid
 from profiler.run.grid import counts, model_names, words
 from profiler.run.prompts import contexts_of
 from profiler.run.quantization import QuantVariant, checked, compute_dtype, has, held, variants
-from profiler.run.refusal import Refusal, accepted, together
+from profiler.run.refusal import Refusal, accepted, combined_error
 from profiler.shell import Command
 from profiler.units import printable
 
@@ -128,7 +128,7 @@ def predictions(request: FitRequest) -> FitResult:
             impossible[name, error.message] = Refusal(name, error)
     refused += tuple(impossible.values())
     if refused and not found and {name for name, _ in models} <= {name for name, _ in impossible}:
-        raise together(refused)
+        raise combined_error(refused)
     best = None
     if request.goal is not None:
         best = max(found, key=_sequence_tps, default=None)

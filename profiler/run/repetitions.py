@@ -3,11 +3,11 @@
 A phase warms up until it is steady, then repeats until its rate is precise.
 
 **Warm-up.** The phase runs at full shape until the last five runs neither drift (Theil–Sen slope × 5 below 1% of the
-median) nor spread (interquartile range below 2%). There are at most ``WARMUPS`` such runs, and none starts after
-``WARMUP_S`` seconds. A phase that takes five seconds or more therefore gets a single one, which loads code, starts
-threads and touches memory. On a busy machine the spread never settles; then these limits end the warm-up, and the row
-says so. A case that this process has measured before, as in the blocks of a gate, warms up for at most ``AGAIN_S``,
-because code and memory are ready.
+median) nor spread (interquartile range below 2%). There are at most ``MAX_WARMUPS`` such runs, and none starts after
+``MAX_WARMUP_S`` seconds. A phase that takes five seconds or more therefore gets a single one, which loads code,
+starts threads and touches memory. On a busy machine the spread never settles; then these limits end the warm-up, and
+the row says so. A case that this process has measured before, as in the blocks of a gate, warms up for at most
+``MAX_SHORT_WARMUP_S``, because code and memory are ready.
 
 **Repetitions.** ``-r N`` runs exactly N. Otherwise they continue until the 95% interval of the rate
 (``results.stats``) is within the requested precision. The process-to-process variation is excluded, because
@@ -36,27 +36,27 @@ from profiler.results.stats import summarize
 from profiler.units import bytes_text, seconds_text
 
 PRECISION = 0.02  # of the median: half of what users would call a difference between two quantizations
-FEWEST = 5  # repetitions before precision may end a phase: stopping at three would give 91% coverage instead of 95%
-MOST = 20  # the limit: 40 repetitions would narrow the interval by only another third
+MIN_REPS = 5  # repetitions before precision may end a phase: stopping at three would give 91% coverage instead of 95%
+MAX_REPS = 20  # the limit: 40 repetitions would narrow the interval by only another third
 MAX_PHASE_S = 60.0
 
-WARMUPS = 20
-WARMUP_S = 5.0
-AGAIN_S = 1.0
-USUAL = 10  # repetitions that 2% precision takes if they spread by 2%; the plan assumes this number
+MAX_WARMUPS = 20
+MAX_WARMUP_S = 5.0
+MAX_SHORT_WARMUP_S = 1.0
+LIKELY_REPS = 10  # repetitions that 2% precision takes if they spread by 2%; the plan assumes this number
 INVALID_SHARE = 4  # one of this many repetitions may be replaced, and always at least one
-# Why a phase ended: the precision was reached · the requested number was reached · ``MOST`` was reached ·
+# Why a phase ended: the precision was reached · the requested number was reached · ``MAX_REPS`` was reached ·
 # ``--max-phase`` was reached · the first repetition alone took that long · too many repetitions were invalid.
 Stop = Literal["precision", "reps", "cap", "time", "cold", "invalid"]
 
-MAX_WAIT = 0.1  # share of the CPU time we needed; if others took more, the figure is disturbed
+MAX_WAIT_SHARE = 0.1  # share of the CPU time we needed; if others took more, the figure is disturbed
 # Others are blamed for a wait only if they worked for at least this part of it: our threads also wait for each other.
-MIN_BLAME = 0.5
-MAX_STALLED = 0.25  # share of the time in which other processes waited for a core, so that none was free for us
-MAX_STOLEN = 0.02  # of all cores: a hypervisor that takes this much takes more when its other guests wake up
-SOME_THROTTLED = 0.02  # of the time; less may come from a thread that does no work for the phase
+MIN_SHARE_OF_OTHERS = 0.5
+MAX_STALLED_SHARE = 0.25  # share of the time in which other processes waited for a core, so that none was free for us
+MAX_STOLEN_SHARE = 0.02  # of all cores: a hypervisor that takes this much takes more when its other guests wake up
+MIN_THROTTLED_SHARE = 0.02  # of the time; less may come from a thread that does no work for the phase
 PERIODS_TO_AVERAGE = 5  # quota periods per repetition: in fewer, it matters whether one starts with a full quota
-SOME_SWAP = 16 * 1024**2  # bytes: any process that started long ago has less in swap
+MIN_SWAP_BYTES = 16 * 1024**2  # bytes: any process that started long ago has less in swap
 ONE_OTHER = "another process computes"  # a gate ignores this caution, since that process is its own second worker
 QUIETER = "--fresh on a quieter machine"
 SMALLER = "a smaller -q, -c or -b"
@@ -66,8 +66,9 @@ SMALLER = "a smaller -q, -c or -b"
 class Effort:
     """How often a phase is repeated: ``reps`` times, or until the 95% interval of its rate is within ``precision``.
 
-    The interval is that of repetitions in one process. It is checked from ``FEWEST`` repetitions on, and ``MOST`` end
-    the phase. No repetition starts once those of its phase have taken ``max_phase_s`` seconds in total.
+    The interval is that of repetitions in one process. It is checked from ``MIN_REPS`` repetitions on, and
+    ``MAX_REPS`` end the phase. No repetition starts once those of its phase have taken ``max_phase_s`` seconds in
+    total.
     """
 
     reps: int | None = None  # None: as ``precision`` needs
@@ -76,17 +77,17 @@ class Effort:
     energy: bool = False  # also measure energy: ten more seconds for a short phase
 
     @property
-    def fewest(self) -> int:
+    def min_reps(self) -> int:
         """With fewer repetitions than this, a phase counts as cut short."""
-        return FEWEST if self.reps is None else self.reps
+        return MIN_REPS if self.reps is None else self.reps
 
     @property
-    def most(self) -> int:
+    def max_reps(self) -> int:
         """The phase ends after this many repetitions."""
-        return MOST if self.reps is None else self.reps
+        return MAX_REPS if self.reps is None else self.reps
 
     @property
-    def asked(self) -> dict[str, float]:
+    def requested(self) -> dict[str, float]:
         """The requested effort, as a row stores it."""
         wanted = {"precision": self.precision} if self.reps is None else {"reps": self.reps}
         return wanted | {"max_phase_s": self.max_phase_s} | ({"energy": True} if self.energy else {})
@@ -96,11 +97,11 @@ def stop(samples: Sequence[Sample], effort: Effort) -> Stop | None:
     """Why the phase ends after ``samples``, which include invalid ones; None: it goes on."""
     valid = [sample for sample in samples if sample.invalid is None]
     replaced = len(samples) - len(valid)
-    if effort.reps is None and len(valid) >= effort.fewest and _is_precise(valid, effort.precision):
+    if effort.reps is None and len(valid) >= effort.min_reps and _is_precise(valid, effort.precision):
         return "precision"
-    if len(valid) >= effort.most:
+    if len(valid) >= effort.max_reps:
         return "cap" if effort.reps is None else "reps"
-    if replaced > max(1, effort.most // INVALID_SHARE):
+    if replaced > max(1, effort.max_reps // INVALID_SHARE):
         return "invalid"
     if sum(sample.seconds for sample in samples) < effort.max_phase_s or replaced == len(samples) <= 1:
         return None
@@ -111,8 +112,8 @@ def likely(once_s: float, effort: Effort) -> int:
     """The likely number of runs of a phase of ``once_s`` seconds, including warm-ups."""
     if once_s >= effort.max_phase_s:
         return 1
-    warmups = min(stats.WINDOW, ceil(min(WARMUP_S, effort.max_phase_s) / once_s))
-    return warmups + min(effort.reps or USUAL, ceil(effort.max_phase_s / once_s))
+    warmups = min(stats.WINDOW, ceil(min(MAX_WARMUP_S, effort.max_phase_s) / once_s))
+    return warmups + min(effort.reps or LIKELY_REPS, ceil(effort.max_phase_s / once_s))
 
 
 def _is_precise(samples: Sequence[Sample], precision: float) -> bool:
@@ -182,7 +183,7 @@ class Repeater:
             before = meter.pressure()
         ended: Stop | None = "cold" if samples and samples[0].invalid is None else None
         while ended is None and (ended := stop(samples, effort)) is None:
-            self.beat(f"{phase} {len(samples) + 1}{'/' if effort.reps else ' of at most '}{effort.most}")
+            self.beat(f"{phase} {len(samples) + 1}{'/' if effort.reps else ' of at most '}{effort.max_reps}")
             samples.append(once())
         marked = (replace(sample, warmup=True) for sample in warmups)
         return Measured((*marked, *samples), ended, before, meter.pressure())
@@ -190,8 +191,8 @@ class Repeater:
     def is_warm(self, warmups: Sequence[Sample]) -> bool:
         """Whether these warm-ups, at least one, are enough."""
         seconds = [sample.seconds for sample in warmups]
-        most_s = min(AGAIN_S if self.measured_before else WARMUP_S, self.effort.max_phase_s)
-        return len(seconds) >= WARMUPS or sum(seconds) >= most_s or stats.steady(seconds) is True
+        most_s = min(MAX_SHORT_WARMUP_S if self.measured_before else MAX_WARMUP_S, self.effort.max_phase_s)
+        return len(seconds) >= MAX_WARMUPS or sum(seconds) >= most_s or stats.steady(seconds) is True
 
     def _warmed(self, phase: Phase, once: Callable[[], Sample]) -> list[Sample]:
         """The warm-ups: at least one, which becomes the only repetition if there is no time for more."""
@@ -242,14 +243,16 @@ def _pressure(phase: Phase, samples: Sequence[Sample], before: Pressure, after: 
     waited = max(0.0, sum(sample.wait_s or 0 for sample in samples) - stood)
     wanted = waited + sum(sample.cpu_s or 0 for sample in samples)
     others = _others(before, after)
-    if wanted and waited / wanted > MAX_WAIT and others >= waited * MIN_BLAME:
+    if wanted and waited / wanted > MAX_WAIT_SHARE and others >= waited * MIN_SHARE_OF_OTHERS:
         return [f"{phase}: the CPU was busy: other processes took {waited / wanted:.0%} of the CPU time we needed"]
     stolen = _grown(before.stolen_s, after.stolen_s)
-    if wall > 0 and stolen is not None and stolen / (wall * cores) > MAX_STOLEN:
+    if wall > 0 and stolen is not None and stolen / (wall * cores) > MAX_STOLEN_SHARE:
         return [f"{phase}: the hypervisor gave {stolen / (wall * cores):.0%} of the CPU time to other guests"]
     stalled = _grown(before.stalled_s, after.stalled_s)
     stalled = None if stalled is None else max(0.0, stalled - stood)
-    if wall > 0 and stalled is not None and stalled / wall > MAX_STALLED and others >= stalled * MIN_BLAME:
+    if not stalled or wall <= 0:
+        return []
+    if stalled / wall > MAX_STALLED_SHARE and others >= stalled * MIN_SHARE_OF_OTHERS:
         return [f"{phase}: all cores were busy: other processes waited for one {stalled / wall:.0%} of the time"]
     return []
 
@@ -259,7 +262,7 @@ def _throttled(phase: Phase, measured: Measured) -> str | None:
     before, after = measured.before, measured.after
     periods, used_up = _grown(before.periods, after.periods), _grown(before.throttled, after.throttled)
     stood, wall = _grown(before.throttled_s, after.throttled_s), after.at_s - before.at_s
-    if stood is None or wall <= 0 or stood / wall < SOME_THROTTLED:
+    if stood is None or wall <= 0 or stood / wall < MIN_THROTTLED_SHARE:
         return None
     if not periods or not used_up:
         what = f"cores were stopped for {seconds_text(stood)} of {seconds_text(wall)}"
@@ -281,9 +284,9 @@ def _others(before: Pressure, after: Pressure) -> float:
 def _swapped(phase: Phase, before: Pressure, after: Pressure) -> str | None:
     read = _grown(before.swapped_in_bytes, after.swapped_in_bytes) or 0
     out = max(before.swapped_bytes or 0, after.swapped_bytes or 0)
-    if out and read >= SOME_SWAP:
+    if out and read >= MIN_SWAP_BYTES:
         return f"{phase}: {bytes_text(read)} were read back from swap"
-    return f"{phase}: {bytes_text(out)} of this process are in swap" if out >= SOME_SWAP else None
+    return f"{phase}: {bytes_text(out)} of this process are in swap" if out >= MIN_SWAP_BYTES else None
 
 
 def _grown(before: float | None, after: float | None) -> float | None:

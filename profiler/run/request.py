@@ -86,7 +86,7 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
     Raises ProfileError for invalid options, NotFound for unknown quantizations and scenarios, and the reason why a
     model cannot be measured if none of them can.
     """
-    if (command := backends.find(request.backend).served) is not None:
+    if (command := backends.find(request.backend).server_command) is not None:
         raise ProfileError(
             f"profile sweep cannot use backend {request.backend}, which measures a running server", f"Use {command}."
         )
@@ -98,7 +98,7 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
     names = model_names(request.models)
     if backends.find(request.backend).gguf:
         return _of_files(replace(request, quants=typed), names, options, device, say)
-    quants, own = _asked(words(request.quants))
+    quants, own = _requested_quants(words(request.quants))
     if request.quants and not (quants or own):
         raise ProfileError("-q: the list is empty", "Leave it out for the default of each model.")
     if request.models and not names:
@@ -142,11 +142,11 @@ def _of_files(
         [file for name in names for file in gguf_files.of_folder(name, request.weights)],
         lambda name: _with_threads(_gguf_subject(name, request, say, device), request, device),
     )
-    subjects, asked = _distinct(found, say), words(request.quants)
+    subjects, requested = _distinct(found, say), words(request.quants)
     written = any(each.weights == "synthetic" for each in subjects)
-    if asked and any(each.weights == "real" for each in subjects):
-        subjects = gguf_files.in_quants(subjects, asked, written)
-    mixes = dict.fromkeys(map(gguf_mix.mix, asked or [GGUF_QUANT])) if written else ()
+    if requested and any(each.weights == "real" for each in subjects):
+        subjects = gguf_files.in_quants(subjects, requested, written)
+    mixes = dict.fromkeys(map(gguf_mix.mix, requested or [GGUF_QUANT])) if written else ()
     axes = replace(_axes(subjects, tuple(map(checkpoint.of_gguf, mixes)), request, device), options=options)
     return ResolvedRequest(
         tasks=tuple(gguf_files.announced(tasks(axes, _settings(request, device), device), say)),
@@ -207,7 +207,7 @@ def subject(name: str, weights: str, say: Say, device: DeviceInfo | None = None)
                 f"{model.name} is not downloaded: {reason}", "--weights synthetic measures it with random weights."
             )
         model = _downloaded(name, model, say)
-    asked = weights
+    requested = weights
     if weights == "auto":
         weights = "synthetic" if model.checkpoint is None else "real"
     return Subject(
@@ -216,29 +216,29 @@ def subject(name: str, weights: str, say: Say, device: DeviceInfo | None = None)
         model.geometry,
         weights,
         model.id_for(weights),
-        _notes(model, weights, asked),
+        _notes(model, weights, requested),
         model.stored if weights == "real" else None,
-        _checkpoint(model, weights, asked),
+        _checkpoint(model, weights, requested),
     )
 
 
-def _notes(model: Model, weights: str, asked: str) -> tuple[ModelNote, ...]:
+def _notes(model: Model, weights: str, requested: str) -> tuple[ModelNote, ...]:
     """Notes on the model with these weights. Catalog models never have real weights, so their absence is not
     noted."""
     if weights == "real":
         return model.notes
     files = model.checkpoint.notes if model.checkpoint else ()  # these files are not read
     about = (*(note for note in model.notes if note not in files), *map(ModelNote, _not_reproduced(model)))
-    if asked == "auto" and model.no_weights is not None and model.source.kind != "catalog":
+    if requested == "auto" and model.no_weights is not None and model.source.kind != "catalog":
         return (*about, ModelNote(f"weights are synthetic: {model.no_weights}", SYNTHETIC))
     return about
 
 
-def _checkpoint(model: Model, weights: str, asked: str) -> dict[str, Any]:
+def _checkpoint(model: Model, weights: str, requested: str) -> dict[str, Any]:
     """What a row stores about the origin of its weights; for synthetic ones the reason."""
     if weights == "real" and model.checkpoint is not None:
         return model.checkpoint.to_json()
-    return {"reason": (model.no_weights if asked == "auto" else None) or "--weights synthetic was given"}
+    return {"reason": (model.no_weights if requested == "auto" else None) or "--weights synthetic was given"}
 
 
 def _not_reproduced(model: Model) -> tuple[str, ...]:
@@ -249,7 +249,7 @@ def _not_reproduced(model: Model) -> tuple[str, ...]:
     return (f"the random weights are not in the checkpoint's {own.name} but in the quantization of -q",)
 
 
-def _asked(names: Sequence[str]) -> tuple[tuple[Quant, ...], dict[str, NotFound]]:
+def _requested_quants(names: Sequence[str]) -> tuple[tuple[Quant, ...], dict[str, NotFound]]:
     """The known quantizations (nf4_dq and nf4-dq once), and the names that only a checkpoint may have."""
     found: dict[Quant, None] = {}
     own: dict[str, NotFound] = {}
@@ -318,7 +318,7 @@ def _with_scenario(request: SweepRequest) -> SweepRequest:
     grid = run_grid.load(request.scenario)
     if not request.quants:
         try:
-            _asked(grid.quants)
+            _requested_quants(grid.quants)
         except NotFound as error:
             raise NotFound(f"scenario {printable(request.scenario)}: quants: {error.message}", error.hint) from None
     return replace(

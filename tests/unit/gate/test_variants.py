@@ -237,7 +237,7 @@ def test_without_room_for_two_each_process_ends_before_the_other_starts() -> Non
 def test_an_interrupted_bench_gives_no_block() -> None:
     with WorkerBench(QUICK, WorkerLimits(), {}, seed=1) as running:
         running.start((Variant("here", Launch((sys.executable,))),) * 2)
-        running._interrupts.asked = True
+        running._interrupts.stop_requested = True
         with pytest.raises(Interrupted):
             running.block(0, Task(make_case(64), source()))
 

@@ -8,7 +8,7 @@ import pytest
 
 from profiler.results.measurement import Sample
 from profiler.results.stats import summarize
-from profiler.run.repetitions import FEWEST, MOST, WARMUPS, Effort, Repeater, likely, stop
+from profiler.run.repetitions import MAX_REPS, MAX_WARMUPS, MIN_REPS, Effort, Repeater, likely, stop
 
 
 def samples(*seconds: float, invalid: tuple[int, ...] = ()) -> list[Sample]:
@@ -53,12 +53,12 @@ def test_a_short_limit_shortens_the_warm_up_too() -> None:
     ("taken", "effort", "why"),
     [
         ((), Effort(), None),
-        ((1.0,) * (FEWEST - 1), Effort(), None),
-        ((1.0,) * FEWEST, Effort(), "precision"),
+        ((1.0,) * (MIN_REPS - 1), Effort(), None),
+        ((1.0,) * MIN_REPS, Effort(), "precision"),
         ((1.0, 1.2, 0.9, 1.1, 1.0), Effort(), None),
         ((1.0, 1.2, 0.9, 1.1, 1.0), Effort(precision=0.2), "precision"),
-        ((1.0, 1.2) * (MOST // 2), Effort(), "cap"),
-        ((1.0, 1.2) * (MOST // 2), Effort(precision=0.2), "precision"),
+        ((1.0, 1.2) * (MAX_REPS // 2), Effort(), "cap"),
+        ((1.0, 1.2) * (MAX_REPS // 2), Effort(precision=0.2), "precision"),
         ((1.0, 1.0), Effort(reps=3), None),
         ((1.0, 2.0, 3.0), Effort(reps=3), "reps"),
         ((30.0, 30.0), Effort(), "time"),
@@ -73,8 +73,8 @@ def test_a_phase_ends_for_a_reason(taken: tuple[float, ...], effort: Effort, why
 @pytest.mark.parametrize(
     ("taken", "invalid", "effort", "why"),
     [
-        ((1.0,) * FEWEST, (0,), Effort(), None),  # an invalid one is none of the fewest
-        ((1.0,) * (FEWEST + 1), (0,), Effort(), "precision"),
+        ((1.0,) * MIN_REPS, (0,), Effort(), None),  # an invalid one is none of the fewest
+        ((1.0,) * (MIN_REPS + 1), (0,), Effort(), "precision"),
         ((1.0, 1.0), (0, 1), Effort(reps=4), "invalid"),
         ((1.0, 1.0), (0, 1), Effort(reps=8), None),
         ((60.0,), (0,), Effort(), None),  # one is replaced whatever it takes
@@ -108,4 +108,4 @@ def test_an_interval_that_ended_a_phase_still_covers_the_true_median(noise: floa
 
 def test_estimates_know_long_phases_run_once_and_short_ones_warm_up() -> None:
     assert [likely(once_s, Effort(reps=3)) for once_s in (0.1, 1.0, 2.0, 6.0, 25.0, 60.0)] == [8, 8, 6, 4, 4, 1]
-    assert likely(0.1, Effort()) == 15 <= WARMUPS
+    assert likely(0.1, Effort()) == 15 <= MAX_WARMUPS
