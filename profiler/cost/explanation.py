@@ -16,8 +16,8 @@ from profiler.cost.roofline import Rates
 from profiler.cost.work import PhaseWork
 from profiler.decode_path import GRAPH
 from profiler.quants.base import DTYPE_BYTES
+from profiler.results.measurement import PHASES
 
-PHASES = ("prefill", "decode")
 NAMES = {
     "other": "norms, routers, convolutions",
     "mlp": "feed-forward",

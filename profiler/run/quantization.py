@@ -35,7 +35,7 @@ class QuantChoice:
 
     quant: Quant
     checkpoint_format: Stored | None = None  # the checkpoint, if it runs as it is stored
-    refused: str | None = None  # why it cannot be measured this way
+    reason: str | None = None  # why it cannot be measured this way
     note: str | None = None  # what transformers does to the weights
 
 
@@ -62,9 +62,9 @@ def choices(
         own = schemes.of(source.config)
         if not asked and own is not None and own.name in registry.names("quants"):
             usual = (_registered(own.name),)
-        return [QuantChoice(quant, refused=_unknown(quant)) for quant in usual]
+        return [QuantChoice(quant, reason=_unknown(quant)) for quant in usual]
     if stored is None or stored.scheme is None:
-        return [QuantChoice(quant, refused=_unknown(quant)) for quant in usual]
+        return [QuantChoice(quant, reason=_unknown(quant)) for quant in usual]
     return [_of_checkpoint(stored, quant, device) for quant in asked] or [_own(stored, device)]
 
 
@@ -97,12 +97,12 @@ def _of_checkpoint(stored: Stored, quant: Quant, device: DeviceInfo) -> QuantCho
         return QuantChoice(quant, stored, f"its weights are stored in {stored.quant}: {reason}; {instead}")
     if quant.name not in DTYPE_BYTES:
         return QuantChoice(
-            quant, refused=f"its weights are quantized already ({stored.quant}): leave -q {quant.name} out"
+            quant, reason=f"its weights are quantized already ({stored.quant}): leave -q {quant.name} out"
         )
     reason = checkpoint.not_unpacked(stored)
     if reason is not None:
         return QuantChoice(
-            quant, refused=f"its weights are stored in {stored.quant}: {reason}; leave -q out, or {MEASURE_ANOTHER}"
+            quant, reason=f"its weights are stored in {stored.quant}: {reason}; leave -q out, or {MEASURE_ANOTHER}"
         )
     return QuantChoice(quant, note=f"transformers unpacks {stored.quant} into {quant.name}")
 
@@ -110,7 +110,7 @@ def _of_checkpoint(stored: Stored, quant: Quant, device: DeviceInfo) -> QuantCho
 def never_loaded(model: Model, device: DeviceInfo) -> str | None:
     """Why a checkpoint whose headers are not on this machine could not be loaded; ``None`` if it could."""
     stored = held(model)
-    return None if stored is None or stored.scheme is None else _own(stored, device).refused
+    return None if stored is None or stored.scheme is None else _own(stored, device).reason
 
 
 def _registered(name: str) -> Quant:

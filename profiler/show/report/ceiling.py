@@ -8,7 +8,7 @@ from typing import Any
 from profiler.cost.machine import flops_ceiling
 from profiler.cost.prediction import LIMITS
 from profiler.results import stats
-from profiler.results.measurement import Phase
+from profiler.results.measurement import PHASES, Phase
 from profiler.show.report import charts, selection
 from profiler.show.report.blocks import Chart, Figures, Head, PageBlock, Section, Table, muted
 from profiler.show.report.predictions import Forecast
@@ -18,7 +18,6 @@ from profiler.units import UNKNOWN, significant
 MOST_POINTS = 30  # cases in the roofline; more would overlap
 MOST_SHARES = 16  # lines in the chart of shares
 MOST_ROWS = 60
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 ABOVE = {f"{phase}-above-ceiling" for phase in PHASES}  # caution codes
 
 
