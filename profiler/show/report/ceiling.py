@@ -55,7 +55,7 @@ def _roofline(machine: MachineRows, forecast: Forecast, where: str) -> Chart | s
         return "FLOPs and bytes are known only for models in the catalog, and none of those was measured"
     bytes_s = forecast.machine.ceiling_bytes_s
     dtypes = {result.case.dtype for result in known}
-    flop_s = max(flops_ceiling(forecast.machine, dtype, dtype, "transformers") for dtype in dtypes)
+    flop_s = max(flops_ceiling(forecast.machine, dtype, dtype, in_int8=False) for dtype in dtypes)
     series = machine.palette(dict.fromkeys(point["series"] for point in points))
     basis = "as measured" if forecast.machine.target.ceilings else "from the data sheet"
     title = f"Roofline, {basis}: {significant(bytes_s / 1e9)} GB/s, {significant(flop_s / 1e9)} GFLOP/s{where}"
