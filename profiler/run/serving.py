@@ -38,7 +38,7 @@ from profiler.models import gguf, hub
 from profiler.models.resolve import Model, resolve
 from profiler.results import environment
 from profiler.results.cautions import cautions
-from profiler.results.measurement import Caution, Measurement, Memory, Repetitions, Sample
+from profiler.results.measurement import Measurement, Memory, Repetitions, Sample
 from profiler.results.store import Store
 from profiler.results.validity import MOST
 from profiler.run import endpoint, fit
@@ -47,7 +47,6 @@ from profiler.run.prompts import OWN, Prompt, counter
 from profiler.units import printable
 
 Say = Callable[[str], None]
-CAUTION = "server"  # the code of what a reader of a server's row must know
 MOST_STEPS = 1 << 18  # gaps between tokens that a row keeps, 2 MiB
 HASH = 8  # hex digits that tell prompts of one name apart
 TUNED = re.compile(r"[-_.](?:it|instruct|chat|qat)(?=$|[-_.])", re.I)  # what models of the same shapes are called
@@ -126,9 +125,7 @@ class ServedRows:
     def measured(self, result: EndpointResult) -> MeasuredResult:
         """The next result, with the cautions that follow from its repetitions, and its row."""
         row = self.row(result)
-        more = (each for each in cautions(row) if each not in row.cautions)
-        texts = (f"{each.text}; try {each.help}" if each.help else each.text for each in more)
-        return MeasuredResult(replace(result, cautions=(*result.cautions, *texts)), row)
+        return MeasuredResult(replace(result, cautions=cautions(row)), row)
 
     def row(self, result: EndpointResult) -> Measurement:
         """The row of the next result."""
@@ -148,7 +145,7 @@ class ServedRows:
             reason=result.failure and f"{result.failure}. {result.hint}" if result.hint else result.failure,
             samples=Repetitions(() if result.failure else _samples(result)),
             memory=_memory(result.use),
-            cautions=tuple(Caution(CAUTION, text) for text in result.cautions),
+            cautions=result.cautions,
             load_s=load_s(result),
             started_at=_started(result),
             asked={"reps": len(result.exchanges)},

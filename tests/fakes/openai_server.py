@@ -50,6 +50,7 @@ class Script:
     fault: str | None = None  # see ``FAULTS``
     fault_after: int = 3  # chunks
     one_answer: bool = False  # a connection that was used once is dead, though nothing says so
+    dies_s: float = 0.0  # after which it is
     bytewise: bool = False
     stamped: bool = False  # every token is the time.perf_counter() at which it was sent
     done: bool = True  # whether the stream ends in [DONE]
@@ -128,6 +129,7 @@ class FakeServer:
             return web.json_response({"error": "not found"}, status=404)
         assert request.transport is not None
         if request.transport in self._used and self.script.one_answer:
+            await asyncio.sleep(self.script.dies_s)
             request.transport.abort()
             return web.Response()
         self._used.add(request.transport)
@@ -355,7 +357,7 @@ def _usage(prompt: int, completion: int, script: Script) -> Body:
 
 def _prompt_tokens(asked: Body) -> int:
     text = asked.get("prompt") or " ".join(message["content"] for message in asked["messages"])
-    return 20 + len(text.split()) * 4 // 3
+    return 20 + len(text.split()) * 4 // 3 + sum(not char.isascii() for char in text) // 2
 
 
 def main() -> None:
