@@ -28,7 +28,7 @@ from profiler.backends.endpoint import (
     summarize,
 )
 from profiler.backends.endpoint.client import Client, Limits, core_wait_s, undisturbed
-from profiler.backends.endpoint.processes import ServerUse, ServerWatch, is_here
+from profiler.backends.endpoint.processes import ServerUse, ServerWatch, is_here, nothing_known
 from profiler.backends.endpoint.servers import ServedModel, Server, choose_models, recognise
 from profiler.errors import ProfileError
 from profiler.results.measurement import Caution
@@ -216,6 +216,8 @@ class _Bench:
         failed = self.warm.exchange.failure
         if failed is None:
             self.model = await self._as_loaded()
+        if self.warm.exchange.runtime is not None and self.server.version is None:
+            self.server = replace(self.server, version=self.warm.exchange.runtime)
         for turns in cases:
             for count in streams:
                 if failed is not None:
@@ -315,6 +317,9 @@ class _Bench:
     def _used(self, exchanges: Sequence[Exchange]) -> ServerUse:
         """What the server took during these requests."""
         span = (min(each.sent_s for each in exchanges), max(each.end_s for each in exchanges))
+        if self.model.host is not None:
+            self.watch.end(span, 0, None, None)
+            return nothing_known(f"the server has this model run by {self.model.host}", elsewhere=True)
         good = [each for each in exchanges if each.failure is None]
         counts = [each.usage.completion for each in good]
         tokens = None if None in counts else sum(filter(None, counts))

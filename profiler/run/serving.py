@@ -130,7 +130,7 @@ class ServedRows:
     def row(self, result: EndpointResult) -> Measurement:
         """The row of the next result."""
         self._results.append(result)
-        device, place = self._place(result.server, result.use)
+        device, place = self._place(result.server, result.model, result.use)
         known = self._model(result.server, result.model, here=device is not None)
         case = case_of(result, known if isinstance(known, KnownModel) else None, device)
         expected, unknown = self._expected(result, case, device, known)
@@ -153,16 +153,16 @@ class ServedRows:
             serving=_bounded(serving),
         )
 
-    def _place(self, server: Server, use: ServerUse) -> tuple[DeviceInfo | None, dict[str, Any]]:
+    def _place(self, server: Server, model: ServedModel, use: ServerUse) -> tuple[DeviceInfo | None, dict[str, Any]]:
         """The device that the server uses, None for one on another machine, and the environment."""
         device = None
         if is_here(server.root) and not use.elsewhere:
             if use.gpu_peak_bytes is not None or self._device is None:
                 self._device = devices.find("cpu" if use.gpu_peak_bytes == 0 else None)
             device = self._device
-        key = (device.name if device else "", server.kind, server.version)
+        host = printable(model.host or urlsplit(server.root).hostname or UNSTATED, NAME_LENGTH)
+        key = (device.name if device else host, server.kind, server.version)
         if key not in self._places:
-            host = printable(urlsplit(server.root).hostname or UNSTATED, NAME_LENGTH)
             self._places[key] = device, environment.of_server(device, host, server.kind, server.version)
         return self._places[key]
 
@@ -186,7 +186,8 @@ class ServedRows:
         alike = [each for each in devices.local() if each.kind == device.kind]
         if result.use.gpu_peak_bytes is None or len(alike) > 1:
             return {}, "it is not known which device the server uses"
-        predictor = self._predictor(result.server, known, case.quant, device)
+        engine = result.model.engine or result.server.engine
+        predictor = self._predictor(replace(result.server, engine=engine), known, case.quant, device)
         if isinstance(predictor, str):
             return {}, predictor
         if not kind_of(device.kind).is_host and result.use.gpu_peak_bytes < predictor.storage.device_bytes:

@@ -21,9 +21,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from profiler.backends.base import Backend
 from profiler.results.stats import percentile
@@ -118,7 +118,7 @@ class Exchange:
     finish: str | None = None
     usage: Usage = Usage()
     timings: ServerTimings = ServerTimings()
-    raw_timings: Mapping[str, Any] = field(default_factory=dict)  # as sent
+    runtime: str | None = None  # what ran the model and its version, where the server says so
     failure: Failure | None = None
 
     @property

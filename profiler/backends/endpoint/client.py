@@ -382,7 +382,7 @@ class Client:
             answer=self._key.out_of(exchange.answer),
             reasoning=self._key.out_of(exchange.reasoning),
             finish=exchange.finish and self.clean(exchange.finish),
-            raw_timings={name: value for name, value in exchange.raw_timings.items() if not isinstance(value, str)},
+            runtime=exchange.runtime and self.clean(exchange.runtime),
             failure=failure and replace(failure, words=self.clean(failure.words)),
         )
 

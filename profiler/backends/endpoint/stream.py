@@ -86,6 +86,7 @@ class _Chunk(msgspec.Struct):
     error: Any = None
     timings: dict[str, Any] | None = None  # llama-server
     stats: dict[str, Any] | None = None  # LM Studio
+    runtime: Any = None  # LM Studio: name and version of what runs the model
     message: Any = None  # Ollama; vLLM puts an error's text here
     done: bool = False
     done_reason: str | None = None
@@ -113,6 +114,7 @@ class StreamReader:
         self._bytes = self.characters = 0
         self._usage = Usage()
         self._timings: dict[str, Any] = {}
+        self._runtime: str | None = None
         self._first_byte: float | None = None
         self._reasoned = 0  # chunks that the server marked as reasoning
         self._arrivals: list[Arrival] = []
@@ -176,7 +178,7 @@ class StreamReader:
             finish=self.finish,
             usage=self._plausible(),
             timings=timings(self._timings),
-            raw_timings=self._timings,
+            runtime=self._runtime,
             failure=failure,
         )
 
@@ -237,6 +239,9 @@ class StreamReader:
             self._usage = _usage(chunk.usage)
         if chunk.timings or chunk.stats:
             self._timings = chunk.timings or chunk.stats or {}
+        if isinstance(chunk.runtime, dict):
+            parts = (chunk.runtime.get(name) for name in ("name", "version"))
+            self._runtime = printable(" ".join(part for part in parts if isinstance(part, str)), 60) or None
         if chunk.choices:
             choice = chunk.choices[0]
             self.finish = choice.finish_reason or self.finish
@@ -478,15 +483,9 @@ def timings(raw: dict[str, Any]) -> ServerTimings:
 
 
 def _steps(
-    raw: dict[str, Any],
-    prompt_n: str,
-    prompt_t: str,
-    output_n: str,
-    output_t: str,
-    scale: float,
-    cached: int | None = None,
-    load: float | None = None,
-) -> ServerTimings:
+    raw: dict[str, Any], prompt_n: str, prompt_t: str, output_n: str, output_t: str, scale: float,
+    cached: int | None = None, load: float | None = None,
+) -> ServerTimings:  # fmt: skip
     tokens, seconds = _count(raw.get(output_n)), _number(raw.get(output_t), scale)
     return ServerTimings(
         prompt_tokens=_count(raw.get(prompt_n)),
