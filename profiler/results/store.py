@@ -32,16 +32,7 @@ from profiler.case import digest
 from profiler.errors import NotFound, ProfileError, StoreError
 from profiler.foreign import Budget, json_value
 from profiler.results.database import Guarded, check_in_place, connect, connect_to_read, in_words
-from profiler.results.encoding import (
-    Placed,
-    collector_paused,
-    decode,
-    decode_model,
-    dumps,
-    encode,
-    encode_model,
-    placed,
-)  # fmt: skip
+from profiler.results.encoding import Placed, decode, decode_model, dumps, encode, encode_model, placed
 from profiler.results.environment import environment_key
 from profiler.results.measurement import Measurement, RunModel
 from profiler.results.redact import redact, redact_argv, redact_json
@@ -340,7 +331,7 @@ class Store:
 
     def _decoded(self, found: Sequence[tuple[str, bytes | int, str, str | None]]) -> list[Measurement]:
         """Rows from their content, step times or row id, environment id, and the run that reuses the row, if any."""
-        with self._content_in_words("row"), collector_paused():
+        with self._content_in_words("row"):
             environments = {name: self._environment_of(name) for name in {name for _, _, name, _ in found}}
             later, read = self._steps, self._row
             rows = decode(

@@ -265,7 +265,7 @@ def machines(
 
 
 def _tell_models_apart(groups: Iterable[CaseGroup]) -> None:
-    """Tell models of one name apart: a GGUF file from another kind by "(GGUF)", otherwise by the start of their ids."""
+    """Tell models of one name apart: a GGUF file from another kind by "(GGUF)", otherwise by the start of an id."""
     ids: dict[tuple[str, str], dict[str, list[CaseGroup]]] = {}
     for group in groups:
         case = group.case
