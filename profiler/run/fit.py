@@ -170,8 +170,9 @@ def _plan(
     found: dict[str, tuple[str, ...]] = {}
     slower = []
     for family, prefix in choice.FAMILIES.items():
-        best = next(choice.ranking(prefix, engine, choice.with_room(machine), asked, request.path), None)
-        name, quant = choice.smallest(prefix, engine, machine, asked) if best is None else (best.name, best.quant)
+        choices = choice.Choices(prefix, engine, choice.with_room(machine), tuple(asked), request.path)
+        best = next(choices.ranking(), None)
+        name, quant = choices.smallest() if best is None else (best.name, best.quant)
         found[name] = (quant,)
         if best is None:
             slower.append(f"{family}: no model fits at {choice.CONTEXT // 1024}k; {name} is the smallest")

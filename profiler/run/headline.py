@@ -1,6 +1,6 @@
 """The default grid of `profile sweep`: the headline pair, sized to the machine.
 
-Of each headline family, it is the first choice (``choice.ranking``) whose grid fits the free memory and the time
+Of each headline family, it is the first choice (``choice.Choices``) whose grid fits the free memory and the time
 budget, and if there is time also in ``EXTRA``. The cheapest runs first, so that the first row appears soon.
 """
 
@@ -89,9 +89,12 @@ class _Pairs:
             )  # fmt: skip
         return self._planned[name, quant.name]
 
+    def _choices(self, prefix: str, asked: Sequence[Quant]) -> choice.Choices:
+        return choice.Choices(prefix, self._engine, self._machine, tuple(quant.name for quant in asked))
+
     def ranking(self, prefix: str, asked: Sequence[Quant]) -> Iterator[PlannedPair]:
         """The choices of a family that fit the free memory, the best first."""
-        for found in choice.ranking(prefix, self._engine, self._machine, [quant.name for quant in asked]):
+        for found in self._choices(prefix, asked).ranking():
             quant = _quant(found.quant)
             if quant.unavailable(self.limits.device) is None:
                 pair = self.plan(found.name, quant, found.reads)
@@ -100,7 +103,7 @@ class _Pairs:
 
     def smallest(self, prefix: str, asked: Sequence[Quant]) -> PlannedPair:
         """The smallest of a family, for a machine on which no choice fits memory and time."""
-        name, quant = choice.smallest(prefix, self._engine, self._machine, [quant.name for quant in asked])
+        name, quant = self._choices(prefix, asked).smallest()
         return self.plan(name, _quant(quant), False)
 
     def shrinks(self, name: str, quant: Quant) -> bool:
