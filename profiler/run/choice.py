@@ -92,7 +92,7 @@ def usual_quants(engine: Engine, target: Target) -> tuple[str, ...]:
     known = [quant for quant in USUAL if quant in of_engine]
     plain = {"bf16", target.default_dtype} - {*target.unsupported_dtypes} if FILES.isdisjoint(known) else frozenset()
     found = tuple(quant for quant in known if quant not in DTYPE_BYTES or quant in plain)
-    return found or (engine.default_quant,)
+    return found or (engine.usual_quants[0],)
 
 
 def predictor(geometry: Geometry, engine: Engine, quant: str, machine: Machine, path: str | None = None) -> Predictor:

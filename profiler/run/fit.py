@@ -30,11 +30,6 @@ from profiler.units import printable, rate_text
 
 CONTEXTS, BATCHES = (choice.CONTEXT,), (1,)
 MAP_CONTEXTS = ("2k-128k*4", "256k")
-QUANTS = {  # the defaults of each engine: what people usually run
-    "llama.cpp": ("q4_k_m",),
-    "vllm": ("bf16",),
-    "transformers": ("bf16", "nf4"),
-}
 MOST_TRADED = 3  # models of which a goal says what it cost
 MOST = 20_000  # predictions of one call, because every one is printed
 
@@ -166,7 +161,7 @@ def _plan(
     if request.goal is not None:
         return dict.fromkeys(names or choice.names(), choice.usual_quants(engine, machine.target)), []
     if names:
-        return dict.fromkeys(names, _usual(engine)), []
+        return dict.fromkeys(names, engine.usual_quants), []
     found: dict[str, tuple[str, ...]] = {}
     slower = []
     for family, prefix in choice.FAMILIES.items():
@@ -250,7 +245,7 @@ def one_case(request: FitRequest) -> OneCase:
     engine = _engine(request, [target])
     (machine,) = _machines(request, engine, [target])
     _check_options(request, engine, [machine])
-    asked, usual = words(request.quants), _usual(engine)
+    asked, usual = words(request.quants), engine.usual_quants
     contexts, batches, names = _contexts(request), counts("-b", request.batches), model_names(request.models)
     if max(map(len, (asked, contexts, batches, names))) > 1:
         raise ProfileError(
@@ -334,7 +329,7 @@ def _predictor(
 def _extrapolated(engine: Engine, variant: QuantVariant, machine: Machine, request: FitRequest) -> tuple[str, ...]:
     """Notes on the assumptions for a device on which `profile sweep` cannot run."""
     target = machine.target
-    if engine.name != engines.DEFAULT:
+    if not engine.loads_with_transformers:
         return ()
     if target.kind == "described" and request.path is None:
         return ("--on with figures assumes eager decode; for an NVIDIA GPU add --path graph, the default there",)
@@ -404,7 +399,7 @@ def _falls_short(found: FitPrediction, named: bool = False) -> str:
 
 def _machines(request: FitRequest, engine: Engine, on: Sequence[Target]) -> list[Machine]:
     """The machines of ``--on``. Devices after a comma belong to the same machine; each ``--on`` is another one."""
-    split: Split = request.split or ("tensor" if engine.like == "vllm" else "layer")
+    split: Split = request.split or engine.default_split
     if request.ram_bandwidth is not None and not math.isfinite(request.ram_bandwidth):
         raise ProfileError(f"--ram-bandwidth {request.ram_bandwidth} is not a valid bandwidth")
     speed = RAM_BYTES_S if request.ram_bandwidth is None else request.ram_bandwidth * 1e9
@@ -413,10 +408,8 @@ def _machines(request: FitRequest, engine: Engine, on: Sequence[Target]) -> list
 
 def _check_options(request: FitRequest, engine: Engine, machines: Sequence[Machine]) -> None:
     """Raise ProfileError for an option that would have no effect."""
-    if request.path is not None and engine.name != engines.DEFAULT:
-        raise ProfileError(
-            f"--path applies to transformers only; {engine.name} has a single decode path", "Leave --path out."
-        )
+    if request.path is not None and len(engine.paths) == 1:
+        raise ProfileError(f"--path: {engine.name} has a single decode path", "Leave --path out.")
     if request.ram_bandwidth is not None and request.ram_bytes is None:
         raise ProfileError("--ram-bandwidth needs --ram", "Add the size of that memory, such as --ram 64GiB.")
     if request.ram_bytes is not None and all(machine.ram_bytes is None for machine in machines):
@@ -425,11 +418,6 @@ def _check_options(request: FitRequest, engine: Engine, machines: Sequence[Machi
                            "Leave --ram out.")  # fmt: skip
     if request.split is not None and all(machine.target.count == 1 for machine in machines):
         raise ProfileError("--split needs several devices", 'For example: --on 2x"rtx 3090"')
-
-
-def _usual(engine: Engine) -> tuple[str, ...]:
-    """The quantizations of a model that was named, without -q, if its checkpoint does not decide."""
-    return QUANTS.get(engine.like, (engine.default_quant,))
 
 
 def _contexts(request: FitRequest) -> tuple[int, ...]:

@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from profiler import registry
+from profiler.case import Task
 from profiler.cost import engines
 from profiler.cost.cases import host_of
 from profiler.cost.machine import Machine
 from profiler.devices.base import DeviceInfo
+from profiler.models import families, hub
 from profiler.quants.base import Quant
 from profiler.run import choice
 from profiler.run import plan as run_plan
-from profiler.run.grid import GridTask
 from profiler.run.repetitions import Effort
 from profiler.units import bytes_text, seconds_text
 
@@ -28,7 +29,7 @@ REPS = 2
 BUDGET_S = 300.0
 HEADROOM = 0.05  # of the memory: a first run should not fill it completely
 FIRST_ROW_S = 60.0  # how long the first row may take
-Grid = Callable[[str, Quant], list[GridTask]]
+Grid = Callable[[str, Quant], list[Task]]
 ModelPair = tuple[str, Quant]  # catalog name, quantization
 
 
@@ -74,7 +75,7 @@ class _Pairs:
         self.limits, self._grid = limits, grid
         self._planned: dict[tuple[str, str], PlannedPair] = {}
         self._engine, host = engines.find(engines.DEFAULT), host_of(limits.device, None)
-        room = min(limits.bound_bytes, choice.with_room(Machine(host)).target.memory_bytes)
+        room = min(limits.available_bytes, choice.with_room(Machine(host)).target.memory_bytes)
         self._machine, self._host = Machine(replace(host, memory_bytes=room)), host
 
     def plan(self, name: str, quant: Quant, reads: bool = True) -> PlannedPair:
@@ -84,8 +85,8 @@ class _Pairs:
             made = run_plan.make(tasks, limits.device, limits.effort, limits.available_bytes)
             each = [run_plan.plan_case(task, self._host, limits.effort) for task in tasks]
             self._planned[name, quant.name] = PlannedPair(
-                name, quant, made, max(case.estimate.peak.value for case in each),
-                min(case.load_s + case.run_s for case in each), reads,
+                name, quant, made, max(map(_peak, each)),
+                min(task.load_s + task.run_s for task in each), reads,
             )  # fmt: skip
         return self._planned[name, quant.name]
 
@@ -108,7 +109,7 @@ class _Pairs:
 
     def shrinks(self, name: str, quant: Quant) -> bool:
         """Whether the quantization makes the model really smaller."""
-        geometry = self._grid(name, quant)[0].geometry
+        geometry = families.geometry(hub.shipped_config(name))
         return choice.shrinks(choice.predictor(geometry, self._engine, quant.name, self._machine))
 
     def fits(self, pair: PlannedPair) -> bool:
@@ -174,6 +175,12 @@ def _words(chosen: Sequence[PlannedPair], families: Sequence[str], pairs: _Pairs
         f" {limits.device.name} ({free} free){reads} and finish within {budget}; estimated {seconds_text(seconds)}"
         f"{f'. No {absent} fits' if absent else ''}"
     )
+
+
+def _peak(planned: Task) -> float:
+    """The estimated peak in bytes."""
+    assert planned.estimate is not None
+    return planned.estimate.peak.value
 
 
 def _quant(name: str) -> Quant:
