@@ -224,7 +224,7 @@ def measure(session: Session, case: Case, repeater: Repeater) -> Measurement:
     book.enter("decode", phases["decode"].samples, partial(decode_once, UNWATCHED))
     after = generation.cache()
     decode = step_footprint(meter, generation)
-    info, cores = session.info, os.cpu_count() or 1
+    info = session.info
     return Measurement(
         case,
         environment={},  # the parent adds it
@@ -234,7 +234,7 @@ def measure(session: Session, case: Case, repeater: Repeater) -> Measurement:
         cautions=(
             *info.cautions,
             *generation.cautions(),
-            *(found for phase, measured in phases.items() for found in disturbances(phase, measured, cores)),
+            *disturbances(phases, os.cpu_count() or 1, info.threads),
             *overview_cautions(session.watcher.overview(), case.device),
         ),
         energy=book.energy,

@@ -36,7 +36,6 @@ def measure(session: TimedSession, case: Case, repeater: Repeater) -> Measuremen
     if effort.energy:
         for phase, measured in phases.items():
             _enter_energy(book, phase, run, measured)
-    cores = os.cpu_count() or 1
     return Measurement(
         case,
         environment={},  # the parent adds it
@@ -45,7 +44,7 @@ def measure(session: TimedSession, case: Case, repeater: Repeater) -> Measuremen
         memory=run.memory(),
         cautions=(
             *run.cautions(),
-            *(found for phase, measured in phases.items() for found in disturbances(phase, measured, cores)),
+            *disturbances(phases, os.cpu_count() or 1, run.threads),
             *overview_cautions(session.watcher.overview(), case.device),
         ),
         energy=book.energy,
