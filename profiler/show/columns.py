@@ -15,7 +15,7 @@ from profiler.case import PROMPT, SERVER, UNSTATED, Case
 from profiler.decode_path import EAGER
 from profiler.results import energy, stats
 from profiler.results.comparison import Ratio, pair, ratio, too_noisy
-from profiler.results.measurement import DecodePath, Measurement, Phase
+from profiler.results.measurement import PHASES, DecodePath, Measurement, Phase
 from profiler.results.redact import redact
 from profiler.results.stats import Summary
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
@@ -28,7 +28,6 @@ LONGEST = 100_000  # characters of outside text that are processed
 UNSPREAD_DIGITS = 2  # significant digits of a figure measured once, whose spread is unknown
 FEWEST_DIGITS = 2  # of any other figure: a single digit looks like a mistake, and the interval shows its uncertainty
 MOST_DIGITS = 4
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 STAYS = 9  # the ``worth`` of a column that is never dropped
 SOME_WASTE = 1.01  # bytes read ÷ bytes needed by attention, above which the ratio is shown

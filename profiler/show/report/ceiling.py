@@ -8,7 +8,7 @@ from typing import Any
 from profiler.cost.machine import flops_ceiling
 from profiler.cost.prediction import LIMITS
 from profiler.results import stats
-from profiler.results.measurement import Phase
+from profiler.results.measurement import PHASES, Phase
 from profiler.show.report import charts, selection
 from profiler.show.report.blocks import Chart, Figures, Head, PageBlock, Section, Table, muted
 from profiler.show.report.predictions import Forecast
@@ -18,7 +18,6 @@ from profiler.units import UNKNOWN, significant
 MOST_POINTS = 30  # cases in the roofline; more would overlap
 MOST_SHARES = 16  # lines in the chart of shares
 MOST_ROWS = 60
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 ABOVE = {f"{phase}-above-ceiling" for phase in PHASES}  # caution codes
 
 
@@ -56,7 +55,7 @@ def _roofline(machine: MachineRows, forecast: Forecast, where: str) -> Chart | s
         return "FLOPs and bytes are known only for models in the catalog, and none of those was measured"
     bytes_s = forecast.machine.ceiling_bytes_s
     dtypes = {result.case.dtype for result in known}
-    flop_s = max(flops_ceiling(forecast.machine, dtype, dtype, "transformers") for dtype in dtypes)
+    flop_s = max(flops_ceiling(forecast.machine, dtype, dtype, in_int8=False) for dtype in dtypes)
     series = machine.palette(dict.fromkeys(point["series"] for point in points))
     basis = "as measured" if forecast.machine.target.ceilings else "from the data sheet"
     title = f"Roofline, {basis}: {significant(bytes_s / 1e9)} GB/s, {significant(flop_s / 1e9)} GFLOP/s{where}"
