@@ -5,6 +5,7 @@ One refused model does not stop the others in the list.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,7 @@ from profiler.run.prompts import contexts_of
 from profiler.run.quantization import dtype_notes, never_loaded
 from profiler.run.refusal import Refusal, accepted
 from profiler.run.repetitions import MAX_PHASE_S, PRECISION, Effort
-from profiler.units import bytes_text, printable
+from profiler.units import bytes_text, counted, one_of, printable, some_bytes, some_seconds, some_share
 
 MAX_THREADS = 4096  # the OpenMP runtime crashes at a million
 MAX_SEED = 2**63 - 1  # limit of the random generators
@@ -40,6 +41,53 @@ GGUF_QUANT = "q4_k_m"  # of a GGUF file with synthetic weights, without -q
 OF_CHECKPOINTS = re.compile(r"(awq|gptq|fp8|mxfp|nvfp|compressed|mlx|fp4-dq).{0,40}", re.IGNORECASE)
 GGUF_FORMAT = re.compile(r"^(ud-)?(i?q\d|tq\d)_", re.IGNORECASE)  # q4_k_m, iq2_xs
 Say = Callable[[str], None]
+
+
+def _backend(text: str) -> str:
+    backends.find(text)
+    return registry.canonical(backends.FOLDER, text) or text
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) > MAX_SEED:
+        raise ValueError(f"{printable(text, 40)} is not a whole number from 0 to {MAX_SEED}")
+    return int(text)
+
+
+@dataclass(frozen=True, slots=True)
+class SweepOption:
+    """An option of ``profile sweep``, which ``profiler.sweep`` takes as an argument."""
+
+    names: tuple[str, ...]  # on the command line
+    parse: Callable[[str], Any] = str  # raises ValueError, and NotFound for the name of a plug-in
+    default: str | None = None
+    many: bool = False  # several texts, which ``resolve_request`` parses
+
+
+OPTIONS = {  # by the argument of ``profiler.sweep``
+    "models": SweepOption(("-m", "--model"), many=True),
+    "quants": SweepOption(("-q", "--quant"), many=True),
+    "contexts": SweepOption(("-c", "--context"), many=True),
+    "batches": SweepOption(("-b", "--batch"), many=True),
+    "steps": SweepOption(("-n", "--steps"), many=True),
+    "paths": SweepOption(("--path",), many=True),
+    **{name: SweepOption((f"--{name.replace('_', '-')}",), many=True) for name in OF_BACKENDS},
+    "device": SweepOption(("--device",)),
+    "backend": SweepOption(("--backend",), _backend, backends.DEFAULT),
+    "llama_cpp": SweepOption(("--llama-cpp",), os.fspath),
+    "scenario": SweepOption(("--scenario",), os.fspath),
+    "weights": SweepOption(("--weights",), one_of(WEIGHTS), "auto"),
+    "fill": SweepOption(("--fill",), one_of(run_grid.FILLS)),
+    "seed": SweepOption(("--seed",), _seed, "0"),
+    "ubatch": SweepOption(("--ubatch",), counted()),
+    "threads": SweepOption(("--threads",), counted(MAX_THREADS)),
+    "max_memory": SweepOption(("--max-memory",), some_bytes),
+    "reps": SweepOption(("--reps", "-r"), counted()),
+    "precision": SweepOption(("--precision",), some_share),
+    "max_phase": SweepOption(("--max-phase",), some_seconds),
+    "budget": SweepOption(("--budget",), some_seconds),
+    "timeout": SweepOption(("--timeout",), some_seconds, "1h"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +188,7 @@ def _of_files(
         )
     found, refused = accepted(
         [file for name in names for file in gguf_files.of_folder(name, request.weights)],
-        lambda name: _with_threads(_gguf_subject(name, request, say, device), request, device),
+        lambda name: _gguf_subject(name, request, say, device),
     )
     subjects, requested = _distinct(found, say), words(request.quants)
     written = any(each.weights == "synthetic" for each in subjects)
@@ -160,19 +208,19 @@ def _of_files(
 
 def _gguf_subject(name: str, request: SweepRequest, say: Say, device: DeviceInfo) -> Subject:
     """A GGUF file, or a model whose GGUF file is written with random weights."""
-    model = resolve(name)
+    model, notes = resolve(name), _thread_notes(request, device)
     if model.source.kind != "gguf" and request.weights == "real":
         raise ProfileError(
             f"{model.name}: --backend {request.backend} reads real weights from GGUF files only",
             "Give the .gguf file itself or a folder of them, or --weights synthetic.",
         )
     if model.source.kind == "gguf" and request.weights != "synthetic":
-        return subject(name, request.weights, say, device)
-    note = ModelNote(
-        "weights are synthetic: a GGUF file of random values, with the tensors of the real one", SYNTHETIC
-    )
-    found = subject(name, "synthetic", say, device)
-    return replace(found, notes=(*found.notes, note))
+        found = subject(name, request.weights, say, device)
+    else:
+        found = subject(name, "synthetic", say, device)
+        text = "weights are synthetic: a GGUF file of random values, with the tensors of the real one"
+        notes.insert(0, ModelNote(text, SYNTHETIC))
+    return replace(found, notes=(*found.notes, *notes))
 
 
 def backend_options(request: SweepRequest) -> tuple[str, ...]:
@@ -388,34 +436,26 @@ def _paths(request: SweepRequest, device: DeviceInfo) -> tuple[str, ...]:
 
 def _noted(subject: Subject, request: SweepRequest, device: DeviceInfo) -> Subject:
     """The subject, with notes on what the options and the device make of it."""
-    return _with_dtype(_with_threads(_with_path(subject, request, device), request, device), request, device)
-
-
-def _with_dtype(subject: Subject, request: SweepRequest, device: DeviceInfo) -> Subject:
-    """The subject, with notes on the dtype of its weights if no quantization was requested."""
-    if words(request.quants):
-        return subject
-    notes = dtype_notes(subject.checkpoint_format, subject.source.config, device)
+    notes = [*_path_notes(request, device), *_thread_notes(request, device)]
+    if not words(request.quants):
+        notes += dtype_notes(subject.checkpoint_format, subject.source.config, device)
     return replace(subject, notes=(*subject.notes, *notes))
 
 
-def _with_path(subject: Subject, request: SweepRequest, device: DeviceInfo) -> Subject:
-    """The subject, with a note if no path was requested and our own step is unavailable."""
+def _path_notes(request: SweepRequest, device: DeviceInfo) -> list[ModelNote]:
+    """A note if no path was requested and our own step is unavailable."""
     own_step = backends.find(request.backend).own_step
     reason = kind_of(device.kind).no_step() if own_step and not words(request.paths) else None
-    if reason is None:
-        return subject
-    note = ModelNote(f"decode runs as transformers ships it (path eager): {reason}", EAGER)
-    return replace(subject, notes=(*subject.notes, note))
+    return [ModelNote(f"decode runs as transformers ships it (path eager): {reason}", EAGER)] if reason else []
 
 
-def _with_threads(subject: Subject, request: SweepRequest, device: DeviceInfo) -> Subject:
-    """The subject, with a caution if --threads exceeds the cores that this process may use."""
+def _thread_notes(request: SweepRequest, device: DeviceInfo) -> list[ModelNote]:
+    """A caution if --threads exceeds the cores that this process may use."""
     if request.threads is None or device.cores is None or request.threads <= device.cores:
-        return subject
+        return []
     cores = "1 core" if device.cores == 1 else f"{device.cores} cores"
     text = f"--threads {request.threads} is more than the {cores} that this process may use, and usually slower"
-    return replace(subject, notes=(*subject.notes, ModelNote(text, THREADS)))
+    return [ModelNote(text, THREADS)]
 
 
 def _usual_path(request: SweepRequest, device: DeviceInfo) -> str:
