@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -186,7 +186,8 @@ def sweep(
         return refused
     with Store.open(store) as opened, RowPrinter(opened, resolved, output, most_notes) as printer:
         limits = WorkerLimits(max_memory_bytes=max_memory, case_s=timeout_s)
-        result = run_sweep.sweep(resolved, found, opened, limits, printer, argv=sys.argv[1:], resumed=resumed)
+        argv = [*sys.argv[1:], *_from_settings()]
+        result = run_sweep.sweep(resolved, found, opened, limits, printer, argv=argv, resumed=resumed)
         complete = printer.finish()
         if html is not None:
             files.write_rows(html, opened, result.run)
@@ -197,6 +198,13 @@ def sweep(
     failed = not complete or any(row.outcome in FAILURES for row in result.rows)
     failed |= all(row.outcome == "skipped" for row in result.rows)  # otherwise a script would go on without figures
     return FAILED if failed else refused
+
+
+def _from_settings() -> Iterator[str]:
+    """The options that ``profile.toml`` has decided, as words: a stored run must not depend on that file."""
+    for name, setting in options.from_settings(click.get_current_context()).items():
+        for value in [setting.value] if isinstance(setting.value, str) else setting.value:
+            yield from (OPTIONS[name].names[0], value)
 
 
 def show_dry_run(

@@ -27,7 +27,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from profiler import folders
+from profiler import folders, settings
 from profiler.case import digest
 from profiler.errors import NotFound, ProfileError, StoreError
 from profiler.foreign import Budget, json_value
@@ -478,14 +478,14 @@ def existing(path: Path | None) -> Path | None:
 
 
 def is_named(path: Path | None) -> bool:
-    """Whether the user chose the store, by ``path`` or by ``$PROFILER_STORE``, so that it should exist."""
-    return path is not None or bool(os.environ.get("PROFILER_STORE"))
+    """Whether the user chose the store, so that it should exist."""
+    return path is not None or bool(os.environ.get("PROFILER_STORE")) or settings.store() is not None
 
 
 def default_path() -> Path:
-    """``$PROFILER_STORE``, else ``profile/results.sqlite`` in the user data folder.
+    """``$PROFILER_STORE``, else that of ``profile.toml``, else ``profile/results.sqlite`` in the user data folder.
 
-    Raises ProfileError if there is neither.
+    Raises ProfileError if there is none of them.
     """
     named = os.environ.get("PROFILER_STORE")
-    return folders.expanded(named) if named else folders.data() / "results.sqlite"
+    return folders.expanded(named) if named else settings.store() or folders.data() / "results.sqlite"
