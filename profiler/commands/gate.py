@@ -15,7 +15,7 @@ from profiler.gate import page
 from profiler.gate import session as gate_session
 from profiler.gate.rule import DELTA, exit_code, worst
 from profiler.gate.session import REPS, GateRequest
-from profiler.run.request import MAX_THREADS, SweepRequest
+from profiler.run.request import MAX_THREADS, OF_BACKENDS, SweepRequest
 
 INTERRUPTED = 130
 FORMATS = page.FORMATS
@@ -29,16 +29,22 @@ FORMATS = page.FORMATS
         "profile gate --base ../old/.venv -m ./my-model -q nf4": "against an environment with other library versions",
         "profile gate --baseline speed.json --accept -m gemma-3-270m": "store a baseline; without --accept, compare",
         "profile gate --baseline server.json --rows latest": "judge the latest run of profile endpoint",
+        "profile gate --backend llama.cpp --base ../old-llama.cpp -m FILE.gguf": "a new build against an earlier one",
     },
 )
 @options.group(
     "What to compare",
     click.option(
         "--base",
-        metavar="REV|VENV|CMD",
-        help="What to compare with: a git revision, a virtual environment or a Python command.",
+        metavar="REV|VENV|CMD|DIR",
+        help="What to compare with: a git revision, a virtual environment or a Python command; with --backend "
+        "llama.cpp, the folder of a build.",
     ),
-    click.option("--candidate", metavar="REV|VENV|CMD", help="What to judge. [default: this installation]"),
+    click.option(
+        "--candidate",
+        metavar="REV|VENV|CMD|DIR",
+        help="What to judge. [default: this installation, or the usual build]",
+    ),
     click.option(
         "--baseline",
         "stored",
@@ -127,6 +133,7 @@ FORMATS = page.FORMATS
         help="Seed of the order within pairs. [default: random, and recorded]",
     ),
 )
+@options.llama_cpp()
 @options.group(
     "Results",
     click.option(
@@ -171,6 +178,7 @@ def gate(
     Exit codes: 0 PASS, 1 FAIL, 2 usage error, 3 inconclusive, 4 incomparable, 130 interrupted.
     """
     asked["paths"] = (asked.pop("path"),)
+    asked["options"] = {name: asked.pop(name) for name in OF_BACKENDS}
     request = GateRequest(
         SweepRequest(**asked), base, candidate, stored, rows, store, accept, delta, metrics, device, wait_s, seed
     )

@@ -217,3 +217,30 @@ class MeasuringCommand(DocumentedCommand):
             named = " ".join(f"-m {quote(word)}" for word in ctx.args[:3])
             raise click.UsageError(f"Got unexpected argument; models are named with -m: {named}", ctx)
         return ctx.args
+
+
+def llama_cpp() -> Decorator:
+    """The options that only llama.cpp has."""
+    return group(
+        "Only with --backend llama.cpp",
+        click.option(
+            "--llama-cpp",
+            metavar="DIR",
+            help="The build, its bin folder or the source tree. "
+            "[default: $LLAMA_CPP_DIR, or llama-bench on the PATH]",
+        ),
+        many("--kv", "kv", metavar="TYPE", help="Types of the KV cache, such as f16,q8_0,q4_0. [default: f16]"),
+        many(
+            "--flash-attn", "flash_attn", metavar="on|off|auto", help="Flash attention. [default: the build's choice]"
+        ),
+        many("--gpu-layers", "gpu_layers", metavar="N", help="Layers on the GPU. [default: all that fit]"),
+        many(
+            "--n-cpu-moe",
+            "n_cpu_moe",
+            metavar="N",
+            help="Layers whose experts stay in the host's memory. [default: 0]",
+        ),
+        many(
+            "--tensor-split", "tensor_split", metavar="SHARES", help="Shares of several GPUs, such as 3/1 (3 to 1)."
+        ),
+    )

@@ -115,25 +115,7 @@ FAILED, INTERRUPTED = 1, 130
     options.count("--threads", most=MAX_THREADS, help="CPU threads. [default: the backend's choice]"),
     options.size("--max-memory", help="Host memory that one worker process may use, such as 8GiB."),
 )
-@options.group(
-    "Only with --backend llama.cpp",
-    click.option(
-        "--llama-cpp",
-        metavar="DIR",
-        help="The build, its bin folder or the source tree. [default: $LLAMA_CPP_DIR, or llama-bench on the PATH]",
-    ),
-    options.many("--kv", "kv", metavar="TYPE", help="Types of the KV cache, such as f16,q8_0,q4_0. [default: f16]"),
-    options.many(
-        "--flash-attn", "flash_attn", metavar="on|off|auto", help="Flash attention. [default: the build's choice]"
-    ),
-    options.many("--gpu-layers", "gpu_layers", metavar="N", help="Layers on the GPU. [default: all that fit]"),
-    options.many(
-        "--n-cpu-moe", "n_cpu_moe", metavar="N", help="Layers whose experts stay in the host's memory. [default: 0]"
-    ),
-    options.many(
-        "--tensor-split", "tensor_split", metavar="SHARES", help="Shares of several GPUs, such as 3/1 (3 to 1)."
-    ),
-)
+@options.llama_cpp()
 @options.group(
     "How long to measure",
     options.count(

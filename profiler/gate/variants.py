@@ -4,6 +4,7 @@
     --base ../old/.venv                 a virtual environment or an interpreter, with its libraries; it runs its own
                                         llm-hwprofile if it has one, otherwise a copy of ours
     --base "taskset -c 0 python3"       a command that starts an interpreter
+    --base ../old-llama.cpp             a build, for a backend that runs the programs of one (``--backend llama.cpp``)
 
 A prefix ``rev:``, ``venv:`` or ``cmd:`` says which one is meant. Without a prefix, a name that is both a revision and
 a program is refused, because the branches of a repository must not decide which code runs. The gate prints what it
@@ -29,11 +30,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from profiler import folders
+from profiler.backends.base import InstalledBuild
 from profiler.errors import ProfileError
 from profiler.gate import revision
 from profiler.results.environment import LIBRARIES
@@ -75,9 +77,9 @@ def fault():
         if device.startswith("cuda") and "torch" in sys.modules and not sys.modules["torch"].cuda.is_available():
             return f"its torch {sys.modules['torch'].__version__} cannot use a GPU"
     from profiler import devices
-    for task in tasks:
+    for task in tasks if "torch" in sys.modules else ():
         quant = registry.load("quants", task.case.quant, "quantization").QUANT
-        reason = "torch" in sys.modules and quant.unavailable(devices.find(task.case.device))
+        reason = quant.unavailable(devices.find(task.case.device))
         if reason:
             return reason
 try: said = fault()
@@ -193,6 +195,7 @@ class Variant:
     reported: Mapping[str, Any] = field(default_factory=dict)  # what the interpreter reports about itself
     of_revision: bool = False  # a revision of our code, with the installed libraries
     repository: str | None = None  # the git checkout that the code is from; None: an installed package
+    build: InstalledBuild | None = None  # of the engine's programs, for a backend that runs those
 
 
 class OtherRepository(ProfileError):
@@ -214,6 +217,20 @@ def here() -> Variant:
     """The current installation."""
     launch = Launch((sys.executable,), folders.child_environ(os.environ))
     return Variant("this installation", launch, about(launch), repository=_repository())
+
+
+def of_build(folder: str | None, find: Callable[[str | None], InstalledBuild]) -> Variant:
+    """The current installation with the build in a folder, or with the usual one. Raises ProfileError."""
+    build, variant = find(folder), here()
+    libraries = (variant.reported.get("libraries") or {}) | dict(build.versions)
+    return replace(
+        variant,
+        name=build.folder if folder is None else folder,
+        launch=replace(variant.launch, environ={**variant.launch.environ, **build.variables}),
+        reported={**variant.reported, "executable": build.program, "libraries": libraries},
+        repository=None,
+        build=build,
+    )
 
 
 def _repository() -> str | None:
@@ -283,9 +300,9 @@ def differences(base: Variant, candidate: Variant) -> list[str]:
     if a != b:
         found.append(f"Python {_text(a)} → {_text(b)}")
     a_libraries, b_libraries = (variant.reported.get("libraries") or {} for variant in (base, candidate))
-    for name in LIBRARIES[1:]:
+    for name in dict.fromkeys((*LIBRARIES[1:], *a_libraries, *b_libraries)):
         a, b = a_libraries.get(name), b_libraries.get(name)
-        if a != b:
+        if a != b and name != LIBRARIES[0]:  # this package: the names of the variants say more
             found.append(f"{name} {_text(a)} → {_text(b)}")
     return found
 
@@ -293,7 +310,15 @@ def differences(base: Variant, candidate: Variant) -> list[str]:
 def is_same(base: Variant, candidate: Variant) -> bool:
     """Whether the variants are identical: then a gate compares a program with itself."""
     identity = ("prefix", "code", "libraries")
-    return base.launch.environ == candidate.launch.environ and (
+    environs = [
+        {
+            name: value
+            for name, value in each.launch.environ.items()
+            if each.build is None or name not in each.build.variables
+        }
+        for each in (base, candidate)
+    ]
+    return environs[0] == environs[1] and (
         len(base.launch.python) == len(candidate.launch.python) == 1
         and [base.reported.get(name) for name in identity] == [candidate.reported.get(name) for name in identity]
     )
