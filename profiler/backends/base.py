@@ -203,6 +203,7 @@ class Backend:
     served: str | None = None  # the command that measures it, if it is a running server: no worker opens it
     has_cpu_time: Callable[[Case], bool] = _always  # whether the repetitions of a case on a CPU have CPU times
     find_build: Callable[[str | None], InstalledBuild] | None = None  # the build in a folder, or the usual one
+    build_command: str = ""  # that makes such a build in a checkout of the engine
     complete: Callable[[Case, Source, InstalledBuild], Sequence[Completion]] | None = None  # by one of its builds
     times_itself: bool = False  # whether its sessions are ``TimedSession``s, which give samples and not steps
     gguf: bool = False  # whether it runs GGUF files as they are stored, and nothing else

@@ -46,6 +46,12 @@ FORMATS = page.FORMATS
         help="What to judge. [default: this installation, or the usual build]",
     ),
     click.option(
+        "--build",
+        metavar="CMD",
+        help="Build a revision of the project that you are in, which --base names, with this shell command. It has "
+        "to make .venv or, with --backend llama.cpp, the programs.",
+    ),
+    click.option(
         "--baseline",
         "stored",
         type=options.FilePath(),
@@ -99,8 +105,8 @@ FORMATS = page.FORMATS
     options.choice(
         "--inconclusive",
         ("fail", "warn"),
-        default="fail",
-        help="Exit with 3 (fail) or 0 (warn) when the gate cannot decide.",
+        help="Exit with 3 (fail) or 0 (warn) when the gate cannot decide. [default: fail with --base, warn with "
+        "--baseline, whose times cannot decide more]",
     ),
 )
 @options.group(
@@ -155,13 +161,14 @@ FORMATS = page.FORMATS
 def gate(
     base: str | None,
     candidate: str | None,
+    build: str | None,
     stored: Path | None,
     rows: str | None,
     store: Path | None,
     accept: bool,
     delta: float,
     metrics: tuple[str, ...],
-    inconclusive: str,
+    inconclusive: str | None,
     device: str | None,
     wait_s: float,
     seed: int | None,
@@ -180,7 +187,19 @@ def gate(
     asked["paths"] = (asked.pop("path"),)
     asked["options"] = {name: asked.pop(name) for name in OF_BACKENDS}
     request = GateRequest(
-        SweepRequest(**asked), base, candidate, stored, rows, store, accept, delta, metrics, device, wait_s, seed
+        SweepRequest(**asked),
+        base,
+        candidate,
+        build,
+        stored,
+        rows,
+        store,
+        accept,
+        delta,
+        metrics,
+        device,
+        wait_s,
+        seed,
     )
     request.check()
     if record is not None:
@@ -193,4 +212,7 @@ def gate(
         say("interrupted: there is no verdict")
         return INTERRUPTED
     click.echo(page.render(content, result.verdicts, output), nl=False)
-    return exit_code(worst(result.verdicts), inconclusive == "fail")
+    word, fails = worst(result.verdicts), base is not None if inconclusive is None else inconclusive == "fail"
+    if word == "INCONCLUSIVE" and not fails:
+        say(page.undecided("command", "--inconclusive fail"))
+    return exit_code(word, fails)

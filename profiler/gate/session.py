@@ -54,6 +54,7 @@ class GateRequest:
     sweep: SweepRequest  # cases, and how they are run
     base: str | None = None
     candidate: str | None = None
+    build: str | None = None  # shell command that builds a revision of the user's project
     baseline: Path | None = None
     rows: str | None = None
     store: Path | None = None
@@ -78,8 +79,8 @@ class GateRequest:
             )
         elif self.accept and (self.baseline is None or self.base is not None):
             raise ProfileError("--accept writes a baseline: it needs --baseline FILE and no --base")
-        elif self.candidate is not None and self.base is None:
-            raise ProfileError("--candidate needs --base")
+        elif self.base is None and (self.candidate is not None or self.build is not None):
+            raise ProfileError(f"{'--candidate' if self.build is None else '--build'} needs --base")
         elif not self.sweep.models:
             raise ProfileError("no model was given", "Add -m MODEL; profile models lists the catalog.")
         if self.baseline is not None:  # fail before anything is measured
@@ -162,7 +163,7 @@ def run(request: GateRequest, say: Say) -> GateResult:
     try:
         with tempfile.TemporaryDirectory(prefix="profile-gate-") as scratch:
             if request.base is not None:
-                result.verdicts += gate.pairs(request.base, request.candidate, Path(scratch))
+                result.verdicts += gate.pairs(request, Path(scratch))
             if request.baseline is not None:
                 result.verdicts += gate.against_baseline(request.baseline, request.accept)
     except Interrupted:
@@ -215,10 +216,10 @@ class _Gate:
             effort=asdict(resolved.effort),
         )
 
-    def pairs(self, named: str, judged: str | None, scratch: Path) -> list[GateVerdict]:
+    def pairs(self, request: GateRequest, scratch: Path) -> list[GateVerdict]:
         """Measure base and candidate in turns."""
-        base = self._variant(named, scratch, "the base")
-        candidate = self._variant(judged, scratch, "the candidate")
+        base = self._variant(request.base, request.build, scratch, "the base")
+        candidate = self._variant(request.candidate, request.build, scratch, "the candidate")
         self._note_variants(base, candidate)
         with self._bench() as bench:
             for variant in (base, candidate):
@@ -259,10 +260,14 @@ class _Gate:
                 found += agreed
         return found
 
-    def _variant(self, named: str | None, scratch: Path, role: str) -> Variant:
-        """What ``--base`` or ``--candidate`` names; None: the usual one."""
+    def _variant(self, named: str | None, line: str | None, scratch: Path, role: str) -> Variant:
+        """What ``--base`` or ``--candidate`` names, built by the shell command ``line``; None: the usual one."""
         find = self._traits.find_build
+        if named is not None and line is not None and not Path(named).exists():
+            return variants.of_project(named, line, find, scratch, self._say)
         if find is not None:
+            if named is not None:
+                variants.refuse_unbuilt(named, self._traits.build_command)
             variant = variants.of_build(named, find)
             assert variant.build is not None
             self._say(f"{role} runs the programs in {printable(variant.build.folder)}")

@@ -88,6 +88,8 @@ print("\\n" + sys.argv[1], json.dumps({"fault": said}))
 """
 
 GIT_NAMES = ("HEAD", "@")  # always the revision, though libwww-perl installs a program called HEAD
+ENVIRONMENTS = (".venv", "venv")  # folders in which --build of a Python project may make its environment
+EXAMPLE = "--build 'python3 -m venv .venv && .venv/bin/pip install -e . torch transformers'"
 KINDS = {"rev": "a git revision", "venv": "an environment", "cmd": "a command"}
 FORMS = "Use a git revision, a virtual environment's folder, an interpreter, or a command that starts one."
 OLD_VARIANT = (
@@ -231,6 +233,44 @@ def of_build(folder: str | None, find: Callable[[str | None], InstalledBuild]) -
         repository=None,
         build=build,
     )
+
+
+def of_project(
+    text: str, line: str, find: Callable[[str | None], InstalledBuild] | None, scratch: Path, say: Say
+) -> Variant:
+    """A revision of the repository that the user stands in, built by the shell command ``line``.
+
+    It gives a build of the engine's programs (``find``), else a virtual environment. Raises ProfileError.
+    """
+    root = revision.toplevel(Path.cwd())
+    if root is None:
+        raise ProfileError(
+            "--build builds a revision of your project, but the current folder is in no git repository"
+        )
+    typed = text.removeprefix("rev:")
+    commit = revision.commit(typed, root)
+    if commit is None:
+        raise ProfileError(f"{_quoted(typed)} is no revision of {printable(root)}, which --build is about")
+    folder = revision.built(commit, root, line, say)
+    name = f"{printable(typed)} ({commit[:12]})"
+    if find is not None:
+        return replace(of_build(str(folder), find), name=name, repository=printable(root))
+    environments = [folder / each for each in ENVIRONMENTS if (folder / each / "bin" / "python").exists()]
+    if not environments:
+        raise ProfileError(
+            f"the build of {name} made no {' or '.join(ENVIRONMENTS)} with an interpreter in {printable(folder)}",
+            f"Let --build make one: {EXAMPLE}",
+        )
+    found = _with_code(text, Launch((str(environments[0] / "bin" / "python"),)), scratch)
+    return replace(found, name=name, repository=printable(root))
+
+
+def refuse_unbuilt(text: str, example: str) -> None:
+    """Raises ProfileError if ``text`` is a revision of the repository that the user stands in, not a folder."""
+    root = None if Path(text).exists() else revision.toplevel(Path.cwd())
+    if root is not None and revision.commit(text.removeprefix("rev:"), root) is not None:
+        what = f"{_quoted(text)} is a revision of {printable(root)}, which has to be built"
+        raise ProfileError(what, f"Add the command that does it: --build {quote(example)}")
 
 
 def _repository() -> str | None:
@@ -399,9 +439,10 @@ def _refuse_other_repository(text: str, found: str | None) -> None:
     raise OtherRepository(
         f"{_quoted(text)} is a revision, and the current folder is in the repository {printable(other)}: a gate"
         f" compares versions of profile itself and of the libraries, with revisions of {where}",
-        "To compare two environments of your own: --base OLD/.venv --candidate NEW/.venv. To compare a server before"
-        " and after a change: profile endpoint twice, then profile compare latest~1 latest. To compare revisions of"
-        " profile, change to its repository.",
+        f"To build that revision of your project and compare with it: {EXAMPLE}. To compare two environments of"
+        " your own: --base OLD/.venv --candidate NEW/.venv. To compare a server before and after a change: profile"
+        " endpoint twice, then profile compare latest~1 latest. To compare revisions of profile, change to its"
+        " repository.",
     )
 
 

@@ -71,6 +71,7 @@ BACKEND = Backend(
     versions=lambda: build.find().versions(),
     has_cpu_time=lambda case: case.batch == 1,  # llama-batched-bench does not say where decode begins
     find_build=build.installed,
+    build_command=build.BUILD_COMMAND,
     complete=_complete,
     times_itself=True,
     gguf=True,

@@ -32,6 +32,7 @@ from profiler.units import printable
 VARIABLE = "LLAMA_CPP_DIR"
 BENCH, BATCHED, SERVER = "llama-bench", "llama-batched-bench", "llama-server"
 TELLING = ("llama-batched-bench", "llama-server", "llama-cli")  # programs with --version, which llama-bench lacks
+BUILD_COMMAND = f"cmake -B build && cmake --build build -j --target {BENCH} {BATCHED} {SERVER}"
 SEARCHED = "LD_LIBRARY_PATH"
 INSIDE = ("", "bin", "build/bin")  # of an installation, a build folder or a source tree
 LIBRARIES = ("libllama*.so*", "libggml*.so*", "libllama*.dylib", "libggml*.dylib")
