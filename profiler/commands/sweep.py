@@ -55,6 +55,23 @@ def option(name: str, help: str, metavar: str | None = None, choices: Sequence[s
     )
 
 
+def llama_cpp_options() -> Decorator:
+    """The options that only llama.cpp has."""
+    return options.group(
+        "Only with --backend llama.cpp",
+        option(
+            "llama_cpp",
+            "The build, its bin folder or the source tree. [default: $LLAMA_CPP_DIR, or llama-bench on the PATH]",
+            "DIR",
+        ),
+        option("kv", "Types of the KV cache, such as f16,q8_0,q4_0. [default: f16]", "TYPE"),
+        option("flash_attn", "Flash attention. [default: the build's choice]", "on|off|auto"),
+        option("gpu_layers", "Layers on the GPU. [default: all that fit]"),
+        option("n_cpu_moe", "Layers whose experts stay in the host's memory. [default: 0]"),
+        option("tensor_split", "Shares of several GPUs, such as 3/1 (3 to 1).", "SHARES"),
+    )
+
+
 @click.command(
     "sweep",
     cls=MeasuringCommand,
@@ -112,19 +129,7 @@ def option(name: str, help: str, metavar: str | None = None, choices: Sequence[s
     option("threads", "CPU threads. [default: the backend's choice]"),
     option("max_memory", "Host memory that one worker process may use, such as 8GiB."),
 )
-@options.group(
-    "Only with --backend llama.cpp",
-    option(
-        "llama_cpp",
-        "The build, its bin folder or the source tree. [default: $LLAMA_CPP_DIR, or llama-bench on the PATH]",
-        "DIR",
-    ),
-    option("kv", "Types of the KV cache, such as f16,q8_0,q4_0. [default: f16]", "TYPE"),
-    option("flash_attn", "Flash attention. [default: the build's choice]", "on|off|auto"),
-    option("gpu_layers", "Layers on the GPU. [default: all that fit]"),
-    option("n_cpu_moe", "Layers whose experts stay in the host's memory. [default: 0]"),
-    option("tensor_split", "Shares of several GPUs, such as 3/1 (3 to 1).", "SHARES"),
-)
+@llama_cpp_options()
 @options.group(
     "How long to measure",
     option("reps", "Repetitions of each phase. [default: as many as --precision needs; 2 without -m]"),
