@@ -251,10 +251,29 @@ class Choices:
             yield Candidate(name, quant, found, prediction)
 
 
+def measured_engines(target: Target) -> list[Engine]:
+    """The engines that `profile sweep` measures on such a device: transformers, and llama.cpp everywhere."""
+    names = (engines.DEFAULT, engines.OF_GGUF) if swept(target) else (engines.OF_GGUF,)
+    return [engines.find(name) for name in names]
+
+
+def instead(geometry: Geometry, machine: Machine, context: int, batch: int, most_bits: int) -> Prediction | None:
+    """What fits of a model in at most so many bits, in an engine that we measure: the least loss, then the fastest.
+    ``None`` if nothing of at least ``LEAST_BITS`` does.
+    """
+    found: list[Prediction] = []
+    for engine in measured_engines(machine.target):
+        for quant in usual_quants(engine, machine.target):
+            if LEAST_BITS <= bits(quant) <= most_bits:
+                made = predictor(geometry, engine, quant, machine)
+                found += [made.predict(context, batch)] if shrinks(made) else []
+    fitting = [each for each in found if each.verdict.word in ("fits", "tight")]
+    return min(fitting, key=lambda each: (loss(each.request.quant), answer_s(each)), default=None)
+
+
 def best_three(machine: Machine) -> list[tuple[str, Candidate]]:
     """Up to three different things to run, across the engines that we measure, each with what it is best at."""
-    names = (engines.DEFAULT, engines.OF_GGUF) if swept(machine.target) else (engines.OF_GGUF,)
-    known, room = [engines.find(name) for name in names], with_room(machine)
+    known, room = measured_engines(machine.target), with_room(machine)
     found: list[tuple[Candidate, Choices]] = []
     for prefix in FAMILIES.values():
         choices = [Choices(prefix, engine, room) for engine in known]
