@@ -99,6 +99,7 @@ def row(each: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
         "headroom_bytes": prediction.verdict.headroom_bytes,
         "offloaded_bytes": prediction.host_bytes,
         "weights_bytes": interval(terms.weights),
+        "repacked_bytes": interval(terms.repacked),
         "cache_bytes": interval(terms.cache),
         "buffers_bytes": interval(terms.buffers),
         "framework_bytes": interval(terms.framework),
