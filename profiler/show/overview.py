@@ -22,7 +22,7 @@ GOAL = "20 tok/s at 32k"  # an example
 
 
 def overview(on: str | None = None) -> str:
-    """The page for this machine, or for a device as `profile fit --on` names it. Raises ProfileError."""
+    """The page for this machine, or for the device ``on``, as for `profile fit`. Raises ProfileError."""
     target = targets.find(on)
     machine = Machine(target)
     found = choice.best_three(machine)
