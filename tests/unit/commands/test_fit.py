@@ -330,7 +330,7 @@ def test_each_machine_has_commands_and_figures_of_its_own() -> None:
 
 
 def test_a_device_that_no_sweep_runs_on_is_told_so() -> None:
-    text = fit("gemma-4-e4b", "--on", "m4 max", "-q", "bf16,nf4").stdout
+    text = fit("gemma-4-e4b", "--on", "m4 max", "-q", "bf16,nf4", "--notes", "all").stdout
     assert "profile sweep does not run on Apple devices, so it cannot check these figures." in text
     assert "nf4 assumes that bitsandbytes is as efficient there as on NVIDIA GPUs." in text
     assert "bf16 assumes" not in text and "profile calibrate" not in text
