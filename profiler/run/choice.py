@@ -58,9 +58,10 @@ def bits(quant: str) -> int:
     return int(found[0]) if found else 4
 
 
-def loss(quant: str) -> int:
-    """Bits that a quantization lacks to ``LOSSLESS_BITS``: 0 for 8 bits and more."""
-    return LOSSLESS_BITS - min(LOSSLESS_BITS, bits(quant))
+def loss(quant: str) -> float:
+    """Bits that a quantization lacks to ``LOSSLESS_BITS``: 0 for 8 bits and more. The K mixes of llama.cpp, such as
+    ``q4_k_m``, give some tensors more bits and count half a bit more."""
+    return LOSSLESS_BITS - min(LOSSLESS_BITS, bits(quant) + ("_k_" in quant) / 2)
 
 
 def dense_size(geometry: Geometry) -> float:
@@ -126,7 +127,7 @@ class Candidate:
     @property
     def reads(self) -> bool:
         """Whether it decodes as fast as people read."""
-        return self.tps >= READING_TPS
+        return reads(self.prediction)
 
     @property
     def size(self) -> float:
@@ -258,8 +259,8 @@ def measured_engines(target: Target) -> list[Engine]:
 
 
 def instead(geometry: Geometry, machine: Machine, context: int, batch: int, most_bits: int) -> Prediction | None:
-    """What fits of a model in at most so many bits, in an engine that we measure: the least loss, then the fastest.
-    ``None`` if nothing of at least ``LEAST_BITS`` does.
+    """What fits of a model in at most so many bits, in an engine that we measure: as fast as people read if possible,
+    with the least loss. ``None`` if nothing of at least ``LEAST_BITS`` fits.
     """
     found: list[Prediction] = []
     for engine in measured_engines(machine.target):
@@ -268,7 +269,12 @@ def instead(geometry: Geometry, machine: Machine, context: int, batch: int, most
                 made = predictor(geometry, engine, quant, machine)
                 found += [made.predict(context, batch)] if shrinks(made) else []
     fitting = [each for each in found if each.verdict.word in ("fits", "tight")]
-    return min(fitting, key=lambda each: (loss(each.request.quant), answer_s(each)), default=None)
+    return min(fitting, key=lambda p: (not reads(p), loss(p.request.quant), answer_s(p)), default=None)
+
+
+def reads(prediction: Prediction) -> bool:
+    """Whether each sequence is decoded as fast as people read."""
+    return prediction.decode is not None and prediction.decode.tps.value / prediction.request.batch >= READING_TPS
 
 
 def best_three(machine: Machine) -> list[tuple[str, Candidate]]:
@@ -281,12 +287,12 @@ def best_three(machine: Machine) -> list[tuple[str, Candidate]]:
         found += sorted(firsts, key=lambda pair: _across(pair[0]))[:1]
     found.sort(key=lambda pair: (not pair[0].reads, pair[0].rank if pair[0].reads else (-pair[0].tps,)))
     best = [candidate for candidate, _ in found]
-    named = list(zip(("best quality", "other family"), best, strict=False))
+    named = list(zip(("best", "other"), best, strict=False))
     rates = [each.tps for each in best] or [inf]
     wanted, models = max(FASTER * min(rates), *rates), {each.name for each in best}
     faster = [replace(choices, least_tps=wanted).fast() for _, choices in found]
     quick = [each for rest in faster if (each := next((c for c in rest if c.name not in models), None)) is not None]
-    return [*named, *(("faster", each) for each in sorted(quick, key=lambda each: each.rank)[:1])]
+    return [*named, *(("fast", each) for each in sorted(quick, key=lambda each: each.rank)[:1])]
 
 
 def _firsts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from profiler import console
@@ -17,6 +18,7 @@ from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_te
 
 T = TypeVar("T")
 SHOWN_COMMANDS = 1  # of each kind below the table: how to run the first case, and how to check it
+MOST_MET, FEWEST_LEFT_OUT = 5, 2  # cases that meet a goal: the first ones, if there are several more
 FEWEST_NOTES = 2  # below a table that fills the screen
 MOST_CASES = 3  # cases or models that a note names
 # What a terminal that is too narrow drops, the first first. Context and batch go only if all rows have the same.
@@ -44,8 +46,16 @@ def render(
     if not found:
         lines = _wrapped([_unmet(goal, result.best) if goal else "nothing to show"], output)
         return "".join(f"{line}\n" for line in lines)
-    reasons = [f"{reason}." for reason in result.reasons]
-    return _map(found, reasons, output) if mapped else _table(found, goal, reasons, output, most_notes)
+    return _map(result, output) if mapped else _table(_best(result, goal), goal, output, most_notes)
+
+
+def _best(result: FitResult, goal: Goal | None) -> FitResult:
+    """The first of many predictions that meet a goal, with the number of the others among the reasons."""
+    others = len(result.predictions) - MOST_MET
+    if goal is None or others < FEWEST_LEFT_OUT:
+        return result
+    told = f"{others} more cases meet the goal, of less quality: -o json has them"
+    return replace(result, predictions=result.predictions[:MOST_MET], reasons=(*result.reasons, told))
 
 
 def _unmet(goal: Goal, best: FitPrediction | None) -> str:
@@ -60,11 +70,9 @@ def _unmet(goal: Goal, best: FitPrediction | None) -> str:
     return f"{wish}; the best is {rate} tok/s ({what}). Try a smaller model, another -q, or {slower}"
 
 
-def _table(
-    found: Sequence[FitPrediction], goal: Goal | None, reasons: Sequence[str], output: str, most_notes: int | None
-) -> str:
+def _table(result: FitResult, goal: Goal | None, output: str, most_notes: int | None) -> str:
     parts = []
-    for title, here in _places(found):
+    for title, here in _places(result.predictions):
         offloads = any(each.prediction.host_bytes for each in here)
 
         def cells(each: show_output.JsonRow, offloads: bool = offloads) -> dict[str, str]:
@@ -75,18 +83,16 @@ def _table(
         drop = (*DROPPED, *alike[:1], *FEWER_DROPPED, *alike[1:])
         parts += [f"{line}\n" for line in _wrapped([title], output)]
         parts += ["\n", show_output.render(rows, cells, output, drop), "\n"]
-    below = _below(found, reasons, most_notes, output, used="".join(parts).count("\n"))
+    below = _below(result, most_notes, output, used="".join(parts).count("\n"))
     return "".join([*parts, *(f"{line}\n" for line in below)])
 
 
-def _below(
-    found: Sequence[FitPrediction], reasons: Sequence[str], most_notes: int | None, output: str, used: int
-) -> list[str]:
+def _below(result: FitResult, most_notes: int | None, output: str, used: int) -> list[str]:
     """Notes and commands. If there are ``most_notes``, as many as fit the screen with the ``used`` lines above."""
     width, height = console.size()
     on_screen = output == "table" and console.width() is not None
     while True:
-        lines = _wrapped([*notes(found, reasons, most_notes), *commands(found)], output)
+        lines = _wrapped([*notes(result, most_notes), *commands(result)], output)
         needed = used + sum(-(-max(1, len(line)) // width) for line in lines)
         if most_notes is None or most_notes <= FEWEST_NOTES or not on_screen or needed < height:
             return lines
@@ -239,15 +245,17 @@ def each_device(prediction: Prediction) -> str:
     return " of each device" if prediction.machine.target.count > 1 else ""
 
 
-def notes(found: Sequence[FitPrediction], reasons: Sequence[str] = (), most: int | None = None) -> list[str]:
+def notes(result: FitResult, most: int | None = None) -> list[str]:
     """Why these cases, what does not fit, what the figures rest on, and explanations of columns; at most ``most``."""
+    found = result.predictions
     together = "all sequences together; " if any(each.prediction.request.batch > 1 for each in found) else ""
-    lines = [*reasons, *_problems(found)]
+    lines = [*_sentences(result), *_problems(found)]
     lines.append(f"t/s: {together}in parentheses, the range that should hold nine cases in ten.")
     if any(each.prediction.machine.target.count > 1 for each in found):
         lines.append("weights, cache and peak: of the fullest device; t/s: of all devices together.")
     if any(each.prediction.host_bytes for each in found):
         lines.append("weights and peak: on the device; the weights in host memory are not counted in them.")
+    lines += _reclaimable(found)
     lines += _bases(found)
     cautions: dict[str, dict[str, None]] = {}
     for each in found:
@@ -261,6 +269,19 @@ def notes(found: Sequence[FitPrediction], reasons: Sequence[str] = (), most: int
     if most is not None and len(lines) > most:
         lines[most:] = [f"{len(lines) - most} more note{'s' * (len(lines) - most > 1)}: --notes all"]
     return lines
+
+
+def _sentences(result: FitResult) -> list[str]:
+    return [f"{reason}." for reason in result.reasons]
+
+
+def _reclaimable(found: Sequence[FitPrediction]) -> list[str]:
+    """What a peak includes that does not count for the verdict."""
+    most = max(each.prediction.terms.repacked.value for each in found)
+    if not most:
+        return []
+    up_to = "up to " if len(found) > 1 else ""
+    return [f"peak: with {up_to}{bytes_text(most)} of the file, which the system can take back after repacking."]
 
 
 def _problems(found: Sequence[FitPrediction]) -> list[str]:
@@ -282,10 +303,10 @@ def _listed(models: Sequence[str]) -> str:
     return ", ".join(named) + (f" and {len(models) - len(named)} more" if len(models) > len(named) else "")
 
 
-def commands(found: Sequence[FitPrediction]) -> list[str]:
-    """How to run and how to check the first cases on each machine."""
-    lines: list[str] = []
-    for _, here in _places(found):
+def commands(result: FitResult) -> list[str]:
+    """How to run and how to check the first cases on each machine, and where the model is faster."""
+    lines = [] if result.elsewhere is None else [f"{result.elsewhere[0]}:", *command_lines(result.elsewhere[1])]
+    for _, here in _places(result.predictions):
         runs = _runs(here)
         lines += runs + [line for line in _checks(here) if line not in runs]
     return lines
@@ -357,7 +378,8 @@ _BASIS = {
 _CALIBRATE = "; for this machine, profile calibrate provides them"
 
 
-def _map(found: Sequence[FitPrediction], reasons: Sequence[str], output: str) -> str:
+def _map(result: FitResult, output: str) -> str:
+    found = result.predictions
     parts = []
     for title, here in _places(found):
         parts += [f"{line}\n" for line in _wrapped([title], output)]
@@ -367,7 +389,7 @@ def _map(found: Sequence[FitPrediction], reasons: Sequence[str], output: str) ->
     legend += ["+: a tight fit"] * any(each.prediction.verdict.word == "tight" for each in found)
     legend += [f"{LETTERS['memory']}: {LIMITS['memory']}"] * ("memory" in used)
     words = f"Each cell: decode t/s and what limits it. {'; '.join(legend)}"
-    return "".join([*parts, *(f"{line}\n" for line in _wrapped([*reasons, words], output))])
+    return "".join([*parts, *(f"{line}\n" for line in _wrapped([*_sentences(result), words], output))])
 
 
 def _same_batch(found: Sequence[FitPrediction]) -> bool:
