@@ -17,7 +17,7 @@ from profiler.units import GIB, bytes_text, printable, rate_text, significant
 
 DROPPED = ("max context", "pick")  # by a terminal that is too narrow
 MODELS_SHOWN = 3
-OTHERS = 2  # picks before the fast one
+THIRD = {"fast": "fast: the best that is much faster", "next": "next: the best of the smaller ones"}
 SAME_MAKER = 6  # characters of a name: gemma- and qwen3.
 GOAL = "20 tok/s at 32k"  # an example
 
@@ -63,7 +63,7 @@ def _table(found: Sequence[tuple[str, Candidate]]) -> list[str]:
     rule = "largest that decodes as fast as people read" if reads else "fastest, but slower than people read"
     notes = [f"best: the {rule} ({choice.READING_TPS} t/s)"]
     notes += ["other: the same of the other family"] * (len(found) > 1)
-    notes += ["fast: the best at twice the speed"] * (len(found) > OTHERS)
+    notes += [THIRD[pick] for pick, _ in found if pick in THIRD]
     context = f"Predicted at {choice.CONTEXT // 1024}k of context; in parentheses, where nine cases in ten should be."
     return [*text.splitlines(), "", f"{'; '.join(notes)}.", " ".join([context, *_twins([e.name for _, e in found])])]
 
