@@ -73,7 +73,7 @@ def estimate_case(
     return CaseEstimate(
         weights=terms.weights,
         cache=exact(held),
-        peak=terms.peak + Interval(held, 0, 2 * held, "prior"),
+        peak=replace(terms.peak + Interval(held, 0, 2 * held, "prior"), low=terms.needed.low),
         load_s=_load_s(case, geometry, found, kind).scaled(1 / host.running),
         prefill_s=prefill.seconds,
         fill_s=prior(held / kind.fill_bytes_s, SPREAD),

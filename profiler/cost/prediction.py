@@ -68,7 +68,7 @@ def judge(terms: Terms, machine: Machine) -> FitVerdict:
     It uses the predicted value of the peak. If only the upper bound exceeds the device, the verdict is tight.
     """
     usable = machine.usable_bytes
-    peak = terms.peak
+    peak = terms.needed
     shared = round(terms.host.value) if machine.target.unified else 0
     needed = round(peak.value) + shared
     headroom = usable - needed

@@ -25,7 +25,7 @@ from profiler.run.grid import counts, model_names, words
 from profiler.run.prompts import contexts_of
 from profiler.run.quantization import QuantVariant, checked, compute_dtype, has, held, variants
 from profiler.run.refusal import Refusal, accepted, combined_error
-from profiler.shell import Command
+from profiler.shell import Command, command
 from profiler.units import printable, rate_text
 
 CONTEXTS, BATCHES = (choice.CONTEXT,), (1,)
@@ -92,13 +92,15 @@ class FitPrediction:
 @dataclass(frozen=True, slots=True)
 class FitResult:
     """The predictions, and the models that could not be predicted. ``best``: the fastest, if none meets the goal.
-    ``reasons``: sentences on what was chosen, and what was given up for it.
+    ``reasons``: sentences on what was chosen, and what was given up for it. ``elsewhere``: where a model that decodes
+    slower than people read, in an engine that nobody named, is faster.
     """
 
     predictions: list[FitPrediction]
     refused: tuple[Refusal, ...] = ()
     best: FitPrediction | None = None
     reasons: tuple[str, ...] = ()
+    elsewhere: tuple[str, Command] | None = None
 
 
 def predictions(request: FitRequest) -> FitResult:
@@ -142,11 +144,32 @@ def predictions(request: FitRequest) -> FitResult:
     if refused and not found and {name for name, _ in models} <= {name for name, _ in impossible}:
         raise combined_error(refused)
     if request.goal is None:
-        return FitResult(found, refused, reasons=tuple(dict.fromkeys(reason for *_, why in plans for reason in why)))
+        reasons = tuple(dict.fromkeys(reason for *_, why in plans for reason in why))
+        return FitResult(found, refused, reasons=reasons, elsewhere=_elsewhere(found, request))
     met = ranked(found, request.goal)
     met = met if request.quants else least_loss(met)
     best = None if met else max(found, key=_sequence_tps, default=None)
     return FitResult(met, refused, best, tuple(traded(met, found, request.goal)))
+
+
+def _elsewhere(found: Sequence[FitPrediction], request: FitRequest) -> tuple[str, Command] | None:
+    """Where the one model that was named is faster, if nobody named an engine and it is slow or does not fit."""
+    if request.engine is not None or not request.models or len({(e.model, e.prediction.machine) for e in found}) != 1:
+        return None
+    first = found[0].prediction
+    if any(choice.reads(each.prediction) for each in found) or found[0].named.source.kind == "gguf":
+        return None
+    context, batch = first.request.context, first.request.batch
+    other = choice.instead(found[0].geometry, first.machine, context, batch, choice.LOSSLESS_BITS)
+    if other is None or other.decode is None or other.engine.name == first.engine.name or not choice.reads(other):
+        return None
+    engine, quant = other.engine.name, other.request.quant
+    where = (*(("--on", request.on[0]) if request.on else ()), *(("-b", str(batch)) if batch > 1 else ()))
+    rate = rate_text(other.decode.tps.value)
+    typed = command(
+        "profile", "fit", found[0].named.argument, "--engine", engine, "-q", quant, "-c", str(context), where
+    )
+    return f"{quant} in {engine} decodes at {rate} t/s", typed
 
 
 def _plan(
@@ -300,7 +323,7 @@ def _cases(
             yield FitPrediction(
                 model=model.name,
                 named=Named(model.source.argument(name), model.source, as_stored=as_stored),
-                cautions=(*model.cautions, *variant.cautions, *machine.target.limits, *unchecked),
+                cautions=(*variant.cautions, *unchecked, *machine.target.limits, *model.cautions),
                 prediction=prediction,
                 largest_context=longest[batch],
                 largest_batch=widest,
@@ -359,10 +382,16 @@ def least_loss(ranked: Sequence[FitPrediction]) -> list[FitPrediction]:
 def traded(met: Sequence[FitPrediction], found: Sequence[FitPrediction], goal: Goal) -> Iterator[str]:
     """What the goal costs: quantizations with less loss and larger models, and why they do not meet it."""
     for each in met[:MOST_TRADED]:
-        quant, tried = each.prediction.request.quant, [other for other in found if _case(other) == _case(each)]
-        better = [other for other in tried if choice.loss(other.prediction.request.quant) < choice.loss(quant)]
-        if better:
-            nearest = max(better, key=lambda other: (choice.loss(other.prediction.request.quant), -_weights(other)))
+        quant, lost = each.prediction.request.quant, choice.loss(each.prediction.request.quant)
+        better = [
+            other
+            for other in found
+            if _case(other) == _case(each)
+            and choice.loss(other.prediction.request.quant) <= lost
+            and _weights(other) > _weights(each)
+        ]
+        if lost and better:
+            nearest = min(better, key=_weights)
             reason = f"{nearest.prediction.request.quant} {_falls_short(nearest)}"
             yield f"{printable(each.model, 40)} is in {quant} because {reason}"
     reached, best = {each.model for each in met}, met[0] if met else None
