@@ -25,6 +25,7 @@ from typing import Any
 from profiler import backends, decode_path
 from profiler.case import Case
 from profiler.cost.cases import CaseEstimate, estimate_case, host_of, is_placed
+from profiler.cost.learned import NOTHING, Learned
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
@@ -81,7 +82,13 @@ class SweepPlan:
         return sum(loads.values()) + sum(planned.run_s for planned in self.cases)
 
 
-def make(tasks: Iterable[GridTask], device: DeviceInfo, effort: Effort, available_bytes: int) -> SweepPlan:
+def make(
+    tasks: Iterable[GridTask],
+    device: DeviceInfo,
+    effort: Effort,
+    available_bytes: int,
+    learned: Learned = NOTHING,
+) -> SweepPlan:
     """Order ``tasks`` and skip what cannot run on ``device`` with ``available_bytes`` of its memory."""
     planned: list[Planned] = []
     skipped: list[Skip] = []
@@ -91,7 +98,7 @@ def make(tasks: Iterable[GridTask], device: DeviceInfo, effort: Effort, availabl
             if task.refused is not None and task.checkpoint_format is None:
                 skipped.append(Skip(task.case, task.refused))
                 continue
-            entry = plan_case(task, host(task.case.threads), effort)
+            entry = plan_case(task, host(task.case.threads), effort, learned)
         except ProfileError as error:  # only this model in this quantization is affected
             skipped.append(Skip(task.case, error.message))
             continue
@@ -105,9 +112,9 @@ def make(tasks: Iterable[GridTask], device: DeviceInfo, effort: Effort, availabl
     return SweepPlan(tuple(_by_load(planned)), tuple(skipped))
 
 
-def plan_case(task: GridTask, host: Target, effort: Effort) -> Planned:
+def plan_case(task: GridTask, host: Target, effort: Effort, learned: Learned = NOTHING) -> Planned:
     """A case with its estimated time on ``host``."""
-    estimate = estimate_case(task.case, task.geometry, host, task.checkpoint_format)
+    estimate = estimate_case(task.case, task.geometry, host, task.checkpoint_format, learned)
     synthetic = task.case.fill == "synthetic"
     start = estimate.fill_s.value if synthetic else _phase_s(estimate.prefill_s.value, effort)
     decode = _phase_s(estimate.step_s.value * task.case.steps, effort)
