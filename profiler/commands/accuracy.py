@@ -14,8 +14,7 @@ from profiler import devices
 from profiler.commands import options
 from profiler.console import say
 from profiler.cost.cases import host_of
-from profiler.cost.interval import Interval, exact
-from profiler.cost.learned import Correction, from_rows
+from profiler.cost.learned import Correction, corrected, from_rows
 from profiler.errors import ProfileError
 from profiler.results import stats
 from profiler.results.measurement import Measurement, Phase
@@ -83,7 +82,7 @@ def rows(measured: Iterable[Measurement]) -> list[dict[str, Any]]:
     found = []
     for measurement in measured:
         for figure in FIGURES:
-            predicted, value = measurement.expected.get(figure), _measured(measurement, figure)
+            predicted, value = measurement.expected.get(figure), measured_value(measurement, figure)
             if measurement.outcome != "ok" or not predicted or not value or disturbed(measurement, figure):
                 continue
             case = measurement.case
@@ -131,28 +130,13 @@ def _learned(row: Mapping[str, Any], plain: Mapping[str, Any], correction: Corre
         figure = plain[row["figure"]]
         content |= {"plain": figure["value"], "plain_error": figure["value"] / row["measured"] - 1}
         if correction is not None:
-            content |= _corrected(row, plain, correction)
+            found = corrected(plain, row["figure"], correction)
+            content |= {
+                "learned": found.to_json(),
+                "learned_error": found.value / row["measured"] - 1,
+                "learned_covered": found.low <= row["measured"] <= found.high,
+            }
     return content
-
-
-def _corrected(row: Mapping[str, Any], plain: Mapping[str, Any], correction: Correction) -> dict[str, Any]:
-    figure = plain[row["figure"]]
-    if row["figure"] == "peak_bytes":  # only what is not exact is corrected
-        rest = _interval(plain["rest_bytes"])
-        found = correction.of(rest) + exact(figure["value"] - rest.value)
-    else:  # a correction is one of seconds
-        rate = _interval(figure)
-        seconds = correction.of(Interval(1 / rate.value, 1 / rate.high, 1 / rate.low, rate.basis))
-        found = Interval(1 / seconds.value, 1 / seconds.high, 1 / seconds.low, seconds.basis, seconds.rows)
-    return {
-        "learned": found.to_json(),
-        "learned_error": found.value / row["measured"] - 1,
-        "learned_covered": found.low <= row["measured"] <= found.high,
-    }
-
-
-def _interval(content: Mapping[str, Any]) -> Interval:
-    return Interval(content["value"], content["low"], content["high"], content["basis"])
 
 
 def disturbed(measurement: Measurement, figure: str) -> bool:
@@ -187,7 +171,7 @@ def _share(found: Sequence[dict[str, Any]], name: str) -> str:
     return f"{statistics.fmean(row[name] for row in found):.0%}"
 
 
-def _measured(measurement: Measurement, figure: str) -> float | None:
+def measured_value(measurement: Measurement, figure: str) -> float | None:
     memory = measurement.memory
     if figure == "load_peak_bytes":
         return memory.load_peak_bytes

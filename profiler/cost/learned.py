@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 from profiler import backends
 from profiler.case import digest, options_of
-from profiler.cost.interval import Interval
+from profiler.cost.interval import Interval, exact
 from profiler.devices.base import DeviceInfo
 from profiler.devices.target import Target
 from profiler.errors import StoreError
@@ -260,6 +260,16 @@ def plain_figures(content: Mapping[str, Any], rest: Interval, parameters: int, t
         "bytes_s": target.bandwidth_bytes_s,
         "flop_s": max(target.flops.values(), default=0.0),
     }
+
+
+def corrected(plain: Mapping[str, Any], figure: str, correction: Correction) -> Interval:
+    """A figure of the part ``plain`` of a row's prediction, with a correction of its phase or of ``memory``."""
+    value, low, high, basis = (plain[figure][name] for name in ("value", "low", "high", "basis"))
+    if figure in RATES:  # a correction is one of seconds
+        seconds = correction.of(Interval(1 / value, 1 / high, 1 / low, basis))
+        return Interval(1 / seconds.value, 1 / seconds.high, 1 / seconds.low, seconds.basis, seconds.rows)
+    rest = correction.of(Interval(*(plain["rest_bytes"][name] for name in ("value", "low", "high", "basis"))))
+    return rest + exact(value - plain["rest_bytes"]["value"])
 
 
 def _rests_on(target: Target, plain: Mapping[str, Any] | None) -> bool:
