@@ -24,6 +24,7 @@ import profiler
 from profiler import backends, folders
 from profiler.backends.llama_cpp import build, program
 from profiler.cli import main
+from profiler.cost import learned
 from profiler.errors import ProfileError
 from profiler.models.resolve import resolve
 from profiler.results.environment import HEAP
@@ -88,6 +89,37 @@ def test_a_row_has_the_seconds_that_the_program_printed(
     assert row["load_s"] > 0
     if batch == 1 and version != "b3800":  # the table of llama-batched-bench has no threads
         assert row["threads"] == 2
+
+
+def test_rows_teach_later_predictions_and_accuracy_shows_what(
+    sweep: Sweep, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learned, "cautions", lambda row: ())  # this machine may be busy
+    monkeypatch.setattr("profiler.commands.accuracy.disturbed", lambda row, figure: False)
+
+    def asked(*words: str) -> str:
+        result = CliRunner().invoke(main, words, catch_exceptions=False)
+        assert result.exit_code == 0, result.stderr
+        return result.stdout
+
+    folder, case = install(tmp_path / "bin"), ("-c", "256")
+    taught = sweep(folder, "-c", "64,128,512,1024", "-n", "32", "-r", "3")
+    assert {row["predicted"]["decode_tps"]["basis"] for row in taught} == {"prior"}
+    fit = ("fit", str(model), *case, "-o", "jsonl")
+    after, before = (json.loads(asked(*fit, *more))["decode"]["tps"] for more in ((), ("--no-learned",)))
+    assert (after["basis"], after["rows"], before["basis"]) == ("learned", 4, "prior")
+    assert abs(after["value"] * STEP_S - 1) < 0.2 < abs(before["value"] * STEP_S - 1)
+    assert "learned: corrected by 4 rows of similar cases measured here" in asked("fit", str(model), *case)
+    assert "learned from 4 rows here" in asked("explain", str(model), *case)
+    assert "learned" not in asked("explain", str(model), *case, "--no-learned")
+    (row,) = sweep(folder, *case, "-n", "32", "-r", "3")
+    assert row["predicted"]["decode_tps"]["rows"] == 4
+    (plain,) = sweep(folder, "-c", "300", "-n", "32", "-r", "3", "--no-learned")
+    assert plain["predicted"]["decode_tps"]["basis"] == "prior"
+    found = [json.loads(line) for line in asked("accuracy", "-o", "jsonl").splitlines()]
+    decode = [row for row in found if row["figure"] == "decode_tps"]
+    assert all(abs(row["learned_error"]) < 0.2 < abs(row["plain_error"]) for row in decode)
+    assert {row["learned"]["basis"] for row in decode} == {"learned"}
 
 
 def test_a_phase_is_measured_as_llama_bench_would_measure_it_alone(sweep: Sweep, tmp_path: Path) -> None:
