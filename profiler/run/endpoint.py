@@ -35,7 +35,6 @@ from profiler.results.measurement import Caution
 from profiler.run import grid
 from profiler.run.prompts import DEFAULT_TOKENS, EndpointPrompt, Verdict, judged, own_prompts
 from profiler.run.prompts import prompts as scenario_prompts
-from profiler.run.server_cautions import cautions
 from profiler.units import printable
 
 DEFAULT_CONTEXT, DEFAULT_REPS = 512, 5
@@ -147,7 +146,7 @@ class EndpointResult:
     failure: str | None = None
     hint: str | None = None
     use: ServerUse = field(default_factory=ServerUse)  # memory and energy of the server
-    cautions: tuple[Caution, ...] = field(default=())
+    cautions: tuple[Caution, ...] = ()  # ``serving.py`` finds them
 
     @property
     def asked_tokens(self) -> int:
@@ -416,7 +415,7 @@ class _Bench:
         wait_s = self.core_wait_s / len(delays) if delays else 0.0
         late = percentiles(delays)
         dropped = self.warm.dropped if self.warm is not None else ()
-        result = EndpointResult(
+        return EndpointResult(
             server=self.server,
             model=self.model,
             prompt=prompt,
@@ -432,7 +431,6 @@ class _Bench:
             failure=failure,
             hint=hint,
         )
-        return replace(result, cautions=tuple(cautions(result)))
 
 
 def _whole(exchange: Exchange, fewest: int) -> Exchange:

@@ -15,7 +15,7 @@ from fakes.openai_server import Body, FakeServer, Script
 from profiler.backends.endpoint import Slo, parse_slo, servers
 from profiler.backends.endpoint.client import KEY, run
 from profiler.errors import ProfileError
-from profiler.run import endpoint
+from profiler.run import endpoint, serving
 from profiler.run.endpoint import (
     EndpointPrompt,
     EndpointRequest,
@@ -51,7 +51,7 @@ def prompts(server: FakeServer) -> list[str]:
 
 
 def texts(result: EndpointResult) -> list[str]:
-    return [caution.text for caution in result.cautions]
+    return [caution.text for caution in serving.server_cautions(result)]
 
 
 def test_every_combination_is_a_result_with_its_requests(server: FakeServer) -> None:
@@ -173,7 +173,7 @@ def test_a_model_that_is_loaded_again_is_said_to_be() -> None:
 def test_cautions_have_a_code_for_each_kind(server: FakeServer) -> None:
     server.script = Script(bundle=4, gap_s=0.02, refuses=("seed",))
     (found,) = measure(server, cached=True, tokens=9)
-    codes = [caution.code for caution in found.cautions if caution.code != "client-late"]
+    codes = [caution.code for caution in serving.server_cautions(found) if caution.code != "client-late"]
     assert codes == ["bundled-tokens", "cache-filled", "refused-fields"]
 
 
