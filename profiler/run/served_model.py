@@ -195,7 +195,7 @@ def _predictor(
     if engine is None:
         return f"nothing is known of how {server.kind} runs a model"
     if quant == UNSTATED:
-        return "the server does not state the quantization"
+        return "the server does not state the quantization; --config with the file or folder of the weights does"
     quants, on = () if known.same_weights else (quant,), () if hardware is None else (hardware,)
     try:
         return fit.one_case(fit.FitRequest((known.argument,), on, engine, quants, ("1",), ("1",))).predictor

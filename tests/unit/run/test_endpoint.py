@@ -528,8 +528,18 @@ def test_what_is_sent_is_one_of_length_prompt_and_scenario(server: FakeServer) -
         EndpointRequest(scenarios=("code",), contexts=("1k",)).cases()
     with pytest.raises(ProfileError, match="--cached is for single prompts"):
         EndpointRequest(scenarios=("agent",), cached=True).cases()
-    with pytest.raises(ProfileError, match="scenario quick has no prompts"):
-        EndpointRequest(scenarios=("quick",)).cases()
+
+
+def test_a_scenario_without_prompts_has_its_contexts_and_batches_as_in_a_sweep(server: FakeServer) -> None:
+    asked = EndpointRequest(scenarios=("batch",))
+    ((prompt,),) = asked.cases()
+    assert (prompt.tokens, prompt.answer_tokens, asked.streams) == (512, 32, (1, 2, 4, 8, 16, 32, 64))
+    assert replace(asked, concurrency=("3",)).streams == (3,)
+    assert EndpointRequest(scenarios=("code",)).streams == (1,)
+    lengths = [each.tokens for (each, *_) in EndpointRequest(scenarios=("quick,code",)).cases()]
+    assert lengths == [128, None, None, None]
+    with pytest.raises(ProfileError, match="different batches"):
+        _ = EndpointRequest(scenarios=("batch,quick",)).streams
 
 
 def test_a_prompt_and_a_length_exclude_each_other(tmp_path: Path) -> None:
