@@ -62,13 +62,14 @@ def fit(
     ram: Size | None = None,
     ram_bandwidth: float | None = None,
     goal: str | None = None,
+    learned: bool = True,
 ) -> Rows:
     """Predict whether models fit, how fast they run and what limits them, from their config or GGUF header alone.
 
     The rows are those of ``profile fit -o json``. None means the default of that command: without ``models``, the
     largest Gemma 4 and Qwen 3.5 that fit; without ``on``, this machine. ``ram`` is host memory that weights may be
-    offloaded to, ``ram_bandwidth`` its speed in GB/s. A model that cannot be predicted raises if it is the only one;
-    otherwise it is listed in ``Rows.refused``, with a warning.
+    offloaded to, ``ram_bandwidth`` its speed in GB/s. ``learned=False`` ignores what was measured here. A
+    model that cannot be predicted raises if it is the only one; otherwise it is in ``Rows.refused``, with a warning.
 
     Raises NotFound for unknown names, and ProfileError.
     """
@@ -89,6 +90,7 @@ def fit(
                 ram_bandwidth=None if ram_bandwidth is None else _bandwidth("ram_bandwidth", ram_bandwidth),
                 goal=wish,
                 scenario=None if scenario is None else _path_text("scenario", scenario),
+                learned=_flag("learned", learned),
             )
         )
     rows = [show_fit.row(each, wish) for each in found.predictions]
@@ -125,6 +127,7 @@ def sweep(
     budget: Duration | None = None,
     timeout: Duration = "1h",
     fresh: bool = False,
+    learned: bool = True,
     store: Name | None = None,
     progress: bool = False,
 ) -> Rows:
@@ -133,16 +136,15 @@ def sweep(
     Each model runs in a worker process, and each row is stored before the next case starts. Cases that the store
     already holds are not measured again unless ``fresh`` is true. A failed case is a row with another ``outcome``.
     ``precision`` is a fraction (0.02 is 2%), durations are in seconds, ``max_memory`` is in bytes; "2%", "10m" and
-    "8GiB" work as well. ``progress`` reports on stderr; otherwise nothing is printed.
+    "8GiB" work as well. ``learned``: whether earlier rows correct the predictions. ``progress`` reports on stderr.
 
     Ctrl-C finishes the current case; a second Ctrl-C or SIGTERM stops at once. Both raise KeyboardInterrupt. Rows
-    that were measured before are stored: ``load()`` reads them, and the same call continues.
-
-    Raises NotFound for unknown names, StoreError if results cannot be stored, and ProfileError. A model that cannot
-    be used raises if it is the only one; otherwise it is listed in ``Rows.refused``, with a warning.
+    that were measured before are stored: ``load()`` reads them, and the same call continues. Raises NotFound for
+    unknown names, StoreError if results cannot be stored, and ProfileError. A model that cannot be used raises if it
+    is the only one; otherwise it is in ``Rows.refused``, with a warning.
     """
     given = locals()
-    energy, fresh, progress = (_flag(name, given[name]) for name in ("energy", "fresh", "progress"))
+    energy, fresh, learned, progress = (_flag(n, given[n]) for n in ("energy", "fresh", "learned", "progress"))
     lists: dict[str, Any] = {name: _words(name, given[name]) for name in LISTS}
     texts = {name: text for name in SINGLE if (text := _option_text(name, given[name])) is not None}
     single = {name: _parsed(name, text, OPTIONS[name].parse) for name, text in texts.items()}
@@ -150,17 +152,18 @@ def sweep(
     named_device, single["energy"] = single.pop("device", None), energy
     for name in {"max_phase", "budget"} & single.keys():
         single[f"{name}_s"] = single.pop(name)
-    argv = _command_line(lists, texts, [flag for flag, on in (("--energy", energy), ("--fresh", fresh)) if on])
+    argv = _command_line(lists, texts, {"--energy": energy, "--fresh": fresh, "--no-learned": not learned})
     single["options"] = {name: lists.pop(name) for name in request.OF_BACKENDS}
     with _named_as(SWEEP_OPTIONS):
-        return _sweep(SweepRequest(**lists, **single), named_device, limits, not fresh, store, progress, argv)
+        ways, asked = {"resumed": not fresh, "learned": learned}, SweepRequest(**lists, **single)
+        return _sweep(asked, named_device, limits, ways, store, progress, argv)
 
 
 def _sweep(
     sweep_request: SweepRequest,
     device: str | None,
     limits: WorkerLimits,
-    resumed: bool,
+    ways: dict[str, bool],
     store: Name | None,
     progress: bool,
     argv: Sequence[str],
@@ -172,10 +175,10 @@ def _sweep(
     resolved = resolve_request(sweep_request, found, available, listener.say)
     refused = _refused(resolved.refused, SWEEP_OPTIONS, stacklevel=4)
     with Store.open(path) as opened:
-        result = run_sweep.sweep(resolved, found, opened, limits, listener, argv=argv, resumed=resumed)
+        result = run_sweep.sweep(resolved, found, opened, limits, listener, argv=argv, **ways)
         measured = opened.rows(result.run)
     if result.interrupted:
-        again = "the same call" if resumed else "the same call without fresh=True"
+        again = "the same call" if ways["resumed"] else "the same call without fresh=True"
         raise KeyboardInterrupt(
             f"{len(measured)} of {len(resolved.tasks)} cases are stored in run {result.run}; "
             f"{again} measures the others"
@@ -416,11 +419,13 @@ SWEEP_OPTIONS = {
     **{spelling: name for name, option in OPTIONS.items() for spelling in option.names},
     **{f"--{name}": name for name in FLAGS},
     "--store": "store",
+    "--no-learned": "learned=False",
 }
 FIT_OPTIONS = {
     **{spelling: name for name in ("models", "quants", "contexts", "batches") for spelling in OPTIONS[name].names},
     **{f"--{name}": name for name in ("on", "engine", "scenario", "kv", "path", "split", "ram", "goal")},
     "--ram-bandwidth": "ram_bandwidth",
+    "--no-learned": "learned=False",
 }
 LOAD_OPTIONS = {"--store": "store"}
 OPTION = re.compile(
@@ -431,9 +436,9 @@ OPTION = re.compile(
 )
 
 
-def _command_line(lists: dict[str, tuple[str, ...]], texts: dict[str, str], flags: Sequence[str]) -> list[str]:
+def _command_line(lists: dict[str, tuple[str, ...]], texts: dict[str, str], flags: dict[str, bool]) -> list[str]:
     """The words after ``profile`` of a command that repeats the sweep; the store keeps them with the run."""
     several = [word for name, values in lists.items() for value in values for word in (OPTIONS[name].names[0], value)]
     changed = {name: text for name, text in texts.items() if text != OPTIONS[name].default}
     single = [word for name, text in changed.items() for word in (OPTIONS[name].names[0], text)]
-    return ["sweep", *several, *single, *flags]
+    return ["sweep", *several, *single, *(flag for flag, on in flags.items() if on)]

@@ -227,6 +227,17 @@ def store() -> Decorator:
     )
 
 
+def learned() -> Decorator:
+    """``--no-learned``."""
+    return click.option(
+        "--no-learned",
+        "learned",
+        flag_value=False,
+        default=True,
+        help="Predict as if nothing had been measured on this machine.",
+    )
+
+
 def device() -> Decorator:
     """``--device``: the device that runs the models."""
     return click.option(

@@ -55,6 +55,23 @@ def option(name: str, help: str, metavar: str | None = None, choices: Sequence[s
     )
 
 
+def llama_cpp_options() -> Decorator:
+    """The options that only llama.cpp has."""
+    return options.group(
+        "Only with --backend llama.cpp",
+        option(
+            "llama_cpp",
+            "The build, its bin folder or the source tree. [default: $LLAMA_CPP_DIR, or llama-bench on the PATH]",
+            "DIR",
+        ),
+        option("kv", "Types of the KV cache, such as f16,q8_0,q4_0. [default: f16]", "TYPE"),
+        option("flash_attn", "Flash attention. [default: the build's choice]", "on|off|auto"),
+        option("gpu_layers", "Layers on the GPU. [default: all that fit]"),
+        option("n_cpu_moe", "Layers whose experts stay in the host's memory. [default: 0]"),
+        option("tensor_split", "Shares of several GPUs, such as 3/1 (3 to 1).", "SHARES"),
+    )
+
+
 @click.command(
     "sweep",
     cls=MeasuringCommand,
@@ -112,19 +129,7 @@ def option(name: str, help: str, metavar: str | None = None, choices: Sequence[s
     option("threads", "CPU threads. [default: the backend's choice]"),
     option("max_memory", "Host memory that one worker process may use, such as 8GiB."),
 )
-@options.group(
-    "Only with --backend llama.cpp",
-    option(
-        "llama_cpp",
-        "The build, its bin folder or the source tree. [default: $LLAMA_CPP_DIR, or llama-bench on the PATH]",
-        "DIR",
-    ),
-    option("kv", "Types of the KV cache, such as f16,q8_0,q4_0. [default: f16]", "TYPE"),
-    option("flash_attn", "Flash attention. [default: the build's choice]", "on|off|auto"),
-    option("gpu_layers", "Layers on the GPU. [default: all that fit]"),
-    option("n_cpu_moe", "Layers whose experts stay in the host's memory. [default: 0]"),
-    option("tensor_split", "Shares of several GPUs, such as 3/1 (3 to 1).", "SHARES"),
-)
+@llama_cpp_options()
 @options.group(
     "How long to measure",
     option("reps", "Repetitions of each phase. [default: as many as --precision needs; 2 without -m]"),
@@ -146,6 +151,7 @@ def option(name: str, help: str, metavar: str | None = None, choices: Sequence[s
         default=True,
         help="Reuse stored rows of the same cases, or measure them again.",
     ),
+    options.learned(),
     options.html(),
     options.store(),
     options.output(),
@@ -157,6 +163,7 @@ def sweep(
     max_memory: int | None,
     dry_run: bool,
     resumed: bool,
+    learned: bool,
     html: Path | None,
     store: Path | None,
     output: str,
@@ -182,12 +189,13 @@ def sweep(
         say(line)
     refused = REFUSED if resolved.refused else 0
     if dry_run:
-        show_dry_run(resolved, found, max_memory, store, resumed, output)
+        show_dry_run(resolved, found, max_memory, store, resumed, output, learned)
         return refused
     with Store.open(store) as opened, RowPrinter(opened, resolved, output, most_notes) as printer:
         limits = WorkerLimits(max_memory_bytes=max_memory, case_s=timeout_s)
         argv = [*sys.argv[1:], *_from_settings()]
-        result = run_sweep.sweep(resolved, found, opened, limits, printer, argv=argv, resumed=resumed)
+        ways = {"resumed": resumed, "learned": learned}
+        result = run_sweep.sweep(resolved, found, opened, limits, printer, argv=argv, **ways)
         complete = printer.finish()
         if html is not None:
             files.write_rows(html, opened, result.run)
@@ -214,11 +222,12 @@ def show_dry_run(
     store: Path | None,
     resumed: bool,
     output: str,
+    learned: bool,
 ) -> None:
     """Print what would run and why; with ``resumed``, which stored rows would be reused, without creating a store."""
-    has_rows = resumed and existing(store) is not None
-    with Store.open(store, create=False) if has_rows else nullcontext() as opened:
-        prepared = run_sweep.prepare(resolved, device, opened, max_memory)
+    place = existing(store)
+    with Store.open(store, create=False) if resumed and place is not None else nullcontext() as opened:
+        prepared = run_sweep.prepare(resolved, device, opened, max_memory, learned_from=place if learned else None)
     plan, reused = prepared.plan, prepared.reused
     click.echo(show_plan.render(plan, reused, prepared.available_bytes, output, resolved.subjects), nl=False)
     for line in (*device.limits, *show_plan.about(resolved.subjects)):

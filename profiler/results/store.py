@@ -238,8 +238,7 @@ class Store:
 
     def command(self, *words: str) -> Command:
         """A command that reads or writes this store, wherever it is."""
-        named = () if self.path == default_path() else ("--store", str(self.path))
-        return command("profile", words, named)
+        return command("profile", words, () if self.path == default_path() else ("--store", str(self.path)))
 
     def find_run(self, prefix: str | None = None) -> str:
         """Id of the latest run, the one before ("latest~1"), or the only one whose id starts with ``prefix``.
@@ -269,11 +268,12 @@ class Store:
         return list(self._of_run(run, "m.steps"))
 
     def iter_run(self, run: str | None = None) -> Iterator[Measurement]:
-        """Rows of a run one at a time, if there are too many for memory.
-
-        Their step times are read on access, so the store must stay open until then.
-        """
+        """Rows of a run one at a time. The store must stay open, because their step times are read on access."""
         return self._of_run(run, "m.id")
+
+    def newest(self, most: int) -> Iterator[Measurement]:
+        """The rows that were stored last, the newest first, as ``iter_run`` returns them."""
+        return self._each("SELECT content, id, environment, NULL FROM measurements ORDER BY id DESC LIMIT ?", (most,))
 
     def _of_run(self, run: str | None, steps: str) -> Iterator[Measurement]:
         return self._each(

@@ -117,7 +117,7 @@ ENVIRONMENT: Form = {
     "server": {"kind": TEXT, "version": TEXT},
 }
 ASKED = {"reps": NUMBER, "precision": NUMBER, "max_phase_s": NUMBER, "max_memory_bytes": NUMBER, "energy": FLAG}
-FIGURE = {"value": SIZE, "low": NUMBER, "high": NUMBER, "basis": TEXT}
+FIGURE = {"value": SIZE, "low": NUMBER, "high": NUMBER, "basis": TEXT, "rows": NUMBER}
 EXPECTED: Form = {
     "peak_bytes": FIGURE,
     "load_peak_bytes": FIGURE,
@@ -129,9 +129,16 @@ EXPECTED: Form = {
     "between": {"prefill": NUMBER, "decode": NUMBER, "basis": TEXT},
     "ceiling_s": {"prefill": NUMBER, "step": NUMBER},
     "utilization": {"prefill_s": NUMBER, "step_s": NUMBER, "basis": TEXT},
+    "plain": {
+        **dict.fromkeys(("peak_bytes", "rest_bytes", "prefill_tps", "decode_tps"), FIGURE),
+        **dict.fromkeys(("parameters", "version", "bytes_s", "flop_s"), NUMBER),
+        "calibrated": FLAG,
+    },
 }
 WHOLE: dict[str, tuple[str, ...]] = {  # parts of ``expected`` whose fields are read without checking for them
-    **dict.fromkeys(("peak_bytes", "load_peak_bytes", "prefill_tps", "decode_tps"), tuple(FIGURE)),
+    **dict.fromkeys(
+        ("peak_bytes", "load_peak_bytes", "prefill_tps", "decode_tps"), ("value", "low", "high", "basis")
+    ),
     "between": ("basis",),
     "ceiling_s": ("prefill", "step"),
     "utilization": ("prefill_s", "step_s", "basis"),

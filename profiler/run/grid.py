@@ -105,11 +105,6 @@ def runnable(tasks: Iterable[Task]) -> list[Task]:
     """``tasks`` as a list, for a gate, which has no rows for skipped cases. Raises ProfileError if one cannot run."""
     found = list(tasks)
     for task in found:
-        if backends.find(task.case.backend).times_itself:
-            raise ProfileError(
-                f"profile gate cannot measure backend {task.case.backend}, whose programs time themselves",
-                "Measure each build with profile sweep, then compare them: profile compare RUN RUN",
-            )
         if task.reason is not None:
             raise ProfileError(f"{printable(task.case.model, 80)}: {task.reason}")
     return found
