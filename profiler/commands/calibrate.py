@@ -19,6 +19,7 @@ from profiler.devices.base import DeviceInfo, kind_of
 from profiler.devices.calibration import BETWEEN_NEEDS, DELTA, DELTA_TOKENS, Ceilings, LayerKernel
 from profiler.errors import ProfileError
 from profiler.models.layers import IDEAL, Weight
+from profiler.results.measurement import PHASES
 from profiler.run.process import worker_environment
 from profiler.show import output as show_output
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
@@ -157,7 +158,7 @@ def rows(found: Ceilings, repacks: bool) -> list[dict[str, Any]]:
         (f"starting a layer {kernel}", layer.start_s, "s") for kernel, layer in found.layers.items() if layer.start_s
     ]
     figures.append(("a worker without a model", found.process_bytes or None, "bytes"))
-    apart = {f"processes differ, {phase}": (found.between or {}).get(phase) for phase in ("prefill", "decode")}
+    apart = {f"processes differ, {phase}": (found.between or {}).get(phase) for phase in PHASES}
     figures += [(name, value, "share") for name, value in apart.items()]
     told = f"{found.runs} calibrations" if found.between else f"needs {BETWEEN_NEEDS} calibrations"
     how = {**found.how, **dict.fromkeys(apart, told)}

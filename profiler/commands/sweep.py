@@ -16,7 +16,6 @@ from profiler.console import say, tell
 from profiler.devices.base import DeviceInfo
 from profiler.results.store import Store, existing
 from profiler.run import grid
-from profiler.run import plan as run_plan
 from profiler.run import sweep as run_sweep
 from profiler.run.refusal import REFUSED, refusal_lines
 from profiler.run.request import (
@@ -28,6 +27,7 @@ from profiler.run.request import (
     SweepRequest,
     resolve_request,
 )
+from profiler.run.reuse import fallbacks
 from profiler.run.supervisor import WorkerLimits
 from profiler.show import plan as show_plan
 from profiler.show.report import files
@@ -229,5 +229,5 @@ def show_dry_run(
     click.echo(show_plan.render(plan, reused, prepared.available_bytes, output, resolved.subjects), nl=False)
     for line in (*device.limits, *show_plan.about(resolved.subjects)):
         say(line)
-    tell(run_plan.fallbacks(reused.values()))
+    tell(fallbacks(reused.values()))
     say(show_plan.summary(plan))

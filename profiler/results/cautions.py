@@ -10,11 +10,10 @@ from math import ceil
 
 from profiler.decode_path import EAGER
 from profiler.results import energy, stats
-from profiler.results.measurement import Caution, Measurement, Phase
+from profiler.results.measurement import PHASES, Caution, Measurement, Phase
 from profiler.results.stats import Z_975, Centres
 from profiler.units import bytes_text, seconds_text
 
-STATED_PHASES: tuple[Phase, ...] = ("prefill", "decode")
 CAPPED = 0.05  # of the time: figures that differ by more were taken under different conditions
 STATED = ("capped", "sm_mhz")  # fields of samples that these cautions use
 DIFFERENT = 0.02  # of the clock: more than its 15 MHz steps, and more than most figures spread
@@ -27,12 +26,11 @@ SOME_DRIFT = 0.03  # over all repetitions; a smaller drift disappears in the req
 IN_QUEUE = 0.5  # of a step: with less work than this left after the last launch, the device was waiting for the host
 MUCH_SLOWER = 1.3  # a step of the first repetition ÷ a step of later ones
 MUCH_RETAINED = 0.1  # of the peak of prefill
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 def device_cautions(measurement: Measurement) -> Iterator[Caution]:
     """Power limit and clocks of each phase, then energy that is unknown or implausible."""
-    for phase in STATED_PHASES:
+    for phase in PHASES:
         if measurement.samples.has("capped"):
             yield from _capped(measurement, phase)
         if measurement.samples.has("sm_mhz"):

@@ -41,7 +41,7 @@ from itertools import chain, combinations
 from typing import Any, Literal, NamedTuple
 
 from profiler.case import Case
-from profiler.results.measurement import Measurement, Phase
+from profiler.results.measurement import PHASES, Measurement, Phase
 
 TINY = 1e-300  # replaces 0 in Lentz's denominators
 PRECISION = 1e-15
@@ -64,7 +64,6 @@ STEADY_SPREAD = 0.02  # interquartile range ÷ median over the window
 CLEAR_Z = 2.2  # of Mann's test: of five repetitions only a strictly monotonic series passes (1 in 60 by chance)
 
 FIGURES = ("prefill_tps", "decode_tps", "peak_bytes")
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 def tail(t: float, df: float) -> float:

@@ -178,12 +178,13 @@ class Store:
         with suppress(sqlite3.Error):  # another sweep may be alive: a copy of the file alone then has this run
             self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
-    def finished(self, key: str, environment_key: str) -> StoredRow | None:
-        """The latest ``ok`` row of a case in an environment of equal speed, for ``--resume``."""
+    def finished(self, key: str, environment_key: str, after: int = 0) -> StoredRow | None:
+        """The latest ``ok`` row of a case in an environment of equal speed; ``after``: stored later than that row."""
         found = self._read(
             "SELECT m.id, m.run, m.content, m.steps, e.id FROM measurements m JOIN environments e"
-            " ON e.id = m.environment WHERE m.key = ? AND m.outcome = 'ok' AND e.key = ? ORDER BY m.id DESC LIMIT 1",
-            (key, environment_key),
+            " ON e.id = m.environment WHERE m.key = ? AND m.outcome = 'ok' AND e.key = ? AND m.id > ?"
+            " ORDER BY m.id DESC LIMIT 1",
+            (key, environment_key, after),
         )
         for row, run, content, steps, name in found:
             return StoredRow(row, run, *self._decoded([(content, steps, name, None)]))
@@ -192,11 +193,6 @@ class Store:
     def newest_id(self) -> int:
         """Id of the row that was stored last, by any run; 0 if there is none."""
         return int(self._read("SELECT COALESCE(MAX(id), 0) FROM measurements")[0][0])
-
-    def has_newer(self, key: str, since: int) -> bool:
-        """Whether an ``ok`` row of a case was stored after the row ``since``, in any environment."""
-        query = "SELECT 1 FROM measurements WHERE key = ? AND outcome = 'ok' AND id > ? LIMIT 1"
-        return bool(self._read(query, (key, since)))
 
     def runs(self, counted: bool = True) -> list[Run]:
         """All runs in the order in which they were stored, whatever the clock said.

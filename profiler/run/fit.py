@@ -31,11 +31,6 @@ from profiler.units import printable
 CONTEXTS, BATCHES = (8192,), (1,)
 MAP_CONTEXTS = ("2k-128k*4", "256k")
 HEADLINE = ("gemma-4-", "qwen3.5-")
-QUANTS = {  # the defaults of each engine: what people usually run
-    "llama.cpp": ("q4_k_m",),
-    "vllm": ("bf16",),
-    "transformers": ("bf16", "nf4"),
-}
 MOST = 20_000  # predictions of one call, because every one is printed
 
 
@@ -285,7 +280,7 @@ def _predictor(
 def _extrapolated(engine: Engine, variant: QuantVariant, machine: Machine, request: FitRequest) -> tuple[str, ...]:
     """Notes on the assumptions for a device on which `profile sweep` cannot run."""
     target = machine.target
-    if engine.name != engines.DEFAULT:
+    if not engine.loads_with_transformers:
         return ()
     if target.kind == "described" and request.path is None:
         return ("--on with figures assumes eager decode; for an NVIDIA GPU add --path graph, the default there",)
@@ -316,7 +311,7 @@ def most_bits(ranked: Sequence[FitPrediction]) -> list[FitPrediction]:
 
 def _machines(request: FitRequest, engine: Engine) -> list[Machine]:
     """The machines of ``--on``. Devices after a comma belong to the same machine; each ``--on`` is another one."""
-    split: Split = request.split or ("tensor" if engine.like == "vllm" else "layer")
+    split: Split = request.split or engine.default_split
     if request.ram_bandwidth is not None and not math.isfinite(request.ram_bandwidth):
         raise ProfileError(f"--ram-bandwidth {request.ram_bandwidth} is not a valid bandwidth")
     speed = RAM_BYTES_S if request.ram_bandwidth is None else request.ram_bandwidth * 1e9
@@ -326,10 +321,8 @@ def _machines(request: FitRequest, engine: Engine) -> list[Machine]:
 
 def _check_options(request: FitRequest, engine: Engine, machines: Sequence[Machine]) -> None:
     """Raise ProfileError for an option that would have no effect."""
-    if request.path is not None and engine.name != engines.DEFAULT:
-        raise ProfileError(
-            f"--path applies to transformers only; {engine.name} has a single decode path", "Leave --path out."
-        )
+    if request.path is not None and len(engine.paths) == 1:
+        raise ProfileError(f"--path: {engine.name} has a single decode path", "Leave --path out.")
     if request.ram_bandwidth is not None and request.ram_bytes is None:
         raise ProfileError("--ram-bandwidth needs --ram", "Add the size of that memory, such as --ram 64GiB.")
     if request.ram_bytes is not None and all(machine.ram_bytes is None for machine in machines):
@@ -344,7 +337,7 @@ def _quants(request: FitRequest, engine: Engine) -> tuple[str, ...]:
     """The quantizations without -q, if the checkpoint does not decide: the engine's usual ones; with a goal, all."""
     if request.quants and not words(request.quants):
         raise ProfileError("-q: the list is empty")
-    return tuple(engine.quants) if request.goal else QUANTS.get(engine.like, (engine.default_quant,))
+    return tuple(engine.quants) if request.goal else engine.usual_quants
 
 
 def _names(request: FitRequest, engine: Engine, machines: Sequence[Machine], quant: str) -> tuple[str, ...]:

@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from profiler import registry
+from profiler.case import Task
 from profiler.cost.cases import host_of
 from profiler.devices.base import DeviceInfo
 from profiler.devices.target import Target
 from profiler.models import families, hub
 from profiler.quants.base import Quant
 from profiler.run import plan as run_plan
-from profiler.run.grid import GridTask
 from profiler.run.repetitions import Effort
 from profiler.units import bytes_text, seconds_text
 
@@ -30,7 +30,7 @@ REPS = 2
 BUDGET_S = 300.0
 HEADROOM = 0.05  # of the memory: a first run should not fill it completely
 FIRST_ROW_S = 60.0  # how long the first row may take
-Grid = Callable[[str, Quant], list[GridTask]]
+Grid = Callable[[str, Quant], list[Task]]
 ModelPair = tuple[str, Quant]  # catalog name, quantization
 
 
@@ -112,10 +112,10 @@ def _seconds(pairs: Sequence[ModelPair], limits: HeadlineBudget, grid: Grid) -> 
     return run_plan.make(tasks, limits.device, limits.effort, limits.available_bytes).seconds
 
 
-def _holds(tasks: Sequence[GridTask], limits: HeadlineBudget) -> bool:
+def _holds(tasks: Sequence[Task], limits: HeadlineBudget) -> bool:
     plan = run_plan.make(tasks, limits.device, limits.effort, limits.available_bytes)
     bound = limits.available_bytes * (1 - HEADROOM)
-    return not plan.skipped and all(case.estimate.peak.value <= bound for case in plan.cases)
+    return not plan.skipped and all(_peak(task) <= bound for task in plan.tasks)
 
 
 def _fits(pairs: Sequence[ModelPair], limits: HeadlineBudget, grid: Grid) -> bool:
@@ -125,8 +125,8 @@ def _fits(pairs: Sequence[ModelPair], limits: HeadlineBudget, grid: Grid) -> boo
 def _first_row_s(pair: ModelPair, limits: HeadlineBudget, grid: Grid) -> float:
     """Seconds to load a model and measure its cheapest case."""
     host = limits.host
-    cases = [run_plan.plan_case(task, host, limits.effort) for task in grid(*pair)]
-    return min(case.load_s + case.run_s for case in cases)
+    tasks = [run_plan.plan_case(task, host, limits.effort) for task in grid(*pair)]
+    return min(task.load_s + task.run_s for task in tasks)
 
 
 def _words(pairs: Sequence[ModelPair], limits: HeadlineBudget, grid: Grid) -> str:
@@ -138,11 +138,12 @@ def _words(pairs: Sequence[ModelPair], limits: HeadlineBudget, grid: Grid) -> st
         return f"without -m, this sweep would measure {models}, but {refused}"
     tasks = [task for pair in pairs for task in grid(*pair)]
     if not _holds(tasks, limits):
-        largest = max(tasks, key=lambda task: _peak(task, limits))
-        needed = bytes_text(_peak(largest, limits))
+        planned = [run_plan.plan_case(task, limits.host, limits.effort) for task in tasks]
+        largest = max(planned, key=_peak)
+        needed = bytes_text(_peak(largest))
         return (
             f"without -m, this sweep measures {models}, which may not all fit on {limits.device.name} ({free} free):"
-            f" {largest.case.model} {largest.quant.name} needs about {needed}"
+            f" {largest.case.model} {largest.case.quant} needs about {needed}"
         )
     seconds = _seconds(pairs, limits, grid)
     if seconds > limits.budget_s:
@@ -156,8 +157,10 @@ def _words(pairs: Sequence[ModelPair], limits: HeadlineBudget, grid: Grid) -> st
     )
 
 
-def _peak(task: GridTask, limits: HeadlineBudget) -> float:
-    return run_plan.plan_case(task, limits.host, limits.effort).estimate.peak.value
+def _peak(planned: Task) -> float:
+    """The estimated peak in bytes."""
+    assert planned.estimate is not None
+    return planned.estimate.peak.value
 
 
 def _quant(name: str) -> Quant:

@@ -17,7 +17,7 @@ from profiler.decode_path import EAGER
 from profiler.results import energy, stats
 from profiler.results.cautions import cautions
 from profiler.results.comparison import Ratio, pair, ratio, too_noisy
-from profiler.results.measurement import DecodePath, Measurement, Phase
+from profiler.results.measurement import PHASES, DecodePath, Measurement, Phase
 from profiler.results.redact import redact
 from profiler.results.stats import Summary
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
@@ -29,7 +29,6 @@ LONGEST = 100_000  # characters of outside text that are processed
 UNSPREAD_DIGITS = 2  # significant digits of a figure measured once, whose spread is unknown
 FEWEST_DIGITS = 2  # of any other figure: a single digit looks like a mistake, and the interval shows its uncertainty
 MOST_DIGITS = 4
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 STAYS = 9  # the ``worth`` of a column that is never dropped
 NOTE_LENGTH = 400  # characters of a note

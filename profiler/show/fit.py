@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from profiler import console
-from profiler.cost.engines import DEFAULT
 from profiler.cost.engines.base import Serving
 from profiler.cost.interval import Interval
 from profiler.cost.machine import Machine
@@ -91,7 +90,7 @@ def row(each: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
         "context": request.context,
         "batch": request.batch,
         "kv": request.kv or prediction.engine.default_kv,
-        "path": request.path if prediction.engine.name == DEFAULT else None,
+        "path": request.path if len(prediction.engine.paths) > 1 else None,
         "stored": _stored(each),
         "verdict": prediction.verdict.word,
         "reason": prediction.verdict.reason,
@@ -200,7 +199,7 @@ def place(predictions: Sequence[Prediction]) -> str:
         paths.setdefault(each.request.path, []).append(each.request.quant)
     (usual, _), *others = paths.items()
     also = "".join(f", {path} for {', '.join(dict.fromkeys(quants))}" for path, quants in others)
-    decode = f", {usual} decode{also}" if engine.name == DEFAULT else ""
+    decode = f", {usual} decode{also}" if len(engine.paths) > 1 else ""
     split, several = (f", {machine.split} split", " each") if machine.target.count > 1 else ("", "")
     several = " on the smallest" if machine.target.members else several
     ram = f", {bytes_text(machine.ram_bytes)} of host memory" if machine.ram_bytes else ""
@@ -286,7 +285,7 @@ def _bases(found: Sequence[FitPrediction]) -> list[str]:
     if any(each.host_bytes for each in priors):
         lines.append("prior: we have no measurements with weights in host memory.")
     elif priors:
-        can = any(each.engine.name == DEFAULT and each.machine.target.local for each in priors)
+        can = any(each.engine.operator_counts and each.machine.target.local for each in priors)
         lines.append(f"prior: we have no measurements of this engine on such a device{_CALIBRATE * can}.")
     return lines
 

@@ -15,14 +15,13 @@ from typing import Any
 from profiler import console
 from profiler.case import Case
 from profiler.results import stats
-from profiler.results.measurement import Measurement, Phase
+from profiler.results.measurement import PHASES, Measurement
 from profiler.show.columns import figure
 from profiler.units import printable, seconds_text
 
 SHORT_S = 60.0  # a log of a sweep that is estimated to be shorter gets no line per case
 FEW_S = 5.0
 ROUNDED = ((120.0, 5), (600.0, 15), (math.inf, 60))  # up to how many seconds an estimate is rounded, and to what
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 def show_live(text: str) -> None:

@@ -31,6 +31,7 @@ from profiler.devices.base import kind_of
 from profiler.devices.calibration import DELTA, DELTA_TOKENS, STEP_LAYERS, layers_json
 from profiler.devices.cpu import process_bytes
 from profiler.kernels import cuda, native
+from profiler.kernels.versions import with_cache
 
 READ_MOST = 4 * 1024**3  # the most bytes that the reading kernels read
 CACHES_IN_FREE = 24  # caches count as at most free memory ÷ 24, because several pools exist at once
@@ -223,14 +224,12 @@ class Microbenchmark:
         }
         ids = torch.ones(1, tokens, dtype=torch.long, device=self.device)
         cache = DynamicCache(config=model.config)
-        model(
-            input_ids=ids.expand(-1, STEP_MODEL_DEPTH) if tokens == 1 else ids, past_key_values=cache, use_cache=True
-        )
+        model(input_ids=ids.expand(-1, STEP_MODEL_DEPTH) if tokens == 1 else ids, **with_cache(cache))
         filled = [(layer.keys, layer.values) for layer in cache.layers]
 
         def step() -> None:
             held = cache if tokens == 1 else DynamicCache(config=model.config)  # decode appends; prefill does not
-            model(input_ids=ids, past_key_values=held, use_cache=True, logits_to_keep=1)
+            model(input_ids=ids, **with_cache(held), logits_to_keep=1)
             if self.cuda:  # cuDNN makes a plan for each new length, which takes longer than the step
                 for layer, kept in zip(cache.layers, filled, strict=True):
                     layer.keys, layer.values = kept

@@ -16,14 +16,12 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from profiler.cost.calibrated import OperatorCounts
-from profiler.cost.engines.base import MIB, EngineRequest, Named, Placement, Serving, Terms, spread
+from profiler.cost.engines.base import GGUF, MIB, Engine, EngineRequest, Named, Placement, Serving, Terms, spread
 from profiler.cost.engines.transformers import swept
 from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine
 from profiler.cost.storage import Held, Storage, as_stored, bounds_of, storage, with_head
 from profiler.cost.work import PassRules
-from profiler.decode_path import EAGER
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
 from profiler.models import families, gguf, gguf_mix, gguf_tensors, gguf_write
@@ -63,15 +61,17 @@ MIX_BOUNDS = (0.95, 1.08)  # files of one mix differ by the llama.cpp version an
 MASK_BYTES = 2  # the attention mask in f16: one entry per cache cell for each token of a pass
 
 
-class LlamaCpp:
+class LlamaCpp(Engine):
     """See the module."""
 
     name = like = "llama.cpp"
     version = "commit 007dbbf3 (2026-08)"
-    default_quant = "q4_k_m"
+    usual_quants = ("q4_k_m",)
     default_kv = "f16"
+    smaller_kv = "q8_0"
     makers = frozenset(CONTEXT) - {"other"}
-    operator_counts: OperatorCounts | None = None
+    reads = frozenset({GGUF})
+    pipelines_passes = computes_on_host = multiplies_in_int8 = True
     quants = tuple(gguf_mix.MIXES)
 
     def check(self, quant: str) -> str:
@@ -105,18 +105,6 @@ class LlamaCpp:
             prefill_reason=f"buffers for a chunk of {self._ubatch(request)} tokens, reserved at the start",
             decode_reason="the same buffers",
         )
-
-    def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> None:
-        """No rule: weights are mapped, or read directly to the device."""
-
-    def left_mapped(self, storage: Storage, dtype: str, target: Target) -> Interval:
-        return exact(0)  # nothing is quantized during loading
-
-    def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
-        return EAGER
-
-    def step_rules(self, geometry: Geometry, request: EngineRequest, target: Target) -> PassRules:
-        return self.prefill_rules(geometry, request, target)
 
     def prefill_rules(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> PassRules:
         return PassRules(

@@ -10,7 +10,7 @@ from profiler.cost.machine import flops_ceiling
 from profiler.cost.prediction import LIMITS
 from profiler.quants.base import DTYPE_BYTES
 from profiler.results import stats
-from profiler.results.measurement import Phase
+from profiler.results.measurement import PHASES, Phase
 from profiler.show.report import charts, selection
 from profiler.show.report.blocks import Bar, Bars, Chart, Figures, Head, PageBlock, Section, Table, muted
 from profiler.show.report.predictions import Forecast
@@ -20,7 +20,6 @@ from profiler.units import UNKNOWN, significant
 MOST_POINTS = 30  # cases in the roofline; more would overlap
 MOST_BARS = 8  # of the picture on the first screen
 MOST_ROWS = 60
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 ABOVE = {f"{phase}-above-ceiling" for phase in PHASES}  # caution codes
 
 
@@ -116,7 +115,7 @@ def _roofline(machine: MachineRows, forecast: Forecast, where: str) -> Chart | s
         return "FLOPs and bytes are known only for models whose shapes are stored or in the catalog"
     bytes_s = forecast.machine.ceiling_bytes_s
     dtypes = {result.case.dtype for result in known}
-    flop_s = max(flops_ceiling(forecast.machine, dtype, dtype, "transformers") for dtype in dtypes)
+    flop_s = max(flops_ceiling(forecast.machine, dtype, dtype, in_int8=False) for dtype in dtypes)
     series = machine.palette(dict.fromkeys(point.series for point in points))
     basis = "as measured" if forecast.machine.target.ceilings else "from the data sheet"
     title = f"Roofline, {basis}: {charts.rates_text(bytes_s, flop_s)}{where}"

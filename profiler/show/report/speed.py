@@ -9,7 +9,7 @@ from itertools import islice
 from profiler import backends
 from profiler.registry import listed
 from profiler.results import comparison
-from profiler.results.measurement import Measurement, Phase
+from profiler.results.measurement import PHASES, Measurement, Phase
 from profiler.show.columns import (
     TOO_NOISY,
     context_cell,
@@ -31,7 +31,6 @@ MOST_PANELS = 3  # charts per kind: one row of the page; each takes a quarter of
 MOST_SERIES = 8  # lines that remain distinguishable in a chart
 MOST_POINTS = 24  # points per line
 MOST_ROWS = 60  # rows of the table
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 def section(machines: Sequence[MachineRows]) -> Section:

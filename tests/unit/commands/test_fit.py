@@ -285,7 +285,7 @@ def test_only_this_machine_is_told_to_calibrate() -> None:
     [
         (["nosuch"], "unknown model: nosuch"),
         (["gemma-4-e2b", "-c", "256k"], "gemma-4-e2b supports at most 131,072 tokens, not 262,144"),
-        (["gemma-4-e2b", "--path", "graph", "--engine", "vllm"], "--path applies to transformers only"),
+        (["gemma-4-e2b", "--path", "graph", "--engine", "vllm"], "--path: vllm has a single decode path"),
         (["gemma-4-e2b", "--on", "cpu", "--ram", "8GiB"], "already uses the host's memory"),
         (["gemma-4-e2b", "--on", "rtx 4090", "--ram-bandwidth", "60"], "--ram-bandwidth needs --ram"),
         (["gemma-4-e2b", "--on", "rtx 4090", "--split", "tensor"], "--split needs several devices"),

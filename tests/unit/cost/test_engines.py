@@ -43,7 +43,7 @@ def test_an_unknown_engine_names_the_nearest() -> None:
 @pytest.mark.parametrize("model", hub.names())
 def test_an_engine_stores_every_parameter_and_copies_only_what_layers_share(name: str, model: str) -> None:
     engine, shape = engines.find(name), geometry(model)
-    storage = engine.storage(shape, engine.check(engine.default_quant), "bf16")
+    storage = engine.storage(shape, engine.check(engine.usual_quants[0]), "bf16")
     copies = sum(line.elements for line in storage.lines) - shape.parameters
     head = shape.vocab * shape.hidden if shape.tied else 0
     values = sum(weight.parameters * count for _, count, weight in vllm._copied_values(shape))
@@ -62,7 +62,7 @@ def test_transformers_copies_nothing() -> None:
 @pytest.mark.parametrize("model", ["gemma-4-31b", "gemma-4-26b-a4b", "qwen3.5-2b", "llama-4-scout-17b-16e"])
 def test_memory_grows_with_context_and_batch_and_its_bounds_hold_its_value(name: str, model: str) -> None:
     engine, shape = engines.find(name), geometry(model)
-    quant = engine.check(engine.default_quant)
+    quant = engine.check(engine.usual_quants[0])
     storage = engine.storage(shape, quant, "bf16")
     peaks = []
     for context, batch in ((512, 1), (8192, 1), (8192, 4), (65536, 4)):
@@ -196,4 +196,4 @@ def test_an_engine_refuses_a_format_by_name(name: str) -> None:
 def test_an_engine_names_the_version_that_its_rules_were_read_from(file: str) -> None:
     engine = registry.load("cost.engines", file, "engine").ENGINE
     assert any(digit.isdigit() for digit in engine.version)
-    assert engine.check(engine.default_quant) in engine.quants
+    assert engine.check(engine.usual_quants[0]) in engine.quants

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from profiler import registry
+from profiler.case import Task
 from profiler.devices.base import DeviceInfo
 from profiler.quants.base import Quant
 from profiler.run import headline
 from profiler.run import plan as run_plan
-from profiler.run.grid import GridTask
 from profiler.run.repetitions import Effort
 
 EFFORT = Effort(headline.REPS)
@@ -21,8 +21,8 @@ EFFORT = Effort(headline.REPS)
 @pytest.fixture
 def choose(make_points: Any) -> Any:
     def choice(device: DeviceInfo, budget_s: float = headline.BUDGET_S, asked: str = "") -> headline.HeadlineChoice:
-        def grid(name: str, quant: Quant) -> list[GridTask]:
-            found: list[GridTask] = make_points(name, quant.name, (128, 512), device=device)
+        def grid(name: str, quant: Quant) -> list[Task]:
+            found: list[Task] = make_points(name, quant.name, (128, 512), device=device)
             return found
 
         formats = [registry.load("quants", name, "quantization").QUANT for name in asked.split(",") if name]
@@ -81,7 +81,7 @@ def test_the_pair_fits_five_minutes_and_the_first_row_a_minute(
     choice = choose(device)
     tasks = [task for name, quant in pairs(choice) for task in make_points(name, quant, (128, 512), device=device)]
     plan = run_plan.make(tasks, device, EFFORT, device.free_bytes)
-    first = min(planned.load_s + planned.run_s for planned in plan.cases)
+    first = min(planned.load_s + planned.run_s for planned in plan.tasks)
     assert first <= headline.FIRST_ROW_S
     if cores > 1:  # one core cannot: the budget then cuts the grid
         assert plan.seconds <= headline.BUDGET_S
