@@ -141,7 +141,8 @@ def _opening(
     what = f"{best.model} in {best.group.settings}"
     figure = f"{selection.ranged(best.decode)} t/s {_at(best)}"
     if len(usable) == 1:
-        return f"Only {what} has comparable measurements. It decodes at {figure}."
+        slow = "" if fast else ", slower than people read"
+        return f"Only {what} has comparable measurements. It decodes at {figure}{slow}."
     if not fast:
         return (
             f"Nothing measured here certainly generates as fast as people read. The closest is {what}: it decodes at"
