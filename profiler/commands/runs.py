@@ -55,9 +55,10 @@ def runs(context: click.Context, store: Path | None, output: str) -> None:
 @runs.command()
 @click.argument("run", required=False)
 @options.output()
+@options.notes()
 @options.store()
 @click.pass_obj
-def show(group_store: Path | None, run: str | None, output: str, store: Path | None) -> None:
+def show(group_store: Path | None, run: str | None, output: str, most_notes: int | None, store: Path | None) -> None:
     """Print the rows of a run.
 
     RUN is an id from profile runs, a unique start of one, or latest~1 for the run before the latest. Without it, the
@@ -70,7 +71,7 @@ def show(group_store: Path | None, run: str | None, output: str, store: Path | N
             while text := "".join(islice(parts, AT_ONCE)):
                 click.echo(text, nl=False)
             return
-        text, left_out = rendered(output, found, in_grid_order(opened.rows(found)), width())
+        text, left_out = rendered(output, found, in_grid_order(opened.rows(found)), width(), most_notes)
     click.echo(text, nl=False)
     tell(left_out)
 

@@ -165,6 +165,7 @@ FAILED, INTERRUPTED = 1, 130
     options.html(),
     options.store(),
     options.output(),
+    options.notes(),
 )
 def sweep(
     device: str | None,
@@ -175,6 +176,7 @@ def sweep(
     html: Path | None,
     store: Path | None,
     output: str,
+    most_notes: int | None,
     **asked: Any,
 ) -> int:
     """Measure every combination of model, quantization, context and batch.
@@ -198,7 +200,7 @@ def sweep(
     if dry_run:
         show_dry_run(resolved, found, max_memory, store, resumed, output)
         return refused
-    with Store.open(store) as opened, RowPrinter(opened, resolved, output) as printer:
+    with Store.open(store) as opened, RowPrinter(opened, resolved, output, most_notes) as printer:
         limits = WorkerLimits(max_memory_bytes=max_memory, case_s=timeout_s)
         result = run_sweep.sweep(resolved, found, opened, limits, printer, argv=sys.argv[1:], resumed=resumed)
         complete = printer.finish()

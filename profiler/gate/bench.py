@@ -32,7 +32,7 @@ from profiler.units import printable
 
 GateClock = Literal["cpu", "wall"]
 METRICS = PHASES  # whose times are compared
-DISTURBED_WALL = ("-cpu-pressure",)  # endings of caution codes that invalidate wall time but not CPU time
+DISTURBED_WALL = ("-cpu-pressure", "-busy")  # endings of caution codes that invalidate wall time but not CPU time
 DISTURBED = ("other-processes", "-clocks-differ", "-swap", "-invalid")  # and of those that invalidate both
 CPU_THREADS = 1  # by default: with more, idle threads spin, which on a busy machine takes most of the CPU time
 

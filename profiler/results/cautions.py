@@ -25,6 +25,7 @@ UNFINISHED = ("cap", "time")  # reasons to stop before the requested precision i
 SOME_DRIFT = 0.03  # over all repetitions; a smaller drift disappears in the requested interval
 IN_QUEUE = 0.5  # of a step: with less work than this left after the last launch, the device was waiting for the host
 MUCH_SLOWER = 1.3  # a step of the first repetition ÷ a step of later ones
+CEILINGS = ("ceiling_s", "utilization")  # fields of a prediction that say what the device can reach
 MUCH_RETAINED = 0.1  # of the peak of prefill
 
 
@@ -88,7 +89,7 @@ def cautions(measurement: Measurement, centres: Centres | None = None) -> tuple[
         found += _launch_bound(measurement)
     if measurement.case.device.startswith("cuda"):
         found += _new_lengths(measurement)
-    if measurement.expected.get("ceiling_s"):
+    if not measurement.expected.keys().isdisjoint(CEILINGS):
         found += _too_fast(measurement, centres)
     if measurement.energy is not None or not stated.isdisjoint(STATED):
         found += device_cautions(measurement)
@@ -149,11 +150,11 @@ def _cut_short(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
 def _inexact(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     """The strongest caution about the spread: incomparable, noisy, or less precise than requested."""
     rate = stats.rate(measurement, phase)
-    if rate is None or rate.relative_half is None or rate.within is None:
+    if rate is None or rate.relative_half is None or rate.within is None or rate.busy:
         return
     asked, precision, stopped = measurement.asked, measurement.asked.get("precision"), measurement.stopped.get(phase)
     seconds = measurement.samples.seconds(phase)
-    if rate.wide:
+    if rate.noisy:
         text = f"{phase}: repetitions differ too much to compare ({rate.n} of them): free the machine"
         cut_short = stopped == "time" or rate.n < (asked.get("reps") or 0)  # a larger -r would be cut short too
         more = -(-max(ENOUGH_REPS, rate.n + 2) // (measurement.case.batch if measurement.case.server else 1))
@@ -241,9 +242,9 @@ def _new_lengths(measurement: Measurement) -> Iterator[Caution]:
 
 def _too_fast(measurement: Measurement, centres: Centres) -> Iterator[Caution]:
     """A figure above its ceiling is impossible: one of the two is wrong."""
-    at, prefill, decode = measurement.expected["ceiling_s"], centres["prefill"], centres["decode"]
-    fractions = stats.shares(measurement.case, at, prefill and prefill.median, decode and decode.median)
-    for phase, fraction in fractions.items():
-        if fraction is not None and fraction > 1:
-            text = f"{phase}: {fraction:.2f} of the device's ceiling: the ceiling or this figure is wrong"
+    known = stats.ceiling(measurement, centres) or {}
+    for phase, use in (("prefill", "mfu"), ("decode", "mbu")):
+        share = max((known.get(f"{phase}_{name}") or 0.0 for name in ("fraction", use)), default=0.0)
+        if share > 1:
+            text = f"{phase}: {share:.2f} of the device's ceiling: the ceiling or this figure is wrong"
             yield Caution(f"{phase}-above-ceiling", text, "profile calibrate")

@@ -128,11 +128,13 @@ EXPECTED: Form = {
     "path": TEXT,
     "between": {"prefill": NUMBER, "decode": NUMBER, "basis": TEXT},
     "ceiling_s": {"prefill": NUMBER, "step": NUMBER},
+    "utilization": {"prefill_s": NUMBER, "step_s": NUMBER, "basis": TEXT},
 }
 WHOLE: dict[str, tuple[str, ...]] = {  # parts of ``expected`` whose fields are read without checking for them
     **dict.fromkeys(("peak_bytes", "load_peak_bytes", "prefill_tps", "decode_tps"), tuple(FIGURE)),
     "between": ("basis",),
     "ceiling_s": ("prefill", "step"),
+    "utilization": ("prefill_s", "step_s", "basis"),
 }
 STOPPED = {"prefill": TEXT, "decode": TEXT}
 PERCENTILES: Form = {"n": NUMBER, "p50": NUMBER, "p95": NUMBER, "p99": NUMBER}

@@ -260,10 +260,11 @@ def measure(session: Session, case: Case, repeater: Repeater) -> Measurement:
     book.enter("decode", phases["decode"].samples, partial(decode_once, UNWATCHED))
     after = generation.cache()
     decode = step_footprint(meter, generation)
-    cautions = (*session.info.cautions, *generation.cautions(), *_disturbances(session, case, phases))
+    info = session.info
+    cautions = (*info.cautions, *generation.cautions(), *_disturbances(session, case, phases, info.threads))
     row = _row(case, phases, cautions, book.energy)
-    memory = memory_breakdown(session.info, prefill, decode, after)
-    return replace(row, memory=memory, threads=session.info.threads, decode_path=generation.path())
+    memory = memory_breakdown(info, prefill, decode, after)
+    return replace(row, memory=memory, threads=info.threads, decode_path=generation.path())
 
 
 def measure_timed(session: TimedSession, case: Case, repeater: Repeater) -> Measurement:
@@ -276,7 +277,7 @@ def measure_timed(session: TimedSession, case: Case, repeater: Repeater) -> Meas
     if effort.energy:
         for phase, measured in phases.items():
             _enter_window(book, phase, run, measured)
-    row = _row(case, phases, (*run.cautions(), *_disturbances(session, case, phases)), book.energy)
+    row = _row(case, phases, (*run.cautions(), *_disturbances(session, case, phases, run.threads)), book.energy)
     return replace(row, memory=run.memory(), threads=run.threads, decode_path=run.path())
 
 
@@ -295,10 +296,11 @@ def _row(
     )
 
 
-def _disturbances(session: Session | TimedSession, case: Case, phases: Mapping[Phase, Measured]) -> list[Caution]:
-    """Cautions about what disturbed the phases."""
-    cores = os.cpu_count() or 1
-    found = [caution for phase, measured in phases.items() for caution in disturbances(phase, measured, cores)]
+def _disturbances(
+    session: Session | TimedSession, case: Case, phases: Mapping[Phase, Measured], threads: int | None
+) -> list[Caution]:
+    """Cautions about what disturbed the phases, which ran in so many ``threads``."""
+    found = disturbances(phases, os.cpu_count() or 1, threads)
     return found + overview_cautions(session.watcher.overview(), case.device)
 
 

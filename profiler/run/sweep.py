@@ -21,8 +21,8 @@ from profiler.results import environment
 from profiler.results.leases import Holder, Leases
 from profiler.results.measurement import NO_SAMPLES, Caution, Measurement, RunModel
 from profiler.results.store import Store, StoredRow
+from profiler.run import ceilings, supervisor
 from profiler.run import plan as run_plan
-from profiler.run import supervisor
 from profiler.run.grid import Subject
 from profiler.run.plan import Pace, SweepPlan
 from profiler.run.request import ResolvedRequest
@@ -87,6 +87,8 @@ def sweep(
     """
     prepared = prepare(resolved, device, store, limits.max_memory_bytes, resumed)
     plan, snapshot = prepared.plan, prepared.environment
+    if plan.tasks and not backends.made_up(resolved.backend):
+        ceilings.ensure(device, listener.say)
     recorder = Recorder(store, snapshot, resolved, device, listener, argv)
     if prepared.reused:
         listener.reused(len(prepared.reused), len(resolved.tasks))

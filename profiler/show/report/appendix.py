@@ -13,7 +13,8 @@ from typing import Any
 from profiler.results.redact import redact_argv
 from profiler.results.store import Run
 from profiler.shell import command
-from profiler.show.columns import NOTE_LENGTH, Note, plain, rows_of_models, server_title
+from profiler.show.columns import plain, server_title
+from profiler.show.notes import NOTE_LENGTH, Note, rows_of_models
 from profiler.show.report import selection
 from profiler.show.report.blocks import Code, Head, PageBlock, Section, Table, muted
 from profiler.show.report.selection import CaseResult, MachineRows

@@ -15,16 +15,14 @@ from profiler.results.measurement import Measurement
 from profiler.show.columns import (
     STAYS,
     Column,
-    Note,
     fastest,
     figures,
     heading,
     legend,
-    notes,
     path_lines,
     plain,
-    rows_of_models,
 )
+from profiler.show.notes import MOST_NOTES, Note, few, notes, rows_of_models
 from profiler.show.output import fitted as fitted_columns
 from profiler.show.report.blocks import Bar, Bars, Code, Figures, Listing, Map, MapCell, Page, Table, Text
 
@@ -39,14 +37,24 @@ GAP = 2  # columns between cells
 FEWEST_BLOCKS, MOST_BLOCKS = 8, 30  # characters of a bar
 
 
-def render(run: str | None, measurements: Sequence[Measurement], width: int = WIDTH) -> str:
-    """The table, at most ``width`` wide if its most important columns fit."""
+def render(
+    run: str | None,
+    measurements: Sequence[Measurement],
+    width: int | None = None,
+    most_notes: int | None = MOST_NOTES,
+) -> str:
+    """The table, at most ``width`` wide if its most important columns fit, and at most so many notes.
+
+    None: as wide as it is where there is no terminal; all notes.
+    """
+    width = width or WIDTH
     if not measurements:
         return f"run {plain(run)}: no rows\n" if run else "no rows\n"
     grouped = [measurement for group in _by_model(measurements) for measurement in group]
-    found_notes, numbers = notes(grouped)
+    every, numbers = notes(grouped)
+    found_notes, cells = few(every, numbers, most_notes)
     lines = _wrap(" · ".join(heading(run, grouped)), width, "")
-    titles, *body = _fitted(figures(numbers, grouped), grouped, width)
+    titles, *body = _fitted(figures(cells, grouped), grouped, width)
     lines += ["", titles]
     for group in _by_model(grouped):
         lines += _wrap(plain(group[0].case.model) or "(no name)", width, "")
@@ -57,6 +65,9 @@ def render(run: str | None, measurements: Sequence[Measurement], width: int = WI
     total = rows_of_models(grouped)
     for note in found_notes:
         lines += _wrap(f"[{note.number}] {_note(note, grouped, total)}", width, "    ")
+    if more := len(every) - len(found_notes):
+        shown = f"profile runs show {plain(run)} --notes all" if run else "--notes all"
+        lines += _wrap(f"and {more} more note{'s' * (more != 1)} (+): {shown}", width, "")
     for words in path_lines(grouped, brief=True):
         lines += _wrap(words, width, "    ")
     found = fastest(grouped)
