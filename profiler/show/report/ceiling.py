@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 from profiler import backends
-from profiler.cost.machine import flops_ceiling
+from profiler.cost.machine import Machine, flops_ceiling
 from profiler.cost.prediction import LIMITS
 from profiler.quants.base import DTYPE_BYTES
 from profiler.results import stats
 from profiler.results.measurement import PHASES, Phase
+from profiler.show.columns import BASES
 from profiler.show.report import charts, selection
 from profiler.show.report.blocks import Bar, Bars, Chart, Figures, Head, PageBlock, Section, Table, muted
 from profiler.show.report.predictions import Forecast
@@ -62,7 +63,8 @@ def bars(machine: MachineRows, several: bool) -> Bars | None:
     )
     simulated = backends.made_up(shown[0].case.backend) is not None
     unknown = "of a simulated device" if simulated else "(profile calibrate measures the ceiling)"
-    known = "against the device's ceiling" if any(ceilings) else unknown
+    bases = dict.fromkeys(result.ceiling_basis for result in shown if result.ceiling_basis)
+    known = f"against the device's ceiling, {selection.joined(bases)}" if any(ceilings) else unknown
     at = f" at {selection.tokens_text(*contexts)} of context" if len(contexts) == 1 else ""
     return Bars(f"Decode {known}{at}{f' · {machine.title}' if several else ''}", rows)
 
@@ -103,7 +105,8 @@ def _roofline(machine: MachineRows, forecast: Forecast, where: str) -> Chart | s
     """The chart, or the reason why there is none."""
     if forecast.machine is None:
         return "the rows do not say which device they were measured on"
-    if forecast.machine.target.guessed:
+    on = Machine(forecast.machine.target.at_quick)
+    if on.target.guessed:
         return (
             "this machine has no calibration of the device with the library versions of these rows; profile calibrate"
             " takes a minute"
@@ -113,12 +116,12 @@ def _roofline(machine: MachineRows, forecast: Forecast, where: str) -> Chart | s
     points = [point for result in _spread_out(known) for point in _points(result, forecast)]
     if not points:
         return "FLOPs and bytes are known only for models whose shapes are stored or in the catalog"
-    bytes_s = forecast.machine.ceiling_bytes_s
+    bytes_s = on.ceiling_bytes_s
     dtypes = {result.case.dtype for result in known}
-    flop_s = max(flops_ceiling(forecast.machine, dtype, dtype, in_int8=False) for dtype in dtypes)
+    flop_s = max(flops_ceiling(on, dtype, dtype, in_int8=False) for dtype in dtypes)
     series = machine.palette(dict.fromkeys(point.series for point in points))
-    basis = "as measured" if forecast.machine.target.ceilings else "from the data sheet"
-    title = f"Roofline, {basis}: {charts.rates_text(bytes_s, flop_s)}{where}"
+    basis = "calibrated" if on.target.ceilings else "quick" if on.target.quick else "data sheet"
+    title = f"Roofline, {BASES[basis]}: {charts.rates_text(bytes_s, flop_s)}{where}"
     return Chart(title, charts.roofline(points, bytes_s, flop_s, series))
 
 
@@ -150,16 +153,16 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     if not rows:
         return [
             muted(
-                "There are no shares of the ceiling, because the device was not calibrated when these rows were"
-                " measured. profile calibrate takes a minute; later sweeps have them."
+                "There are no shares of the ceiling, because none was known when these rows were measured. Later"
+                " sweeps measure it in seconds; profile calibrate is more exact."
             )
         ]
     several = len(machines) > 1
     columns = (
         *((Head("machine", right=False),) if several else ()),
         Head("case", right=False),
-        Head("prefill"),
-        Head("decode"),
+        Head("prefill MFU"),
+        Head("decode MBU"),
         Head("decode is limited by", right=False),
     )
     table = tuple(
@@ -167,8 +170,9 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
         for machine, result in rows[:MOST_ROWS]
     )
     keys = tuple(result.keys for _, result in rows[:MOST_ROWS])
+    bases = dict.fromkeys(result.ceiling_basis for _, result in rows if result.ceiling_basis)
     blocks: list[PageBlock] = [
-        Table(columns, table, "Share of the ceiling: time at the measured ceilings ÷ measured time", keys)
+        Table(columns, table, f"MFU of prefill and MBU of decode, ceilings {selection.joined(bases)}", keys)
     ]
     count = sum(len(machine.calibrated) for machine in machines)
     if count > MOST_ROWS:

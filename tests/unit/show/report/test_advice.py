@@ -83,7 +83,7 @@ def test_a_model_outside_the_catalog_has_the_size_of_its_files():
     assert advised(small, large).startswith("Run b in nf4: the largest measured model")
 
 
-def test_of_the_quantizations_of_a_model_the_least_compressed_one_that_is_fast_enough_is_advised():
+def test_of_the_quantizations_of_a_model_the_one_that_loses_least_and_is_fast_enough_is_advised():
     sizes = {"bf16": 4.0, "int8": 2.0, "nf4": 1.0}
     rates = {"bf16": 4.0, "int8": 9.0, "nf4": 20.0}
     rows = [
@@ -91,7 +91,7 @@ def test_of_the_quantizations_of_a_model_the_least_compressed_one_that_is_fast_e
         for quant, rate in rates.items()
     ]
     assert advised(*rows).startswith(
-        "Run m in int8: it writes faster than people read, in the least compressed quantization that does."
+        "Run m in int8: it writes faster than people read, in the quantization that loses least of those that do."
     )
     assert "The fastest is m nf4" in advised(*rows)
 
@@ -125,10 +125,10 @@ def test_a_prediction_that_ranks_no_higher_changes_nothing():
     assert "predicted to decode" not in said(report_page.page([fast], configs={"x": E2B}))
 
 
-def test_of_a_packed_model_the_less_compressed_prediction_is_what_to_measure_next():
+def test_of_a_packed_model_the_prediction_that_loses_less_is_what_to_measure_next():
     packed = measured(**OWN, quant="nf4", decode=(20.0, 20.1, 19.9), memory=weighing(3))
     found = said(report_page.page([packed], configs={"x": E2B}))
-    assert "mine in int8 is less compressed and is predicted to decode" in found
+    assert "mine in int8 loses less and is predicted to decode" in found
     assert "Measure this next, with weights in int8." in found  # nobody said where the model is
 
 

@@ -175,7 +175,7 @@ def test_shares_of_the_ceiling_are_the_rows_and_above_one_is_called_a_bug():
 
 def test_without_calibration_the_page_says_so():
     found = machines([measured()])
-    assert "the device was not calibrated" in text(ceiling.section(found, [Forecast.of(found[0])]))
+    assert "no calibration of the device" in text(ceiling.section(found, [Forecast.of(found[0])]))
 
 
 def test_energy_is_shown_where_a_meter_gave_some_and_explained_where_not(monkeypatch):
