@@ -70,23 +70,19 @@ def section(
     """
     several = len(machines) > 1
     blocks: list[PageBlock] = []
-    details: list[str] = []
     chosen: list[CaseResult] = []
-    for machine, forecast in zip(machines, forecasts, strict=True):
+    for machine, forecast, bars in zip(machines, forecasts, ceiling.bars(machines), strict=True):
         where = f"{machine.title}: " if several else ""
         best, opening, more = _paragraph(machine, forecast)
         chosen += [best] if best is not None and hub.find(best.model) and best.model in forecast.shapes else []
         blocks.append(Text(f"{where}{opening}", lead=True))
-        details += [f"{where}{more}"] if more else []
         found = _next(machine, forecast, best)
         if found is not None:
             told = _sweep(found, forecast, typed or {})
-            blocks.append(Text(f"{where}{_why_next(found, best, told)}"))
+            blocks.append(Text(_why_next(found, best, told)))
             blocks += [Code((str(told),))] if told is not None else []
-    for machine in machines:
-        bars = ceiling.bars(machine, several)
         blocks += [bars] if bars is not None else []
-    blocks += [Text(each) for each in details]
+        blocks += [Text(more)] if more else []
     if chosen:
         blocks += [
             muted("Predictions for llama.cpp, with the command and the settings that run it:"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from profiler import backends
 from profiler.cost.machine import Machine, flops_ceiling
 from profiler.cost.prediction import LIMITS
 from profiler.quants.base import DTYPE_BYTES
@@ -41,16 +40,25 @@ def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> S
     return Section("ceiling", "How close is it to the hardware's limit?", tuple(blocks), "Hardware's limit")
 
 
-def bars(machine: MachineRows, several: bool) -> Bars | None:
-    """Measured decode against its ceiling: a bar for each model and quantization, all at the same context if they
-    have it. None if no decode was measured.
+def bars(machines: Sequence[MachineRows]) -> list[Bars | None]:
+    """Measured decode against its ceiling: for each machine a bar for each model and quantization, all at the same
+    context if they have it, and all machines on one scale. None for a machine without a measured decode.
     """
-    shown = _one_each([result for result in machine.fewest if result.comparable and result.decode_tps])
-    if not shown:
-        return None
-    ceilings = [share and (result.decode_tps or 0) / share for result in shown for share in [_share(result)]]
-    longest = max(*(result.decode_tps or 0 for result in shown), *(ceiling or 0 for ceiling in ceilings), 1e-9)
-    contexts = {result.case.context for result in shown if result.case.prompt is None}
+    shown = [
+        [(result, _ceiling(result)) for result in _one_each([each for each in machine.fewest if _has_rate(each)])]
+        for machine in machines
+    ]
+    rates = [rate for mine in shown for result, ceiling in mine for rate in (result.decode_tps, ceiling) if rate]
+    longest = max(rates, default=1.0)
+    several = len(machines) > 1
+    return [
+        _bars(mine, longest, machine.title if several else "") if mine else None
+        for machine, mine in zip(machines, shown, strict=True)
+    ]
+
+
+def _bars(shown: Sequence[tuple[CaseResult, float | None]], longest: float, where: str) -> Bars:
+    contexts = {result.case.context for result, _ in shown if result.case.prompt is None}
     rows = tuple(
         Bar(
             f"{result.model} · {result.group.settings}{_size(result, len(contexts) > 1)}",
@@ -59,14 +67,22 @@ def bars(machine: MachineRows, several: bool) -> Bars | None:
             ceiling and ceiling / longest,
             result.keys,
         )
-        for result, ceiling in zip(shown, ceilings, strict=True)
+        for result, ceiling in shown
     )
-    simulated = backends.made_up(shown[0].case.backend) is not None
-    unknown = "of a simulated device" if simulated else "(profile calibrate measures the ceiling)"
-    bases = dict.fromkeys(result.ceiling_basis for result in shown if result.ceiling_basis)
-    known = f"against the device's ceiling, {selection.joined(bases)}" if any(ceilings) else unknown
+    bases = dict.fromkeys(result.ceiling_basis for result, _ in shown if result.ceiling_basis)
+    known = f" against the device's ceiling {selection.joined(bases)}" if bases else ""
     at = f" at {selection.tokens_text(*contexts)} of context" if len(contexts) == 1 else ""
-    return Bars(f"Decode {known}{at}{f' · {machine.title}' if several else ''}", rows)
+    return Bars(f"Decode{at}{known}{f' · {where}' if where else ''}", rows)
+
+
+def _has_rate(result: CaseResult) -> bool:
+    return result.comparable and bool(result.decode_tps)
+
+
+def _ceiling(result: CaseResult) -> float | None:
+    """Decode at the ceiling, in tokens per second."""
+    share = _share(result)
+    return (result.decode_tps or 0.0) / share if share else None
 
 
 def _one_each(results: Sequence[CaseResult]) -> list[CaseResult]:

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 from fakes import printed
-from fakes.reported import GIB, MEMORY, ended, measured
+from fakes.reported import GIB, MEMORY, OTHER, ended, measured
 
 from profiler.cost import engines
 from profiler.models import families, hub
 from profiler.results.measurement import Memory
+from profiler.results.row import from_row, row
 from profiler.results.store import Run
-from profiler.show.report import advice, memory
+from profiler.show.report import advice, ceiling, memory
 from profiler.show.report import page as report_page
 from profiler.show.report.blocks import Code, Map, Page, Text
 from profiler.show.report.predictions import Forecast
@@ -99,8 +100,8 @@ def test_of_the_quantizations_of_a_model_the_one_that_loses_least_and_is_fast_en
 def test_a_model_of_the_catalog_comes_with_the_command_that_says_how_llama_cpp_runs_it():
     known = measured(model="gemma-4-e2b", decode=(10.0, 10.1, 9.9), memory=replace(MEMORY, weights_bytes=E2B_BYTES))
     other = measured(model="mine", decode=(10.0, 10.1, 9.9))
-    for row, lines in ((known, ["profile fit gemma-4-e2b --engine llama.cpp -c 512 -b 1"]), (other, [])):
-        (machine,) = machines([row])
+    for each, lines in ((known, ["profile fit gemma-4-e2b --engine llama.cpp -c 512 -b 1"]), (other, [])):
+        (machine,) = machines([each])
         section = advice.section([machine], [Forecast.of(machine)])
         assert [line for block in section.blocks if isinstance(block, Code) for line in block.lines] == lines
         for line in lines:
@@ -224,3 +225,26 @@ def test_files_stand_beside_the_store_even_if_they_are_of_the_same_device():
         "Some CPU (64.0 GiB), old.sqlite",
     ]
     assert [len(machine.results) for machine in found] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("served", [False, True])
+@pytest.mark.parametrize("basis", ["quick", None])
+def test_rows_of_a_file_have_the_ceilings_of_the_store(basis: str | None, served: bool) -> None:
+    used = {"utilization": {"prefill_s": 1.0, "step_s": 0.05, "basis": basis}} if basis else {}
+    expected = used | {"ceiling_s": {"prefill": 0.5, "step": 0.02}, "decode_bound": "bandwidth"}
+    options = {"options": "server=llama-server", "batch": 4} if served else {"batch": 2}
+    stored = measured(expected=expected, **options)
+    again = from_row(row(None, stored))
+    for before, after in zip(machines([stored])[0].ok, machines([again])[0].ok, strict=True):
+        assert after.shares == pytest.approx(dict(before.shares))
+        assert (after.bound, after.ceiling_basis) == (before.bound, before.ceiling_basis)
+    assert row(None, again)["ceiling"] == pytest.approx(row(None, stored)["ceiling"])
+
+
+def test_bars_of_all_machines_have_one_scale():
+    used = {"utilization": {"prefill_s": 1.0, "step_s": 0.01, "basis": "data sheet"}}
+    slow, fast = measured(decode=(10.0, 10.1, 9.9)), measured(decode=(40.0, 40.4, 39.6), environment=OTHER)
+    found = ceiling.bars(machines([replace(slow, expected=used), replace(fast, expected=used)]))
+    shown = [(round(bar.value, 3), round(bar.ceiling, 3)) for bars in found for bar in bars.rows]
+    assert shown == [(0.1, 1.0), (0.4, 1.0)]
+    assert "by its data sheet" in found[0].title
