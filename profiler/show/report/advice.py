@@ -167,14 +167,15 @@ def _next(machine: MachineRows, forecast: Forecast, best: CaseResult | None) -> 
     """The predicted case that ranks highest, if it ranks above the best measured one."""
     grid = MapGrid.of(machine, forecast)
     contexts = [best.case.context] if best is not None else grid.contexts[:1]
+    batch = best.case.batch if best is not None else machine.batch
+    alike = [each for each in machine.results if each.case.batch == batch and each.case.context in contexts]
+    measured = {(each.model, each.series, each.case.context) for each in alike if each.outcome != "skipped"}
     found = []
     for line in grid.lines if best is None or best.case.server is None else ():
         parameters = forecast.parameters(line.model)
         for context in contexts if line.like is not None and parameters else ():
-            measured = grid.results.get((line.model, line.series, context))
-            if measured is not None and measured.outcome != "skipped":
+            if (line.model, line.series, context) in measured:
                 continue
-            batch = best.case.batch if best is not None else machine.batch
             prediction = forecast.predict(line.model, line.quant, context, batch, line.like)
             if prediction is None or prediction.decode is None or prediction.verdict.word != "fits":
                 continue

@@ -13,7 +13,7 @@ from profiler.results.measurement import PHASES, Phase
 from profiler.show.columns import BASES
 from profiler.show.report import charts, selection
 from profiler.show.report.blocks import Bar, Bars, Chart, Figures, Head, PageBlock, Section, Table, muted
-from profiler.show.report.predictions import Forecast
+from profiler.show.report.predictions import PLAIN_DTYPE, Forecast
 from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import UNKNOWN, significant
 
@@ -127,13 +127,12 @@ def _roofline(machine: MachineRows, forecast: Forecast, where: str) -> Chart | s
             "this machine has no calibration of the device with the library versions of these rows; profile calibrate"
             " takes a minute"
         )
-    every = machine.at.get(machine.batch, ())
-    known = [each for each in every if each.model in forecast.shapes and each.case.dtype in DTYPE_BYTES]
+    known = [result for result in machine.at.get(machine.batch, ()) if result.model in forecast.shapes]
     points = [point for result in _spread_out(known) for point in _points(result, forecast)]
     if not points:
         return "FLOPs and bytes are known only for models whose shapes are stored or in the catalog"
     bytes_s = on.ceiling_bytes_s
-    dtypes = {result.case.dtype for result in known}
+    dtypes = {result.case.dtype for result in known} & DTYPE_BYTES.keys() or {PLAIN_DTYPE}
     flop_s = max(flops_ceiling(on, dtype, dtype, in_int8=False) for dtype in dtypes)
     series = machine.palette(dict.fromkeys(point.series for point in points))
     basis = "calibrated" if on.target.ceilings else "quick" if on.target.quick else "data sheet"

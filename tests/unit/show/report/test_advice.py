@@ -138,6 +138,12 @@ def test_a_case_that_was_measured_is_never_advised_as_a_prediction():
     assert "predicted to decode" not in said(report_page.page(rows, configs={"x": E2B}))
 
 
+def test_a_case_measured_at_another_batch_than_the_map_shows_is_measured():
+    rows = [measured(**OWN, decode=(2.0, 2.01, 1.99)), measured(**OWN, quant="int8", decode=(1.0, 1.01, 0.99))]
+    rows += [measured(**OWN, batch=4, context=context, decode=(9.0, 9.1, 8.9)) for context in (512, 1024, 2048)]
+    assert "predicted to decode" not in said(report_page.page(rows, configs={"x": E2B}))
+
+
 def test_the_config_that_a_run_stored_predicts_a_model_outside_the_catalog():
     found = machines([measured(**OWN)])
     assert "no model in the catalog" in Forecast.of(found[0]).missing["mine"]
