@@ -256,7 +256,7 @@ class Row:
         seconds = rates.split(done).total
         if self.target.count == 1:
             return seconds
-        overlap = machine.overlap(done, self.machine, self.engine.like, content)
+        overlap = machine.overlap(done, self.machine, self.engine.pipelines_passes, content)
         return seconds * overlap + machine.link_s(done, self.geometry, self.machine, content)
 
 

@@ -203,14 +203,14 @@ def load(run: Name | None = None, *, store: Name | None = None, newest: bool = F
     if named is not None and path is None:
         path = reading.file_named(named)
     with _named_as(LOAD_OPTIONS):
-        if path is not None and not row.is_store(path):
-            return Rows(row.read_plain(path))
+        if path is not None and not reading.is_store(path):
+            return Rows(reading.read_plain(path))
         if path is not None:
             with Store.read_only(path) as opened:
                 return _stored(opened, None)
         with Store.open(_path("store", store), create=False) as opened:
             if newest:
-                rows, _, _ = reading.of_runs(opened, ())
+                rows = reading.of_runs(opened).rows
                 return Rows(row.own_rows(None, rows))
             return _stored(opened, named)
 

@@ -177,6 +177,7 @@ class Backend:
     refuses: Callable[[Case], str | None] = _refuses_none  # why it cannot run a case that the fields above allow
     versions: Callable[[], Mapping[str, str]] = dict  # versions that rows record in addition to the usual libraries
     microbenchmark: str | None = None  # the module that `profile calibrate` runs
+    ceilings: str | None = None  # the module that measures only the two ceilings of MBU and MFU
     served: str | None = None  # the command that measures it, if it is a running server: no worker opens it
     times_itself: bool = False  # whether its sessions are ``TimedSession``s, which give samples and not steps
     gguf: bool = False  # whether it runs GGUF files as they are stored, and nothing else

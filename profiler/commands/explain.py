@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from profiler import backends, devices
+from profiler.case import Case
 from profiler.commands import options
 from profiler.console import say
 from profiler.cost import explanation
@@ -15,9 +15,8 @@ from profiler.cost.machine import SPLITS, Split
 from profiler.cost.prediction import Prediction
 from profiler.decode_path import PATHS
 from profiler.models.resolve import Model
-from profiler.results import environment
+from profiler.results import reading
 from profiler.results.measurement import Measurement
-from profiler.results.store import Store, existing
 from profiler.run.fit import FitRequest, one_case
 from profiler.show import explain as show_explain
 from profiler.show import output as show_output
@@ -116,35 +115,28 @@ def explain(
 
 
 def measurements_of(model: Model, prediction: Prediction, store: Path | None) -> list[Measurement]:
-    """The measurements of the case in this engine on this machine with any decode path, the newest first."""
+    """The measurements of the case in this engine on this machine with any decode path, the newest first.
+
+    If there are only others, a line on stderr says so.
+    """
     target, request = prediction.machine.target, prediction.request
-    if target.local is None or target.count > 1 or (store is None and existing(store) is None):
+    if target.local is None or target.count > 1:
         return []
     ids = {model.model_id} | ({model.id_for("real")} if model.checkpoint else set())
-    with Store.open(store, create=False) as opened:
-        rows = [
-            row
-            for row in opened.newest_per_environment()
-            if row.outcome == "ok"
-            and row.case.model_id in ids
-            and (backend := backends.of_row(row.case.backend)) is not None
+
+    def is_case(case: Case) -> bool:
+        backend = backends.of_row(case.backend)
+        return (
+            case.model_id in ids
+            and backend is not None
             and backend.made_up is None
             and backend.engine == prediction.engine.name
-            and (row.case.quant, row.case.dtype, row.case.context, row.case.batch, row.case.device)
-            == (request.quant, request.dtype, request.context, request.batch, target.local)
-            and row.case.threads is None
-        ]
-    return _here(rows, target.local)[::-1]
+            and (case.quant, case.dtype, case.context, case.batch, case.device, case.threads)
+            == (request.quant, request.dtype, request.context, request.batch, target.local, None)
+        )
 
-
-def _here(rows: Sequence[Measurement], device: str) -> list[Measurement]:
-    """The rows of this machine, its limits and its software. If there are only others, a line on stderr says so."""
-    if not rows:
-        return []
-    snapshot = environment.snapshot(devices.find(device))
-    key = environment.environment_key(snapshot)
-    here = [row for row in rows if environment.environment_key(row.environment) == key]
-    if not here:
-        changed = "; ".join(environment.differences(rows[-1].environment, snapshot)[:MOST_CHANGES])
-        say(f"this case was measured only on another machine or with other software: {changed}")
-    return here
+    rows, changed = reading.of_case(store, is_case, devices.find(target.local))
+    if changed:
+        changes = "; ".join(changed[:MOST_CHANGES])
+        say(f"this case was measured only on another machine or with other software: {changes}")
+    return rows

@@ -17,6 +17,7 @@ from profiler.units import counted, some_bytes, some_seconds, some_share
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 Callback = Callable[[click.Context, click.Parameter, str | None], Any]
+FEW_NOTES = 5  # below a table: more than a person reads at once
 GROUP = "help_group"  # the attribute in which a parameter keeps the title of its group
 
 LLAMA_BENCH_OPTIONS = {  # option of llama-bench → our option, explanation
@@ -150,6 +151,19 @@ def output(default: str = "table") -> Decorator:
         default=default,
         show_default=True,
         help=f"Output format: {', '.join(registry.names('show.writers'))}.",
+    )
+
+
+def notes() -> Decorator:
+    """``--notes``: how many notes stand below a table. The command gets ``most_notes``."""
+    return click.option(
+        "--notes",
+        "most_notes",
+        type=click.Choice(("few", "all"), case_sensitive=False),
+        callback=lambda ctx, param, value: None if value == "all" else FEW_NOTES,
+        default="few",
+        show_default=True,
+        help=f"Notes below a table: the {FEW_NOTES} most important ones, or all.",
     )
 
 

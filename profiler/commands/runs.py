@@ -11,9 +11,10 @@ import click
 from profiler.commands import options
 from profiler.console import say, tell, width
 from profiler.results.database import sweep_into
+from profiler.results.encoding import collector_paused
 from profiler.results.reading import grid_places, in_grid_order
 from profiler.results.redact import redact_json
-from profiler.results.store import Run, Store, collector_paused, default_path, existing, is_named
+from profiler.results.store import Run, Store, default_path, existing, is_named
 from profiler.shell import command
 from profiler.show import output as show_output
 from profiler.show.columns import plain
@@ -54,9 +55,10 @@ def runs(context: click.Context, store: Path | None, output: str) -> None:
 @runs.command()
 @click.argument("run", required=False)
 @options.output()
+@options.notes()
 @options.store()
 @click.pass_obj
-def show(group_store: Path | None, run: str | None, output: str, store: Path | None) -> None:
+def show(group_store: Path | None, run: str | None, output: str, most_notes: int | None, store: Path | None) -> None:
     """Print the rows of a run.
 
     RUN is an id from profile runs, a unique start of one, or latest~1 for the run before the latest. Without it, the
@@ -69,7 +71,7 @@ def show(group_store: Path | None, run: str | None, output: str, store: Path | N
             while text := "".join(islice(parts, AT_ONCE)):
                 click.echo(text, nl=False)
             return
-        text, left_out = rendered(output, found, in_grid_order(opened.rows(found)), width())
+        text, left_out = rendered(output, found, in_grid_order(opened.rows(found)), width(), most_notes)
     click.echo(text, nl=False)
     tell(left_out)
 

@@ -16,7 +16,6 @@ from profiler.console import say, tell
 from profiler.devices.base import DeviceInfo
 from profiler.results.store import Store, existing
 from profiler.run import grid
-from profiler.run import plan as run_plan
 from profiler.run import sweep as run_sweep
 from profiler.run.refusal import REFUSED, refusal_lines
 from profiler.run.request import (
@@ -28,6 +27,7 @@ from profiler.run.request import (
     SweepRequest,
     resolve_request,
 )
+from profiler.run.reuse import fallbacks
 from profiler.run.supervisor import WorkerLimits
 from profiler.show import plan as show_plan
 from profiler.show.report import files
@@ -165,6 +165,7 @@ FAILED, INTERRUPTED = 1, 130
     options.html(),
     options.store(),
     options.output(),
+    options.notes(),
 )
 def sweep(
     device: str | None,
@@ -175,6 +176,7 @@ def sweep(
     html: Path | None,
     store: Path | None,
     output: str,
+    most_notes: int | None,
     **asked: Any,
 ) -> int:
     """Measure every combination of model, quantization, context and batch.
@@ -198,7 +200,7 @@ def sweep(
     if dry_run:
         show_dry_run(resolved, found, max_memory, store, resumed, output)
         return refused
-    with Store.open(store) as opened, RowPrinter(opened, resolved, output) as printer:
+    with Store.open(store) as opened, RowPrinter(opened, resolved, output, most_notes) as printer:
         limits = WorkerLimits(max_memory_bytes=max_memory, case_s=timeout_s)
         result = run_sweep.sweep(resolved, found, opened, limits, printer, argv=sys.argv[1:], resumed=resumed)
         complete = printer.finish()
@@ -229,5 +231,5 @@ def show_dry_run(
     click.echo(show_plan.render(plan, reused, prepared.available_bytes, output, resolved.subjects), nl=False)
     for line in (*device.limits, *show_plan.about(resolved.subjects)):
         say(line)
-    tell(run_plan.fallbacks(reused.values()))
+    tell(fallbacks(reused.values()))
     say(show_plan.summary(plan))

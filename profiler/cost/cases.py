@@ -167,6 +167,7 @@ def stored_prediction(
     found = predictor.predict(case.context, case.batch, kv_of(case))
     real = case.weights == "real" and checkpoint_format is None  # as stored, nothing is packed during loading
     peak = found.terms.peak + (engine.left_mapped(predictor.storage, case.dtype, on) if real else exact(0))
+    peak += exact(engine.measuring_bytes(geometry, found.request, case.steps, on))
     content: dict[str, Any] = {"peak_bytes": peak.to_json()}
     if real:
         packed = engine.storage(geometry, case.quant, case.dtype)  # as loaded; repacking happens in the first pass
@@ -197,7 +198,21 @@ def speeds(predictor: Predictor, case: Case) -> dict[str, Any]:
     if on.ceilings is not None:
         prefill, decode = explanation.explain(predictor, case.context, case.batch, kv).phases
         content["ceiling_s"] = {"prefill": prefill.ceiling_s, "step": decode.ceiling_s}
+    if (used := _utilization(predictor, case)) is not None:
+        content["utilization"] = used
     return content
+
+
+def _utilization(predictor: Predictor, case: Case) -> dict[str, Any] | None:
+    """What MFU of the prefill and MBU of decode are computed from (``stats.ceiling``); ``None`` without ceilings."""
+    on = predictor.machine.target
+    at = on.at_quick
+    if at.guessed or (backends.made_up(case.backend) and on.ceilings is None):
+        return None
+    there = predictor if at is on else predictor_of(case, predictor.geometry, at, predictor.checkpoint_format)
+    prefill_s, step_s = there.utilization_s(case.context, mean_depth(case), case.batch, kv_of(case))
+    basis = "calibrated" if on.ceilings is not None else "data sheet" if at is on else "quick"
+    return {"prefill_s": prefill_s, "step_s": step_s, "basis": basis}
 
 
 def _between(on: Target) -> dict[str, Any] | None:

@@ -16,8 +16,8 @@ from profiler.cost.roofline import Rates
 from profiler.cost.work import PhaseWork
 from profiler.decode_path import GRAPH
 from profiler.quants.base import DTYPE_BYTES
+from profiler.results.measurement import PHASES
 
-PHASES = ("prefill", "decode")
 NAMES = {
     "other": "norms, routers, convolutions",
     "mlp": "feed-forward",
@@ -25,7 +25,6 @@ NAMES = {
     "delta": "gated delta layers",
     "head": "output head",
 }
-SMALLER_KV = {"llama.cpp": "q8_0", "vllm": "fp8"}
 CONVOLUTIONS = "convolutions"
 NEAR_BEST = 0.8  # share of the best speed; below it, the breakdown names a cause for the lost time
 LOST = {
@@ -121,7 +120,7 @@ def _shares(done: PhaseWork, predictor: Predictor, rates: Rates, offloaded: Offl
     """Parts with the same name are merged, longest first. Launches, links and offloaded weights come last."""
     bandwidth = predictor.machine.ceiling_bytes_s
     peaks = {
-        scheme: machine.flops_ceiling(predictor.machine, predictor.dtype, scheme, predictor.engine.like)
+        scheme: machine.flops_ceiling(predictor.machine, predictor.dtype, scheme, predictor.engine.multiplies_in_int8)
         for scheme in {item.scheme for item in done.items}
     }
     parts: dict[str, list[float]] = {}
@@ -138,7 +137,7 @@ def _shares(done: PhaseWork, predictor: Predictor, rates: Rates, offloaded: Offl
         packed = total if item.kind == "weights" and item.scheme not in PLAIN else 0.0
         for index, value in enumerate((nbytes, item.flops, ceiling, total, bound + cost.extra, packed)):
             entry[index] += value
-    at_once = machine.overlap(done, predictor.machine, predictor.engine.like)  # passes on several devices
+    at_once = machine.overlap(done, predictor.machine, predictor.engine.pipelines_passes)  # passes on several devices
     shares = [
         Share(
             name,
@@ -208,8 +207,8 @@ def _changes(predictor: Predictor, request: EngineRequest) -> list[Change]:
         consider(f"half the context (-c {half})", replace(request, context=half))
     if request.batch > 1:
         consider(f"half the batch (-b {request.batch // 2})", replace(request, batch=request.batch // 2))
-    if engine.like in SMALLER_KV and request.kv is None:
-        consider(f"a smaller cache (--kv {SMALLER_KV[engine.like]})", replace(request, kv=SMALLER_KV[engine.like]))
+    if (smaller := engine.smaller_kv) is not None and request.kv is None:
+        consider(f"a smaller cache (--kv {smaller})", replace(request, kv=smaller))
     ubatch = engine.prefill_rules(geometry, request, host.target).ubatch
     if request.context > 256 and ubatch > 256:
         consider("a prefill in smaller chunks (--ubatch 256)", replace(request, ubatch=256))

@@ -153,11 +153,11 @@ def _of(rule: Mapping[str, float], name: str) -> float:
     return rule.get(name, rule["other"])
 
 
-def overlap(work: PhaseWork, machine: Machine, engine: str, content: Mapping[str, Any] | None = None) -> float:
-    """Factor on the seconds of a pass after pass over layers on several devices: llama.cpp starts a pass on the first
-    device while the others work on earlier ones."""
+def overlap(work: PhaseWork, machine: Machine, pipelines: bool, content: Mapping[str, Any] | None = None) -> float:
+    """Factor on the seconds of pass after pass over layers on several devices, for an engine that ``pipelines`` them:
+    it starts a pass on the first device while the others work on earlier ones."""
     count, passes = machine.target.count, work.full_passes
-    if engine != "llama.cpp" or machine.split != "layer" or count == 1:
+    if not pipelines or machine.split != "layer" or count == 1:
         return 1.0
     pipelined = float((shares() if content is None else content)["links"]["pipelined"])
     return 1 - pipelined * (1 - (passes + count - 1) / (passes * count))
@@ -175,16 +175,16 @@ def offload_s(work: PhaseWork, host_bytes: float, streams: bool, machine: Machin
     return best / share, best
 
 
-def flops_ceiling(host: Machine, dtype: str, scheme: str, engine: str) -> float:
+def flops_ceiling(host: Machine, dtype: str, scheme: str, in_int8: bool) -> float:
     """The best FLOP/s of the machine with weights in the quantization ``scheme``.
 
     Kernels may multiply in ``dtype`` or another plain dtype; packed weights may also be multiplied in their own type,
-    and llama.cpp multiplies in 8 bits. A CPU converts dtypes that it computes slowly, so the fastest dtype counts.
+    and by some engines ``in_int8``. A CPU converts dtypes that it computes slowly, so the fastest dtype counts.
     """
     target, measured = host.target, host.target.ceilings
     flops = measured.flops if measured else target.flops
     names = {dtype, *PLAIN_FLOPS}
     if scheme not in (*PLAIN, "state"):
-        names |= {OWN_FLOPS.get(scheme, scheme)} | ({"int8"} if engine == "llama.cpp" else set())
+        names |= {OWN_FLOPS.get(scheme, scheme)} | ({"int8"} if in_int8 else set())
     known = [value for name, value in flops.items() if name in names or target.vendor == "CPU"]
     return max(known, default=max(flops.values(), default=target.bandwidth_bytes_s * 50)) * host.at_once

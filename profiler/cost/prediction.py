@@ -285,7 +285,7 @@ class Predictor:
         self, done: PhaseWork, tokens: int, rates: Rates, bounds: Bounds, offloaded_bytes: int
     ) -> PredictedPhase:
         split = rates.split(done)
-        at_once = machine.overlap(done, self.machine, self.engine.like)
+        at_once = machine.overlap(done, self.machine, self.engine.pipelines_passes)
         seconds = split.total * at_once + machine.link_s(done, self.geometry, self.machine)
         binds = experts_or(split.binds, done, rates)
         basis = rates.basis
@@ -302,29 +302,43 @@ class Predictor:
 
     def _least(self, done: PhaseWork) -> float:
         """Seconds at the ceilings: each item takes the longer of reading what it needs and multiplying it."""
-        bandwidth, total = self.machine.ceiling_bytes_s, 0.0
-        for item in done.items:
-            reading = (item.nbytes - item.avoidable_bytes) / bandwidth
-            total += max(reading, (item.flops - item.avoidable_flops) / self._flops_ceiling(item.scheme))
-        return total
+        return sum(max(part) for part in self._at_ceilings(done))
+
+    def utilization_s(self, context: int, depth: int, batch: int, kv: str | None = None) -> tuple[float, float]:
+        """Seconds that the FLOPs of a prefill and the bytes of a decode step alone take at the ceilings. Divided by
+        the measured seconds, they are MFU and MBU."""
+        prompt, step = (self._at_ceilings(done) for done in self.works(context, depth, batch, kv))
+        return sum(computing for _, computing in prompt), sum(reading for reading, _ in step)
+
+    def _at_ceilings(self, done: PhaseWork) -> list[tuple[float, float]]:
+        """Seconds to read what each item needs, and to multiply it."""
+        bandwidth = self.machine.ceiling_bytes_s
+        return [
+            (
+                (item.nbytes - item.avoidable_bytes) / bandwidth,
+                (item.flops - item.avoidable_flops) / self._flops_ceiling(item.scheme),
+            )
+            for item in done.items
+        ]
 
     def _flops_ceiling(self, scheme: str) -> float:
         if scheme not in self._ceilings:
-            self._ceilings[scheme] = machine.flops_ceiling(self.machine, self.dtype, scheme, self.engine.like)
+            in_int8 = self.engine.multiplies_in_int8
+            self._ceilings[scheme] = machine.flops_ceiling(self.machine, self.dtype, scheme, in_int8)
         return self._ceilings[scheme]
 
     def offloaded(self, done: PhaseWork, nbytes: int, rates: Rates) -> Offloaded:
         """The part of ``nbytes`` in host memory that ``done`` reads. Experts go first, since each token reads few;
-        transformers copies the fused experts of a layer whole."""
+        some engines copy those of a layer whole."""
         lines, left = self.storage.read, float(nbytes)
         moved = [(0.0, 0.0)] * len(lines)
         for index in sorted(range(len(lines)), key=lambda index: lines[index].experts is None):
             part = min(left, lines[index].nbytes)
             left -= part
             read = part * lines[index].share(done.tokens, done.how) * done.passes
-            copied = part * done.passes if self.engine.like == "transformers" else read
+            copied = part * done.passes if self.engine.copies_experts_whole else read
             moved[index] = copied, read * rates.roofline.read_s[lines[index].scheme]
-        streams, each = self.engine.like != "llama.cpp", sum(read for read, _ in moved) / done.passes
+        streams, each = not self.engine.computes_on_host, sum(read for read, _ in moved) / done.passes
         return Offloaded(tuple(moved), *machine.offload_s(done, each, streams, self.machine))
 
 

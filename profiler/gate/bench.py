@@ -24,16 +24,15 @@ from profiler.errors import ProfileError
 from profiler.gate import rule, variants
 from profiler.gate.variants import Variant
 from profiler.results.cautions import CAPPED, DIFFERENT, cautions
-from profiler.results.measurement import Measurement, Phase
+from profiler.results.measurement import PHASES, Measurement, Phase
 from profiler.run.process import Launch
-from profiler.run.protocol import WorkerTask
 from profiler.run.repetitions import ONE_OTHER, Effort
 from profiler.run.supervisor import Interrupts, OnBeat, Stopped, Supervisor, WorkerLimits
 from profiler.units import printable
 
 GateClock = Literal["cpu", "wall"]
-METRICS: tuple[Phase, ...] = ("prefill", "decode")
-DISTURBED_WALL = ("-cpu-pressure",)  # endings of caution codes that invalidate wall time but not CPU time
+METRICS = PHASES  # whose times are compared
+DISTURBED_WALL = ("-cpu-pressure", "-busy")  # endings of caution codes that invalidate wall time but not CPU time
 DISTURBED = ("other-processes", "-clocks-differ", "-swap", "-invalid")  # and of those that invalidate both
 CPU_THREADS = 1  # by default: with more, idle threads spin, which on a busy machine takes most of the CPU time
 
@@ -268,7 +267,7 @@ class WorkerBench:
 
     def check(self, variant: Variant, tasks: Sequence[Task]) -> None:
         """Checks the profiler and then a worker process, which may fail to start although the profiler answers."""
-        variants.check(variant, [WorkerTask(task.case, task.source, self._effort, None) for task in tasks])
+        variants.check(variant, tasks, self._effort)
         slot = self._slot(variant)
         try:
             row = slot.supervisor.row(TRIVIAL)

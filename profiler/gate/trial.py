@@ -45,7 +45,7 @@ from profiler.gate.rule import (
     supports,
 )
 from profiler.gate.variants import Variant
-from profiler.results.measurement import Phase
+from profiler.results.measurement import PHASES, Phase
 from profiler.units import printable
 
 PAIRS = 6
@@ -86,10 +86,7 @@ class NoiseCache:
             content = read_json(path)
             found: dict[Phase, Noise] = {name: Noise(**values) for name, values in content.items()}
             good = all(
-                name in ("prefill", "decode")
-                and math.isfinite(each.sd)
-                and each.sd >= 0
-                and 0 <= now - each.measured_at < KEPT_S
+                name in PHASES and math.isfinite(each.sd) and each.sd >= 0 and 0 <= now - each.measured_at < KEPT_S
                 for name, each in found.items()
             )
         except (ProfileError, ValueError, TypeError, AttributeError):

@@ -34,11 +34,13 @@ from pathlib import Path
 from typing import Any
 
 from profiler import folders
+from profiler.case import Task
 from profiler.errors import ProfileError
 from profiler.gate import revision
 from profiler.results.environment import LIBRARIES
 from profiler.run.process import Launch, worker_environment
-from profiler.run.protocol import WorkerTask, encode
+from profiler.run.protocol import encode, task_message
+from profiler.run.repetitions import Effort
 from profiler.shell import command, quote
 from profiler.units import UNKNOWN, bytes_text, printable
 
@@ -65,19 +67,23 @@ import importlib, json, sys
 def fault():
     from profiler import registry
     from profiler.run import protocol, worker
-    kind = getattr(protocol, "WorkerTask", None) or protocol.Order  # its name in earlier revisions
-    tasks = [kind.from_json(json.loads(line)) for line in sys.stdin]
-    for name in sorted({task.case.backend for task in tasks}):
+    def case_of(message):
+        if hasattr(protocol, "read_task"):
+            return protocol.read_task(message)[0].case
+        kind = getattr(protocol, "WorkerTask", None) or protocol.Order  # in earlier revisions
+        return kind.from_json(message).case
+    cases = [case_of(json.loads(line)) for line in sys.stdin]
+    for name in sorted({case.backend for case in cases}):
         module = registry.load("backends", name, "backend")
         if not (hasattr(module, "open_session") or hasattr(module, "open")):  # open: its name in earlier revisions
             importlib.import_module(module.__name__ + ".session")
-    for device in sorted({task.case.device for task in tasks}):
+    for device in sorted({case.device for case in cases}):
         if device.startswith("cuda") and "torch" in sys.modules and not sys.modules["torch"].cuda.is_available():
             return f"its torch {sys.modules['torch'].__version__} cannot use a GPU"
     from profiler import devices
-    for task in tasks:
-        quant = registry.load("quants", task.case.quant, "quantization").QUANT
-        reason = "torch" in sys.modules and quant.unavailable(devices.find(task.case.device))
+    for case in cases:
+        quant = registry.load("quants", case.quant, "quantization").QUANT
+        reason = "torch" in sys.modules and quant.unavailable(devices.find(case.device))
         if reason:
             return reason
 try: said = fault()
@@ -112,12 +118,13 @@ def about(launch: Launch) -> dict[str, Any]:
     return reported
 
 
-def interpreter_fault(launch: Launch, tasks: Iterable[WorkerTask]) -> str | None:
+def interpreter_fault(launch: Launch, tasks: Iterable[Task], effort: Effort) -> str | None:
     """Why the profiler of this interpreter cannot take these tasks; None if it can.
 
     Raises ProfileError if it does not answer at all.
     """
-    said = _ask(launch, READY, (), b"".join(encode(task.to_json(), finite=False) for task in tasks)).get("fault")
+    lines = (encode(task_message(task, effort, None), finite=False) for task in tasks)
+    said = _ask(launch, READY, (), b"".join(lines)).get("fault")
     return None if said is None else printable(" ".join(str(said).split()), 300)
 
 
@@ -267,9 +274,9 @@ def meaning(text: str) -> Meaning:
     return found[0]
 
 
-def check(variant: Variant, tasks: Sequence[WorkerTask]) -> None:
+def check(variant: Variant, tasks: Sequence[Task], effort: Effort) -> None:
     """Raises ProfileError if the profiler of this variant cannot take these tasks: it is too old, or broken."""
-    fault = interpreter_fault(variant.launch, tasks)
+    fault = interpreter_fault(variant.launch, tasks, effort)
     if fault is not None:
         version = (variant.reported.get("libraries") or {}).get("llm-hwprofile")
         what = f"its profiler{f' ({_text(version)})' if version else ''} cannot measure this: {fault}"

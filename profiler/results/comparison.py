@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from profiler.case import Case
 from profiler.results import measurement, stats
 from profiler.results.environment import differences
-from profiler.results.measurement import Measurement, Phase
+from profiler.results.measurement import PHASES, Measurement, Phase
 from profiler.units import printable
 
 CONFIDENCE = 0.95
 MOST_DEGREES = 200.0  # beyond this, Student's t is as good as normal
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 @dataclass(frozen=True, slots=True)

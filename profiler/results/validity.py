@@ -19,7 +19,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from profiler.case import SERVER, Case, options_of
-from profiler.results.measurement import Caution, DecodePath, Energy, Measurement, Memory, PhaseEnergy, Sample
+from profiler.results.measurement import PHASES, Caution, DecodePath, Energy, Measurement, Memory, PhaseEnergy, Sample
 from profiler.units import MAX_BYTES, printable
 
 MOST_TEXT = 64 * 1024  # characters
@@ -128,11 +128,13 @@ EXPECTED: Form = {
     "path": TEXT,
     "between": {"prefill": NUMBER, "decode": NUMBER, "basis": TEXT},
     "ceiling_s": {"prefill": NUMBER, "step": NUMBER},
+    "utilization": {"prefill_s": NUMBER, "step_s": NUMBER, "basis": TEXT},
 }
 WHOLE: dict[str, tuple[str, ...]] = {  # parts of ``expected`` whose fields are read without checking for them
     **dict.fromkeys(("peak_bytes", "load_peak_bytes", "prefill_tps", "decode_tps"), tuple(FIGURE)),
     "between": ("basis",),
     "ceiling_s": ("prefill", "step"),
+    "utilization": ("prefill_s", "step_s", "basis"),
 }
 STOPPED = {"prefill": TEXT, "decode": TEXT}
 PERCENTILES: Form = {"n": NUMBER, "p50": NUMBER, "p95": NUMBER, "p99": NUMBER}
@@ -203,7 +205,7 @@ def check_field(name: str, value: Any, path_name: str = "decode_path") -> None:
 
 def _check_energy(energy: Mapping[str, Any]) -> None:
     check(Energy, energy, "energy")
-    for phase in ("prefill", "decode"):
+    for phase in PHASES:
         if (part := energy.get(phase)) is not None:
             if isinstance(part, dict) and part.get("repetitions") == part.get("seconds") == part.get("tokens") == 0:
                 part = {name: value for name, value in part.items() if name not in ("seconds", "tokens")}
@@ -282,7 +284,7 @@ def check_expected(content: Mapping[str, Any]) -> None:
         if (known := content.get(part)) and (missing := [field for field in needed if known.get(field) is None]):
             raise ValueError(f"expected.{part} has no {missing[0]}")
     between = content.get("between") or {}
-    for phase in ("prefill", "decode"):
+    for phase in PHASES:
         if (between.get(phase) or 0) >= PROCESSES_APART:
             raise ValueError(f"expected.between.{phase} is {shown(between[phase])}, must be a number from 0 to 1")
 

@@ -101,18 +101,7 @@ class SweepSettings:
         return backends.find(self.backend).gguf
 
 
-@dataclass(frozen=True, slots=True)
-class GridTask(Task):
-    """A task of a grid, with what a prediction needs to know about its model."""
-
-    geometry: Geometry
-    quant: Quant
-    checkpoint_format: Stored | None = None  # the checkpoint, if it runs as it is stored
-    refused: str | None = None  # why it cannot be measured this way
-    note: str | None = None  # a note on what happens to the weights during loading
-
-
-def runnable(tasks: Iterable[GridTask]) -> list[GridTask]:
+def runnable(tasks: Iterable[Task]) -> list[Task]:
     """``tasks`` as a list, for a gate, which has no rows for skipped cases. Raises ProfileError if one cannot run."""
     found = list(tasks)
     for task in found:
@@ -121,8 +110,8 @@ def runnable(tasks: Iterable[GridTask]) -> list[GridTask]:
                 f"profile gate cannot measure backend {task.case.backend}, whose programs time themselves",
                 "Measure each build with profile sweep, then compare them: profile compare RUN RUN",
             )
-        if task.refused is not None:
-            raise ProfileError(f"{printable(task.case.model, 80)}: {task.refused}")
+        if task.reason is not None:
+            raise ProfileError(f"{printable(task.case.model, 80)}: {task.reason}")
     return found
 
 
@@ -179,7 +168,7 @@ def counts(option: str, values: Sequence[str], usual: tuple[int, ...] = ()) -> t
     return tuple(found)
 
 
-def tasks(axes: Axes, settings: SweepSettings, device: DeviceInfo) -> list[GridTask]:
+def tasks(axes: Axes, settings: SweepSettings, device: DeviceInfo) -> list[Task]:
     """A task for every case of the grid, ordered by model first. Raises ProfileError if the grid is too large."""
     size = 1
     for axis in (
@@ -208,9 +197,9 @@ def tasks(axes: Axes, settings: SweepSettings, device: DeviceInfo) -> list[GridT
     ]
 
 
-def _task(subject: Subject, choice: QuantChoice, case: Case) -> GridTask:
-    return GridTask(
-        case, subject.source, subject.geometry, choice.quant, choice.checkpoint_format, choice.refused, choice.note
+def _task(subject: Subject, choice: QuantChoice, case: Case) -> Task:
+    return Task(
+        case, subject.source, subject.geometry, choice.quant, choice.checkpoint_format, choice.note, choice.reason
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from profiler import devices, registry
 from profiler.case import CONVERTED, MODEL, ModelNote, Source
 from profiler.cost import engines
-from profiler.cost.engines.base import Engine
+from profiler.cost.engines.base import GGUF, SAFETENSORS, Engine
 from profiler.devices.base import DeviceInfo
 from profiler.devices.target import Target
 from profiler.errors import NotFound, ProfileError
@@ -24,7 +24,6 @@ from profiler.quants.base import DTYPE_BYTES, Quant
 from profiler.units import bytes_text, printable
 
 FP8_FLOPS = "fp8"
-GGUF_ENGINES = ("llama.cpp", "vllm")
 AS_GGUF = {"bf16": "bf16", "fp16": "f16", "fp32": "f32"}
 MEASURE_ANOTHER = "measure the unquantized checkpoint with -q nf4, or predict this one with profile fit --engine vllm"
 
@@ -35,7 +34,7 @@ class QuantChoice:
 
     quant: Quant
     checkpoint_format: Stored | None = None  # the checkpoint, if it runs as it is stored
-    refused: str | None = None  # why it cannot be measured this way
+    reason: str | None = None  # why it cannot be measured this way
     note: str | None = None  # what transformers does to the weights
 
 
@@ -62,9 +61,9 @@ def choices(
         own = schemes.of(source.config)
         if not asked and own is not None and own.name in registry.names("quants"):
             usual = (_registered(own.name),)
-        return [QuantChoice(quant, refused=_unknown(quant)) for quant in usual]
+        return [QuantChoice(quant, reason=_unknown(quant)) for quant in usual]
     if stored is None or stored.scheme is None:
-        return [QuantChoice(quant, refused=_unknown(quant)) for quant in usual]
+        return [QuantChoice(quant, reason=_unknown(quant)) for quant in usual]
     return [_of_checkpoint(stored, quant, device) for quant in asked] or [_own(stored, device)]
 
 
@@ -97,12 +96,12 @@ def _of_checkpoint(stored: Stored, quant: Quant, device: DeviceInfo) -> QuantCho
         return QuantChoice(quant, stored, f"its weights are stored in {stored.quant}: {reason}; {instead}")
     if quant.name not in DTYPE_BYTES:
         return QuantChoice(
-            quant, refused=f"its weights are quantized already ({stored.quant}): leave -q {quant.name} out"
+            quant, reason=f"its weights are quantized already ({stored.quant}): leave -q {quant.name} out"
         )
     reason = checkpoint.not_unpacked(stored)
     if reason is not None:
         return QuantChoice(
-            quant, refused=f"its weights are stored in {stored.quant}: {reason}; leave -q out, or {MEASURE_ANOTHER}"
+            quant, reason=f"its weights are stored in {stored.quant}: {reason}; leave -q out, or {MEASURE_ANOTHER}"
         )
     return QuantChoice(quant, note=f"transformers unpacks {stored.quant} into {quant.name}")
 
@@ -110,7 +109,7 @@ def _of_checkpoint(stored: Stored, quant: Quant, device: DeviceInfo) -> QuantCho
 def never_loaded(model: Model, device: DeviceInfo) -> str | None:
     """Why a checkpoint whose headers are not on this machine could not be loaded; ``None`` if it could."""
     stored = held(model)
-    return None if stored is None or stored.scheme is None else _own(stored, device).refused
+    return None if stored is None or stored.scheme is None else _own(stored, device).reason
 
 
 def _registered(name: str) -> Quant:
@@ -156,8 +155,8 @@ def variants(
         return _by_itself(model, stored, engine, target, usual)
     found: list[QuantVariant] = []
     for word in dict.fromkeys(word.casefold() for word in asked):
-        by_transformers = engine.like not in GGUF_ENGINES  # which loads what is not quantized in any dtype
-        if _same(word, stored.quant) and not (by_transformers and (stored.gguf or not stored.packed)):
+        in_any_dtype = GGUF not in engine.reads  # loads what is not quantized in any dtype
+        if _same(word, stored.quant) and not (in_any_dtype and (stored.gguf or not stored.packed)):
             own = _by_itself(model, stored, engine, target, (word,))
             if stored.scheme is not None and own[0].checkpoint_format is None:
                 raise ProfileError(
@@ -197,28 +196,28 @@ def _by_itself(
 ) -> list[QuantVariant]:
     """The checkpoint as ``engine`` runs it by default."""
     if stored.gguf:
-        if engine.like in GGUF_ENGINES:
+        if GGUF in engine.reads:
             return [QuantVariant(stored.quant, stored)]
         return [_unpacked_gguf(stored, checked(engine, quant)) for quant in usual]
-    if engine.like == "llama.cpp":
+    if SAFETENSORS not in engine.reads:
         return [_converted(model, stored, engine)]
     if not stored.packed:
         return [_plain(model, stored, engine, target)]
-    if engine.name == "transformers":
+    if engine.loads_with_transformers:
         return [_by_transformers(stored, target)]
     mlx = stored.scheme is not None and stored.scheme.method == MLX
-    told = f"{engine.name} does not read MLX checkpoints" if mlx and engine.name != MLX else None
+    told = f"{engine.name} does not read MLX checkpoints" if mlx and MLX not in engine.reads else None
     return [QuantVariant(stored.quant, stored, stored.dtype or "bf16", (told,) if told else ())]
 
 
 def _plain(model: Model, stored: Stored, engine: Engine, target: Target) -> QuantVariant:
     """A checkpoint that is not quantized, in the dtype in which ``engine`` loads it."""
-    if engine.name == "transformers":
+    if engine.loads_with_transformers:
         notes = dtype_notes(stored, model.source.config, target)
         return QuantVariant(own_dtype(stored, target), cautions=tuple(note.text for note in notes))
     if stored.dtype is not None and stored.dtype in engine.quants:
         return QuantVariant(stored.dtype)
-    dtype = engine.default_quant
+    dtype = engine.usual_quants[0]
     told = f"the checkpoint's weights are stored in {stored.dtype}, and {engine.name} loads them in {dtype}"
     return QuantVariant(dtype, cautions=(told,))
 
@@ -293,14 +292,14 @@ def _not_kept(stored: Stored, target: Target) -> str | None:
 
 def _another(model: Model, stored: Stored, engine: Engine, quant: str) -> QuantVariant:
     """A quantization that would be made from the checkpoint."""
-    if engine.name == "transformers" and stored.scheme is not None:
+    if engine.loads_with_transformers and stored.scheme is not None:
         reason = checkpoint.not_unpacked(stored) if quant in DTYPE_BYTES else "it cannot be quantized a second time"
         if reason is not None:
             raise ProfileError(f"{model.name}: its weights are stored in {stored.quant}: {reason}", "Leave -q out.")
         return QuantVariant(quant, None, quant, (f"predicted as unpacked into {quant}",))
     if not stored.packed and not stored.gguf:
         return QuantVariant(quant)
-    if stored.gguf and engine.like not in GGUF_ENGINES:
+    if stored.gguf and GGUF not in engine.reads:
         return _unpacked_gguf(stored, quant)
     return QuantVariant(quant, cautions=(f"predicted as {quant}, not as the {stored.quant} of this checkpoint",))
 

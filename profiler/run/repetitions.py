@@ -23,13 +23,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
 from profiler.backends.base import Beat
-from profiler.devices.base import Meter, Overview, Pressure, Watcher
+from profiler.devices.base import Disturbance, Meter, Overview, Pressure, Watcher, disturbance, grown
 from profiler.results import stats
 from profiler.results.measurement import Caution, Phase, Sample
 from profiler.results.stats import summarize
@@ -49,15 +49,14 @@ INVALID_SHARE = 4  # one of this many repetitions may be replaced, and always at
 # ``--max-phase`` was reached · the first repetition alone took that long · too many repetitions were invalid.
 Stop = Literal["precision", "reps", "cap", "time", "cold", "invalid"]
 
-MAX_WAIT = 0.1  # share of the CPU time we needed; if others took more, the figure is disturbed
-# Others are blamed for a wait only if they worked for at least this part of it: our threads also wait for each other.
-MIN_BLAME = 0.5
-MAX_STALLED = 0.25  # share of the time in which other processes waited for a core, so that none was free for us
-MAX_STOLEN = 0.02  # of all cores: a hypervisor that takes this much takes more when its other guests wake up
+# Share of the CPU time we needed. If others took more, the figure says how busy the machine was: threads wait for
+# each other after every operator, so one that lacks a core stops them all.
+BUSY = 0.2
 SOME_THROTTLED = 0.02  # of the time; less may come from a thread that does no work for the phase
 PERIODS_TO_AVERAGE = 5  # quota periods per repetition: in fewer, it matters whether one starts with a full quota
 SOME_SWAP = 16 * 1024**2  # bytes: any process that started long ago has less in swap
 ONE_OTHER = "another process computes"  # a gate ignores this caution, since that process is its own second worker
+SPARE = 0.25  # of a core: what other processes need less does not cost us a thread
 QUIETER = "--fresh on a quieter machine"
 SMALLER = "a smaller -q, -c or -b"
 
@@ -203,24 +202,25 @@ class Repeater:
         return warmups
 
 
-def disturbances(phase: Phase, measured: Measured, cores: int) -> list[Caution]:
-    """Cautions about one phase on a machine with ``cores`` cores."""
+def disturbances(phases: Mapping[Phase, Measured], cores: int, threads: int | None = None) -> list[Caution]:
+    """Cautions about the phases of a case on a machine with ``cores`` cores; ``threads``: those of the model."""
+    return [found for phase, measured in phases.items() for found in _disturbances(phase, measured, cores, threads)]
+
+
+def _disturbances(phase: Phase, measured: Measured, cores: int, threads: int | None) -> Iterator[Caution]:
     before, after = measured.before, measured.after
-    found = [
-        Caution(f"{phase}-cpu-pressure", text, QUIETER)
-        for text in _pressure(phase, [s for s in measured.samples if not s.warmup], before, after, cores)
-    ]
-    throttled = _throttled(phase, measured)
-    if throttled:
-        found.append(Caution(f"{phase}-throttled", throttled, "a larger CPU quota"))
-    swapped = _swapped(phase, before, after)
-    if swapped:
-        found.append(Caution(f"{phase}-swap", swapped, SMALLER))
-    retries = _grown(before.retries, after.retries)
-    if retries:
+    timed = [sample for sample in measured.samples if not sample.warmup]
+    waited_s, cpu_s = (sum(getattr(sample, name) or 0 for sample in timed) for name in ("wait_s", "cpu_s"))
+    if (other := disturbance(before, after, waited_s, cpu_s, cores)) is not None:
+        told = f"{phase}: {other.text}", _less_disturbed(other, cores, threads)
+        yield Caution(f"{phase}-busy", *told) if other.lacked > BUSY else Caution(f"{phase}-cpu-pressure", *told)
+    if throttled := _throttled(phase, measured):
+        yield Caution(f"{phase}-throttled", throttled, "a larger CPU quota")
+    if swapped := _swapped(phase, before, after):
+        yield Caution(f"{phase}-swap", swapped, SMALLER)
+    if retries := grown(before.retries, after.retries):
         text = f"{phase}: GPU memory was full {retries:.0f} times, and freeing cached blocks slowed it down"
-        found.append(Caution(f"{phase}-allocator-retries", text, SMALLER))
-    return found
+        yield Caution(f"{phase}-allocator-retries", text, SMALLER)
 
 
 def overview_cautions(seen: Overview, device: str) -> list[Caution]:
@@ -235,30 +235,17 @@ def overview_cautions(seen: Overview, device: str) -> list[Caution]:
     return found
 
 
-def _pressure(phase: Phase, samples: Sequence[Sample], before: Pressure, after: Pressure, cores: int) -> list[str]:
-    """At most one message about other work on the cores: the CPU time that we lacked, else what others did."""
-    wall = after.at_s - before.at_s
-    stood = _grown(before.throttled_s, after.throttled_s) or 0.0  # waiting for the quota is not caused by other work
-    waited = max(0.0, sum(sample.wait_s or 0 for sample in samples) - stood)
-    wanted = waited + sum(sample.cpu_s or 0 for sample in samples)
-    others = _others(before, after)
-    if wanted and waited / wanted > MAX_WAIT and others >= waited * MIN_BLAME:
-        return [f"{phase}: the CPU was busy: other processes took {waited / wanted:.0%} of the CPU time we needed"]
-    stolen = _grown(before.stolen_s, after.stolen_s)
-    if wall > 0 and stolen is not None and stolen / (wall * cores) > MAX_STOLEN:
-        return [f"{phase}: the hypervisor gave {stolen / (wall * cores):.0%} of the CPU time to other guests"]
-    stalled = _grown(before.stalled_s, after.stalled_s)
-    stalled = None if stalled is None else max(0.0, stalled - stood)
-    if wall > 0 and stalled is not None and stalled / wall > MAX_STALLED and others >= stalled * MIN_BLAME:
-        return [f"{phase}: all cores were busy: other processes waited for one {stalled / wall:.0%} of the time"]
-    return []
+def _less_disturbed(other: Disturbance, cores: int, threads: int | None) -> str:
+    """What helps: only as many threads as there are free cores, since threads wait for the slowest of them."""
+    free = max(1, math.floor(cores - other.others + SPARE)) if math.isfinite(other.others) else cores
+    return f"--threads {free}, or {QUIETER}" if other.lacked and threads and threads > free else QUIETER
 
 
 def _throttled(phase: Phase, measured: Measured) -> str | None:
     """A message if the CPU quota was used up, which stops the process until the next period."""
     before, after = measured.before, measured.after
-    periods, used_up = _grown(before.periods, after.periods), _grown(before.throttled, after.throttled)
-    stood, wall = _grown(before.throttled_s, after.throttled_s), after.at_s - before.at_s
+    periods, used_up = grown(before.periods, after.periods), grown(before.throttled, after.throttled)
+    stood, wall = grown(before.throttled_s, after.throttled_s), after.at_s - before.at_s
     if stood is None or wall <= 0 or stood / wall < SOME_THROTTLED:
         return None
     if not periods or not used_up:
@@ -272,20 +259,9 @@ def _throttled(phase: Phase, measured: Measured) -> str | None:
     return text
 
 
-def _others(before: Pressure, after: Pressure) -> float:
-    """Seconds that cores worked for other processes; infinite if there is no counter."""
-    busy, own = _grown(before.busy_s, after.busy_s), _grown(before.own_s, after.own_s)
-    return math.inf if busy is None or own is None else max(0.0, busy - own)
-
-
 def _swapped(phase: Phase, before: Pressure, after: Pressure) -> str | None:
-    read = _grown(before.swapped_in_bytes, after.swapped_in_bytes) or 0
+    read = grown(before.swapped_in_bytes, after.swapped_in_bytes) or 0
     out = max(before.swapped_bytes or 0, after.swapped_bytes or 0)
     if out and read >= SOME_SWAP:
         return f"{phase}: {bytes_text(read)} were read back from swap"
     return f"{phase}: {bytes_text(out)} of this process are in swap" if out >= SOME_SWAP else None
-
-
-def _grown(before: float | None, after: float | None) -> float | None:
-    """How much a counter has grown; None if it does not exist."""
-    return None if before is None or after is None else max(0.0, after - before)

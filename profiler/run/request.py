@@ -14,7 +14,7 @@ from typing import Any
 
 from profiler import backends, decode_path, registry
 from profiler.backends.llama_cpp import build as llama_cpp
-from profiler.case import EAGER, FILES, SCENARIO, SYNTHETIC, THREADS, ModelNote, options_text
+from profiler.case import EAGER, FILES, SCENARIO, SYNTHETIC, THREADS, ModelNote, Task, options_text
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.errors import NotFound, ProfileError
 from profiler.models import gguf_mix, scheme
@@ -24,7 +24,7 @@ from profiler.quants.base import Quant
 from profiler.registry import unknown
 from profiler.run import gguf_files, headline
 from profiler.run import grid as run_grid
-from profiler.run.grid import Axes, GridTask, Subject, SweepSettings, counts, model_names, tasks, words
+from profiler.run.grid import Axes, Subject, SweepSettings, counts, model_names, tasks, words
 from profiler.run.prompts import contexts_of
 from profiler.run.quantization import dtype_notes, never_loaded
 from profiler.run.refusal import Refusal, accepted
@@ -72,7 +72,7 @@ class SweepRequest:
 class ResolvedRequest:
     """A request, resolved for one device."""
 
-    tasks: tuple[GridTask, ...]
+    tasks: tuple[Task, ...]
     effort: Effort
     budget_s: float | None
     subjects: tuple[Subject, ...]
@@ -347,7 +347,7 @@ def _headline(
     def chosen_subject(name: str) -> Subject:
         return _noted(subject(name, request.weights, say), request, device)
 
-    def grid(name: str, quant: Quant) -> list[GridTask]:
+    def grid(name: str, quant: Quant) -> list[Task]:
         axes = _axes((chosen_subject(name),), (quant,), template, device)
         return tasks(axes, _settings(request, device), device)
 

@@ -31,7 +31,7 @@ from profiler.folders import describe
 from profiler.results.measurement import Measurement, Outcome
 from profiler.run import process
 from profiler.run.process import Launch, WorkerProcess, worker_environment
-from profiler.run.protocol import LoadCost, ProtocolError, WorkerTask
+from profiler.run.protocol import LoadCost, ProtocolError, task_message
 from profiler.run.repetitions import Effort
 from profiler.units import bytes_text, printable, seconds_text
 
@@ -318,7 +318,7 @@ class Supervisor:
             return Measurement(case, {}, "skipped", reason)
         try:
             worker = self._worker_for(case)
-            worker.send(WorkerTask(case, task.source, self._effort, self._limits.max_memory_bytes))
+            worker.send(task_message(task, self._effort, self._limits.max_memory_bytes))
         except OSError as error:
             return self._not_started(case, f"no worker could be started: {describe(error)}")
         except ProtocolError as error:

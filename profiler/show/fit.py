@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from profiler import console
-from profiler.cost.engines import DEFAULT
 from profiler.cost.engines.base import Serving
 from profiler.cost.interval import Interval
 from profiler.cost.machine import Machine
@@ -39,7 +38,8 @@ def render(result: FitResult, goal: Goal | None, output: str, mapped: bool = Fal
     if not found:
         lines = _wrapped([_unmet(goal, result.best) if goal else "nothing to show"], output)
         return "".join(f"{line}\n" for line in lines)
-    return _map(found, output) if mapped else _table(found, goal, output)
+    reasons = [f"{reason}." for reason in result.reasons]
+    return _map(found, reasons, output) if mapped else _table(found, goal, reasons, output)
 
 
 def _unmet(goal: Goal, best: FitPrediction | None) -> str:
@@ -54,7 +54,7 @@ def _unmet(goal: Goal, best: FitPrediction | None) -> str:
     return f"{wish}; the best is {rate} tok/s ({what}). Try a smaller model, another -q, or {slower}"
 
 
-def _table(found: Sequence[FitPrediction], goal: Goal | None, output: str) -> str:
+def _table(found: Sequence[FitPrediction], goal: Goal | None, reasons: Sequence[str], output: str) -> str:
     parts = []
     for title, here in _places(found):
         offloads = any(each.prediction.host_bytes for each in here)
@@ -67,7 +67,7 @@ def _table(found: Sequence[FitPrediction], goal: Goal | None, output: str) -> st
         drop = (*DROPPED, *alike[:1], *FEWER_DROPPED, *alike[1:])
         parts += [f"{line}\n" for line in _wrapped([title], output)]
         parts += ["\n", show_output.render(rows, cells, output, drop), "\n"]
-    return "".join([*parts, *(f"{line}\n" for line in _wrapped(notes(found), output))])
+    return "".join([*parts, *(f"{line}\n" for line in _wrapped([*reasons, *notes(found)], output))])
 
 
 def _wrapped(lines: Sequence[str], output: str) -> list[str]:
@@ -91,7 +91,7 @@ def row(each: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
         "context": request.context,
         "batch": request.batch,
         "kv": request.kv or prediction.engine.default_kv,
-        "path": request.path if prediction.engine.name == DEFAULT else None,
+        "path": request.path if len(prediction.engine.paths) > 1 else None,
         "stored": _stored(each),
         "verdict": prediction.verdict.word,
         "reason": prediction.verdict.reason,
@@ -99,6 +99,7 @@ def row(each: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
         "headroom_bytes": prediction.verdict.headroom_bytes,
         "offloaded_bytes": prediction.host_bytes,
         "weights_bytes": interval(terms.weights),
+        "repacked_bytes": interval(terms.repacked),
         "cache_bytes": interval(terms.cache),
         "buffers_bytes": interval(terms.buffers),
         "framework_bytes": interval(terms.framework),
@@ -200,7 +201,7 @@ def place(predictions: Sequence[Prediction]) -> str:
         paths.setdefault(each.request.path, []).append(each.request.quant)
     (usual, _), *others = paths.items()
     also = "".join(f", {path} for {', '.join(dict.fromkeys(quants))}" for path, quants in others)
-    decode = f", {usual} decode{also}" if engine.name == DEFAULT else ""
+    decode = f", {usual} decode{also}" if len(engine.paths) > 1 else ""
     split, several = (f", {machine.split} split", " each") if machine.target.count > 1 else ("", "")
     several = " on the smallest" if machine.target.members else several
     ram = f", {bytes_text(machine.ram_bytes)} of host memory" if machine.ram_bytes else ""
@@ -286,7 +287,7 @@ def _bases(found: Sequence[FitPrediction]) -> list[str]:
     if any(each.host_bytes for each in priors):
         lines.append("prior: we have no measurements with weights in host memory.")
     elif priors:
-        can = any(each.engine.name == DEFAULT and each.machine.target.local for each in priors)
+        can = any(each.engine.operator_counts and each.machine.target.local for each in priors)
         lines.append(f"prior: we have no measurements of this engine on such a device{_CALIBRATE * can}.")
     return lines
 
@@ -303,7 +304,7 @@ _BASIS = {
 _CALIBRATE = "; for this machine, profile calibrate provides them"
 
 
-def _map(found: Sequence[FitPrediction], output: str) -> str:
+def _map(found: Sequence[FitPrediction], reasons: Sequence[str], output: str) -> str:
     parts = []
     for title, here in _places(found):
         parts += [f"{line}\n" for line in _wrapped([title], output)]
@@ -313,7 +314,7 @@ def _map(found: Sequence[FitPrediction], output: str) -> str:
     legend += ["+: a tight fit"] * any(each.prediction.verdict.word == "tight" for each in found)
     legend += [f"{LETTERS['memory']}: {LIMITS['memory']}"] * ("memory" in used)
     words = f"Each cell: decode t/s and what limits it. {'; '.join(legend)}"
-    return "".join([*parts, *(f"{line}\n" for line in _wrapped([words], output))])
+    return "".join([*parts, *(f"{line}\n" for line in _wrapped([*reasons, words], output))])
 
 
 def _same_batch(found: Sequence[FitPrediction]) -> bool:

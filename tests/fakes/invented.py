@@ -157,13 +157,24 @@ geometry = llama.geometry
 '''
     },
     "cost.engines": {
-        "in_house.py": '''"""An engine that nobody has measured, with the memory rules of another."""
+        "in_house.py": '''"""An engine that nobody has measured, with the least that an engine has to say."""
 
-from profiler.cost.engines.vllm import Vllm
+from profiler.cost.engines import vllm
+from profiler.cost.engines.base import Engine
 
 
-class InHouse(Vllm):
-    name = "in-house"
+class InHouse(Engine):
+    name = like = "in-house"
+    version = "1"
+    usual_quants = ("fp8",)
+    default_kv = "auto"
+    quants = ("bf16", "fp8")
+    check = vllm.ENGINE.check
+    storage = vllm.ENGINE.storage
+    stored = vllm.ENGINE.stored
+    timed = vllm.ENGINE.timed
+    memory = vllm.ENGINE.memory
+    prefill_rules = vllm.ENGINE.prefill_rules
 
 
 ENGINE = InHouse()

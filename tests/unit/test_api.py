@@ -378,7 +378,7 @@ def test_any_other_value_is_an_error_that_names_the_argument(kind: str, model: M
             "gemma-3-270m supports at most 32,768 tokens, not 1,000,000 Use contexts=32768.",
         ),
         ("fit", {"quants": ","}, "quants: the list is empty"),
-        ("fit", {"path": "eager", "engine": "vllm"}, "path applies to transformers only"),
+        ("fit", {"path": "eager", "engine": "vllm"}, "path: vllm has a single decode path"),
         ("fit", {"ram_bandwidth": 80}, 'ram_bandwidth needs ram Add the size of that memory, such as ram="64GiB".'),
         ("fit", {"split": "tensor"}, 'split needs several devices For example: on="2xrtx 3090"'),
         ("fit", {"goal": "5 tok/s at 9m"}, "goal: '9m' is not a count"),

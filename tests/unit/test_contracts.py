@@ -18,14 +18,14 @@ from typing import Any, get_type_hints
 
 import pytest
 from click.testing import CliRunner, Result
-from fakes import invented, tiny
+from fakes import invented, stored, tiny
 from fakes.ceilings import MEASURED
-from fakes.drawings import written
 
 from profiler import backends, decode_path, devices, registry
 from profiler.case import Case
 from profiler.cli import main
 from profiler.cost import engines
+from profiler.cost.engines.base import GGUF, SAFETENSORS
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import Predictor
 from profiler.devices import target as targets
@@ -39,8 +39,8 @@ from profiler.quants.base import DTYPE_BYTES, Quant, plain_bytes
 from profiler.results.measurement import Caution, Measurement, Memory, Sample
 from profiler.run import grid
 from profiler.show import report
-from profiler.show.report import charts, quality, selection
 from profiler.show.report import page as report_page
+from profiler.show.report import quality, selection
 from profiler.show.report.blocks import Page, Section
 from profiler.show.report.predictions import Forecast
 from profiler.show.writers import html, md, table
@@ -348,23 +348,63 @@ def test_a_family_that_was_a_file_a_moment_ago_is_predicted_and_measured(
 # Engines
 
 
-def test_an_engine_that_was_a_file_a_moment_ago_is_predicted_as_a_guess(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def made_up_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an engine whose only trace in the program is its own file."""
     invented.install("cost.engines", tmp_path, monkeypatch)
-    assert invented.ENGINE in engines.names()
+
+
+ENGINES = [*engines.names(), invented.ENGINE]
+
+
+@pytest.mark.usefixtures("made_up_engine")
+def test_an_engine_that_was_a_file_a_moment_ago_is_predicted_as_a_guess() -> None:
     for device in ("rtx 4090", "mi300x", "cpu"):
         (row,) = rows("fit", "gemma-3-270m", "--on", device, "--engine", "in_house")
-        assert (row["engine"], row["decode"]["tps"]["basis"]) == (invented.ENGINE, "prior")
+        assert (row["engine"], row["quant"], row["decode"]["tps"]["basis"]) == (invented.ENGINE, "fp8", "prior")
 
 
-@pytest.mark.parametrize("name", engines.names())
+@pytest.mark.usefixtures("made_up_engine")
+@pytest.mark.parametrize("name", ENGINES)
 def test_an_engine_predicts_every_quantization_that_it_names(name: str) -> None:
     engine = engines.find(name)
     for device in ("rtx 4090", "m3 ultra", "cpu"):
         found = rows("fit", "gemma-4-26b-a4b", "--on", device, "--engine", name, "-q", ",".join(engine.quants))
         assert [row["quant"] for row in found] == list(engine.quants)
         assert all(row["weights_bytes"]["value"] > 0 for row in found)
+
+
+@pytest.mark.usefixtures("made_up_engine")
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_runs_what_it_reads_and_says_what_it_makes_of_the_rest(name: str, tmp_path: Path) -> None:
+    engine = engines.find(name)
+    file, plain = stored.gguf(tmp_path / "tiny.gguf", "q8_0"), stored.plain(tmp_path / "plain", "bf16", "bf16")
+    asked = ("-c", "64", "--on", "rtx 4090", "--engine", name)
+    for row in rows("fit", str(file), *asked):
+        assert row["quant"] == "q8_0" if GGUF in engine.reads else row["quant"] in engine.usual_quants
+        assert (GGUF in engine.reads) != any("unpacked" in caution for caution in row["cautions"])
+    for row in rows("fit", str(plain), *asked):
+        assert row["quant"] in (*engine.quants, "f32")
+        assert (SAFETENSORS in engine.reads) != any("GGUF files" in caution for caution in row["cautions"])
+
+
+@pytest.mark.usefixtures("made_up_engine")
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_is_explained_split_and_offloaded_by_what_it_says_of_itself(name: str) -> None:
+    engine = engines.find(name)
+    (row,) = rows("fit", "gemma-3-270m", "--on", "2xrtx 3090", "--engine", name, "-q", engine.usual_quants[0])
+    assert row["split"] == engine.default_split
+    assert (row["path"] is not None) == (len(engine.paths) > 1)
+    (offloaded,) = rows(
+        *("fit", "gemma-4-26b-a4b", "--on", "rtx 3060", "--ram", "200GiB", "-c", "512"),
+        *("--engine", name, "-q", engine.usual_quants[0]),
+    )
+    assert offloaded["verdict"] == "offload" and offloaded["decode"]["tps"]["basis"] == "prior"
+    explained = CliRunner().invoke(main, ["explain", "gemma-3-270m", "-c", "32k", "--engine", name])
+    assert explained.exit_code == 0
+    assert (f"--kv {engine.smaller_kv}" in explained.stdout) == (engine.smaller_kv is not None)
+    refused = CliRunner().invoke(main, ["fit", "gemma-3-270m", "--engine", name, "--path", "eager"])
+    assert (refused.exit_code == 2) == (len(engine.paths) == 1)
 
 
 # Devices
@@ -461,13 +501,6 @@ MIXED = [
 WRITERS = registry.names("show.writers")
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are drawn in tests/unit/show/report/."""
-    monkeypatch.setattr(charts, "svg", written)
-
-
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("run", ["20260101-000000-abcd", None])
 @pytest.mark.parametrize("count", range(len(MIXED) + 1))
@@ -476,7 +509,6 @@ def test_a_writer_renders_any_number_of_rows_as_whole_lines(name: str, run: str 
     assert text == "" or text.endswith("\n")
 
 
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_writer_shows_every_row_or_says_that_it_does_not(name: str) -> None:
     writer = registry.load("show.writers", name, "output format")
@@ -490,7 +522,6 @@ def test_a_writer_shows_every_row_or_says_that_it_does_not(name: str) -> None:
         assert re.search(shown, text), shown
 
 
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_writer_lets_no_terminal_control_through(name: str) -> None:
     text = registry.load("show.writers", name, "output format").render("run", MIXED)
@@ -546,18 +577,18 @@ def composed(name: str, rows: Sequence[Measurement]) -> Section:
         "scores": quality.shipped(),
         "runs": (),
         "run": None,
+        "typed": {},
+        "paths": False,
     }
     return SECTIONS[name](*(given[parameter] for parameter in inspect.signature(SECTIONS[name]).parameters))
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_every_section_is_on_the_page_once() -> None:
     shown = [section.anchor for section in report_page.page(MIXED).sections]
     assert sorted(shown) == sorted(composed(name, MIXED).anchor for name in SECTIONS)
     assert len(set(shown)) == len(shown)
 
 
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_section_has_a_name_a_title_and_an_answer_or_the_reason_why_not(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 import tomllib
@@ -209,7 +210,7 @@ def commands() -> list[str]:
 
 def test_help_imports_nothing_heavy() -> None:
     """All in one interpreter: what one of them imported would still be there after the next."""
-    calls = [[], ["--help"], *([name, "--help"] for name in commands())]
+    calls = [["--help"], *([name, "--help"] for name in commands())]
     program = (
         "import sys\n"
         "from profiler.cli import main\n"
@@ -234,7 +235,7 @@ PARSERS = {
     "csv.DictReader",
 }
 PARSE_THEMSELVES = {  # beside ``foreign``, and why
-    "commands.calibrate": "what our own process printed",
+    "run.ceilings": "what our own process printed",
     "devices.target": "ships with the profiler",
     "gate.variants": "what an interpreter printed that the user names, bounded there",
     "gate.revision": "a revision that the user runs",
@@ -247,8 +248,20 @@ PARSE_THEMSELVES = {  # beside ``foreign``, and why
 
 
 def test_a_calibration_stores_nothing_that_the_predictor_counts() -> None:
-    for name in ("backends.hf.microbenchmark", "backends.hf.linear_layers", "devices.calibration"):
+    for name in (
+        "backends.hf.microbenchmark",
+        "backends.hf.ceilings",
+        "backends.hf.linear_layers",
+        "devices.calibration",
+    ):
         assert "cost" not in ours(name), name
+
+
+def test_no_caller_knows_an_engine_by_its_name() -> None:
+    """What differs between engines is an attribute or a method of ``Engine``."""
+    asked = re.compile(r"\b(?:engine|runtime)\.(?:name|like)\s+(?:==|!=|in|not in)\s")
+    elsewhere = {name: path for name, path in SOURCES.items() if not name.startswith("cost.engines")}
+    assert [name for name, path in elsewhere.items() if asked.search(path.read_text(encoding="utf-8"))] == []
 
 
 def test_files_of_others_are_parsed_within_the_budget() -> None:

@@ -31,6 +31,7 @@ from profiler.errors import ProfileError
 from profiler.kernels.graph import CompiledRunner, CudaGraphRunner
 from profiler.kernels.runner import RunnerStats, StaticRunner
 from profiler.kernels.state import SavedState
+from profiler.kernels.versions import untested, with_cache
 from profiler.models import scheme
 from profiler.results.measurement import Caution, DecodePath
 from profiler.units import bytes_text, printable
@@ -176,7 +177,7 @@ class HfGeneration:
         try:
             with memory_errors(), torch.inference_mode():
                 ids = self.ids[:1, :SEED_TOKENS]
-                logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+                logits = self.model(input_ids=ids, **with_cache(cache), logits_to_keep=1).logits
                 finite = bool((logits < torch.inf).all())  # which NaN is not; -inf rules a token out
         except OutOfMemory:  # the case itself has fitted
             return ()
@@ -190,7 +191,7 @@ class HfGeneration:
     def _forward(self, ids: torch.Tensor | None) -> torch.Tensor:
         """Run the model over ``ids [batch, tokens]`` after what the cache holds, and choose the next token."""
         with memory_errors(), torch.inference_mode():
-            output = self.model(input_ids=ids, past_key_values=self.kv, use_cache=True, logits_to_keep=1)
+            output = self.model(input_ids=ids, **with_cache(self.kv), logits_to_keep=1)
             self.next = output.logits[:, -1:].argmax(dim=-1)
         return self.next
 
@@ -252,6 +253,8 @@ def describe(model: PreTrainedModel, cautions: tuple[Caution, ...] = ()) -> Mode
                 part = _part(name, module, tensor)
                 plain[part] = plain.get(part, 0) + storage.nbytes()
             storages[storage.data_ptr()] = storage.nbytes()
+    if text := untested():
+        cautions = (Caution("untested-version", text), *cautions)
     total, left = sum(storages.values()), sum(plain.values())
     mapped = _left_mapped_bytes(model)
     if left == total:

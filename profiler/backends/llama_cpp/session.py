@@ -33,7 +33,7 @@ from profiler.devices.sampler import Sampler
 from profiler.errors import ProfileError
 from profiler.foreign import BadContent, json_value
 from profiler.models import families
-from profiler.results.measurement import Caution, DecodePath, Memory, Phase, Sample
+from profiler.results.measurement import PHASES, Caution, DecodePath, Memory, Phase, Sample
 from profiler.units import bytes_text, printable
 
 MIB = 1024**2
@@ -341,7 +341,7 @@ class LlamaCase:
         host = kind_of(self._case.device).is_host
         cache = self._reserved.nbytes("KV", "RS", host=host)
         buffers = self._reserved.nbytes("compute", "output", host=host)
-        prefill, decode = (self._peaks.get(phase) for phase in ("prefill", "decode"))
+        prefill, decode = (self._peaks.get(phase) for phase in PHASES)
         peak = max(filter(None, (prefill, decode, self._reserved.peak_bytes)), default=None)
         return Memory(
             weights_bytes=self._reserved.nbytes("model", host=host),

@@ -1,17 +1,20 @@
-"""The interface of an engine. A file ``cost/engines/NAME.py`` defines one ``ENGINE``, and optionally ``VARIANTS``:
-engines that share its rules and differ in their speed."""
+"""What an engine says about itself.
+
+A file ``cost/engines/NAME.py`` defines one ``ENGINE``, and optionally ``VARIANTS``: engines that share its rules and
+differ in their speed.
+"""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from profiler.case import Source
 from profiler.cost.calibrated import OperatorCounts
-from profiler.cost.interval import Interval
-from profiler.cost.machine import Machine
+from profiler.cost.interval import Interval, exact
+from profiler.cost.machine import Machine, Split
 from profiler.cost.storage import Storage
 from profiler.cost.work import PassRules
 from profiler.decode_path import EAGER
@@ -23,6 +26,8 @@ from profiler.shell import Command
 from profiler.units import printable
 
 MIB = 1024**2
+NO_BYTES = exact(0)
+SAFETENSORS, GGUF = "safetensors", "gguf"  # kinds of checkpoints: see ``Engine.reads``
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,7 @@ class Terms:
     host: Interval
     prefill_reason: str  # what takes most of it, as a message
     decode_reason: str
+    repacked: Interval = NO_BYTES  # weights that are held a second time, in another layout
 
     @property
     def buffers(self) -> Interval:
@@ -83,12 +89,12 @@ class Terms:
     @property
     def loaded(self) -> Interval:
         """The memory with the model loaded and idle."""
-        return self.weights + self.framework
+        return self.weights + self.repacked + self.framework
 
     @property
     def peak(self) -> Interval:
         """All terms together: decides whether a case fits."""
-        return self.weights + self.cache + self.buffers + self.framework
+        return self.loaded + self.cache + self.buffers
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,58 +128,88 @@ class Serving:
     settings: tuple[tuple[str, str], ...]  # the name of a program, and its settings in words
 
 
-class Engine(Protocol):
-    """An inference engine. Predicting does not import it."""
+class Engine(ABC):
+    """An inference engine. Predicting does not import it.
+
+    The attributes with a value and the methods with a body describe an engine without rules of its own for them.
+    """
 
     name: str  # as users write it
     like: str  # the engine whose rules it shares: its own name, unless it is a variant
     version: str  # the version that the rules were read from
-    default_quant: str
+    usual_quants: tuple[str, ...]  # what people usually run, without -q; the most usual first
     default_kv: str
-    makers: frozenset[str]  # vendors whose devices ``memory`` treats differently
-    operator_counts: OperatorCounts | None  # for an engine whose kernels `profile calibrate` times
+    smaller_kv: str | None = None  # a type of K and V that takes less memory
+    makers: frozenset[str] = frozenset()  # vendors whose devices ``memory`` treats differently
+    operator_counts: OperatorCounts | None = None  # for an engine whose kernels `profile calibrate` times
+    paths: tuple[str, ...] = (EAGER,)  # its decode paths
+    reads: frozenset[str] = frozenset({SAFETENSORS})  # checkpoints that it runs as they are stored
+    loads_with_transformers = False  # keeps a checkpoint's dtype, unpacks what it cannot run, and is what we sweep
+    default_split: Split = "layer"
+    pipelines_passes = False  # with layers on several devices, starts a pass while later devices work on the last one
+    computes_on_host = False  # multiplies small batches with weights in host memory there, instead of copying those
+    copies_experts_whole = False  # copies all experts of a layer in host memory, also those that no token chose
+    multiplies_in_int8 = False  # multiplies packed weights in 8 bits
 
     @property
+    @abstractmethod
     def quants(self) -> Sequence[str]:
         """The quantizations that have a rule, as users type them."""
 
+    @abstractmethod
     def check(self, quant: str) -> str:
         """``quant`` in the engine's spelling. Raises NotFound with the nearest names if it has no rule."""
 
+    @abstractmethod
     def storage(self, geometry: Geometry, quant: str, dtype: str, repacks: bool = False) -> Storage:
         """The weights as this engine stores them; ``repacks`` as in ``Quant``. Raises ProfileError if it cannot."""
 
+    @abstractmethod
     def stored(self, geometry: Geometry, checkpoint_format: Stored, dtype: str, repacks: bool = False) -> Storage:
         """The weights of a checkpoint that runs as it is stored; unquantized weights are in ``dtype``."""
 
+    @abstractmethod
     def timed(self, quant: str, checkpoint_format: Stored | None, target: Target) -> bool:
         """Whether the speed of matrix products in ``quant``, or in the types of a checkpoint that runs as it is
         stored, was ever measured or fitted for this engine."""
 
+    @abstractmethod
     def memory(self, geometry: Geometry, storage: Storage, request: EngineRequest, target: Target) -> Terms:
         """The memory terms and their peak."""
 
-    def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> Interval | None:
-        """Bytes held while a checkpoint loads, if that may exceed every later peak; ``None``: no rule."""
-
-    def left_mapped(self, storage: Storage, dtype: str, target: Target) -> Interval:
-        """Bytes of a checkpoint file that were read for quantizing and are still charged to the process."""
-
+    @abstractmethod
     def prefill_rules(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> PassRules:
         """How the engine runs a prefill pass on ``target``; None: on a GPU."""
 
     def step_rules(self, geometry: Geometry, request: EngineRequest, target: Target) -> PassRules:
         """How the engine runs a decode step."""
+        return self.prefill_rules(geometry, request, target)
+
+    def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> Interval | None:
+        """Bytes held while a checkpoint loads, if that may exceed every later peak; ``None``: no rule, because
+        weights are mapped, or read directly to the device."""
+        return None
+
+    def left_mapped(self, storage: Storage, dtype: str, target: Target) -> Interval:
+        """Bytes of a checkpoint file that were read for quantizing and are still charged to the process."""
+        return exact(0)
+
+    def measuring_bytes(self, geometry: Geometry, request: EngineRequest, steps: int, target: Target) -> int:
+        """What the programs that measure a case with ``steps`` decode steps hold besides ``memory``."""
+        return 0
 
     def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
         """The decode path that runs if ``path`` is requested."""
+        return path if path in self.paths else self.paths[0]
 
     def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command | None:
         """The command that measures this case on that machine; ``None`` if there is none. Unknown parts, such as the
         name of a file that does not exist yet, become placeholders."""
+        return None
 
     def serve(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Serving | None:
         """How to run this case on that machine for use; ``None`` if we do not know. Placeholders as in ``verify``."""
+        return None
 
 
 def spread(value: float, low: float, high: float) -> Interval:

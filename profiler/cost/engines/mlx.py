@@ -11,13 +11,10 @@ Rules read in the sources of mlx 0.31 (quantized layers) and mlx-lm 0.31 (loadin
 
 from __future__ import annotations
 
-from profiler.cost.calibrated import OperatorCounts
-from profiler.cost.engines.base import MIB, EngineRequest, Named, Placement, Terms, spread
-from profiler.cost.interval import Interval, exact
-from profiler.cost.machine import Machine
+from profiler.cost.engines.base import MIB, SAFETENSORS, Engine, EngineRequest, Terms, spread
+from profiler.cost.interval import exact
 from profiler.cost.storage import Held, Storage, as_stored, bounds_of, storage, with_head
 from profiler.cost.work import PassRules
-from profiler.decode_path import EAGER
 from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution, Weight
@@ -37,15 +34,15 @@ MIXED_BOUNDS = (0.97, 1.12)  # published checkpoints keep some layers in more bi
 PROCESS = spread(250 * MIB, 100 * MIB, 800 * MIB)  # Python and Metal's libraries; buffers are cached and reused
 
 
-class Mlx:
+class Mlx(Engine):
     """See the module."""
 
     name = like = "mlx"
     version = "0.31"
-    default_quant = "4bit"
+    usual_quants = ("4bit",)
     default_kv = "bf16"
-    makers: frozenset[str] = frozenset()
-    operator_counts: OperatorCounts | None = None
+    smaller_kv = "8bit"
+    reads = frozenset({SAFETENSORS, MLX})
     quants = (*PLAIN, *BITS)
 
     def check(self, quant: str) -> str:
@@ -93,26 +90,8 @@ class Mlx:
             decode_reason="logits",
         )
 
-    def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> None:
-        """No rule: weights are mapped."""
-
-    def left_mapped(self, storage: Storage, dtype: str, target: Target) -> Interval:
-        return exact(0)  # nothing is quantized during loading
-
-    def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
-        return EAGER
-
-    def step_rules(self, geometry: Geometry, request: EngineRequest, target: Target) -> PassRules:
-        return self.prefill_rules(geometry, request, target)
-
     def prefill_rules(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> PassRules:
         return PassRules(request.ubatch or STEP, kv_bytes(request), how=Execution(trims_shared=False))
-
-    def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> None:
-        """No rule: mlx-lm's benchmark needs a converted checkpoint."""
-
-    def serve(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> None:
-        """No rule."""
 
 
 def _stored(weight: Weight, quant: str, count: int) -> tuple[str, int]:

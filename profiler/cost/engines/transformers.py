@@ -21,12 +21,12 @@ from dataclasses import replace
 from profiler import quants, registry
 from profiler.case import PREFILL_CHUNK
 from profiler.cost.calibrated import OperatorCounts, timed_layer
-from profiler.cost.engines.base import MIB, EngineRequest, Named, Placement, Terms, spread
+from profiler.cost.engines.base import MIB, Engine, EngineRequest, Named, Placement, Terms, spread
 from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine
 from profiler.cost.storage import DERIVED, Held, Storage, as_stored, bounds_of, storage, with_head
 from profiler.cost.work import GROWING_TOUCHES, STATE_TOUCHES, Calls, PassRules
-from profiler.decode_path import EAGER, GRAPH, STATIC
+from profiler.decode_path import EAGER, GRAPH, PATHS, STATIC
 from profiler.devices.calibration import STEP_LAYERS
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
@@ -79,15 +79,17 @@ STILL_UNPACKED = 0.6  # share of weights not yet packed at the last one, as they
 FRAGMENTED = 1.03  # segments of the caching allocator ÷ what is allocated in them
 
 
-class Transformers:
+class Transformers(Engine):
     """See the module."""
 
     name = like = "transformers"
     version = "5.23"
-    default_quant = "bf16"
+    usual_quants = ("bf16", "nf4")
     default_kv = "the compute dtype"
     makers = frozenset(PROCESS) - {"other"}
-    operator_counts: OperatorCounts | None = COUNTS
+    operator_counts = COUNTS
+    paths = PATHS
+    loads_with_transformers = copies_experts_whole = True
 
     @property
     def quants(self) -> tuple[str, ...]:
@@ -250,9 +252,6 @@ class Transformers:
                 element_bytes=DTYPE_BYTES[request.dtype],
             ),
         )
-
-    def serve(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> None:
-        """No rule."""
 
     def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command | None:
         target = machine.target

@@ -15,13 +15,11 @@ Rules read at version 0.26 (its own logs and the checkpoints it loads) and 0.21 
 
 from __future__ import annotations
 
-from profiler.cost.calibrated import OperatorCounts
-from profiler.cost.engines.base import MIB, EngineRequest, Named, Placement, Terms, spread
+from profiler.cost.engines.base import GGUF, MIB, SAFETENSORS, Engine, EngineRequest, Named, Placement, Terms, spread
 from profiler.cost.interval import Interval, exact
-from profiler.cost.machine import Machine
+from profiler.cost.machine import Machine, Split
 from profiler.cost.storage import Held, Part, Storage, as_stored, bounds_of, part_of, storage, with_head
 from profiler.cost.work import PassRules
-from profiler.decode_path import EAGER
 from profiler.devices.target import Target
 from profiler.models import gguf_tensors
 from profiler.models.geometry import Geometry
@@ -58,15 +56,16 @@ FRAMEWORK = spread(1800 * MIB, 900 * MIB, 4000 * MIB)  # context, NCCL, captured
 HOST = spread(3000 * MIB, 1500 * MIB, 8000 * MIB)
 
 
-class Vllm:
+class Vllm(Engine):
     """See the module."""
 
     name = like = "vllm"
     version = "0.26"
-    default_quant = "bf16"
+    usual_quants = ("bf16",)
     default_kv = "auto"
-    makers: frozenset[str] = frozenset()
-    operator_counts: OperatorCounts | None = None
+    smaller_kv = "fp8"
+    default_split: Split = "tensor"
+    reads = frozenset({SAFETENSORS, GGUF})
     quants = (*BYTES, *PACKED)
 
     def check(self, quant: str) -> str:
@@ -108,23 +107,8 @@ class Vllm:
             decode_reason="the buffers of the largest chunk, which stay reserved",
         )
 
-    def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> None:
-        """No rule: weights are mapped, or read directly to the device."""
-
-    def left_mapped(self, storage: Storage, dtype: str, target: Target) -> Interval:
-        return exact(0)  # nothing is quantized during loading
-
-    def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
-        return EAGER
-
-    def step_rules(self, geometry: Geometry, request: EngineRequest, target: Target) -> PassRules:
-        return self.prefill_rules(geometry, request, target)
-
     def prefill_rules(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> PassRules:
         return PassRules(request.ubatch or UBATCH, kv_bytes(request), how=Execution(trims_shared=False))
-
-    def serve(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> None:
-        """No rule."""
 
     def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command | None:
         if placed.on_host or placed.experts_on_host:

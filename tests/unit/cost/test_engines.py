@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from profiler import registry
@@ -43,7 +45,7 @@ def test_an_unknown_engine_names_the_nearest() -> None:
 @pytest.mark.parametrize("model", hub.names())
 def test_an_engine_stores_every_parameter_and_copies_only_what_layers_share(name: str, model: str) -> None:
     engine, shape = engines.find(name), geometry(model)
-    storage = engine.storage(shape, engine.check(engine.default_quant), "bf16")
+    storage = engine.storage(shape, engine.check(engine.usual_quants[0]), "bf16")
     copies = sum(line.elements for line in storage.lines) - shape.parameters
     head = shape.vocab * shape.hidden if shape.tied else 0
     values = sum(weight.parameters * count for _, count, weight in vllm._copied_values(shape))
@@ -62,7 +64,7 @@ def test_transformers_copies_nothing() -> None:
 @pytest.mark.parametrize("model", ["gemma-4-31b", "gemma-4-26b-a4b", "qwen3.5-2b", "llama-4-scout-17b-16e"])
 def test_memory_grows_with_context_and_batch_and_its_bounds_hold_its_value(name: str, model: str) -> None:
     engine, shape = engines.find(name), geometry(model)
-    quant = engine.check(engine.default_quant)
+    quant = engine.check(engine.usual_quants[0])
     storage = engine.storage(shape, quant, "bf16")
     peaks = []
     for context, batch in ((512, 1), (8192, 1), (8192, 4), (65536, 4)):
@@ -147,6 +149,47 @@ def test_llama_cpp_keeps_three_columns_of_the_convolution_in_fp32(kv: str, growi
     assert total == pytest.approx(growing + 149.62, abs=0.02)
 
 
+# The highest VmHWM of llama-bench and llama-batched-bench b9993 (AVX2, 16 decode steps), in MiB
+@pytest.mark.parametrize(
+    ("quant", "context", "batch", "peak"),
+    [
+        ("q4_k_m", 128, 1, 316.1),
+        ("q4_k_m", 512, 1, 346.5),
+        ("q4_k_m", 1024, 1, 354.1),
+        ("q4_k_m", 1024, 4, 404.7),
+        ("q8_0", 128, 4, 368.1),
+        ("q8_0", 512, 1, 370.2),
+        ("q8_0", 1024, 4, 428.4),
+        ("f32", 512, 1, 1120.3),
+        ("f32", 512, 4, 1156.2),
+    ],
+)
+def test_llama_cpp_peaks_on_a_cpu_where_it_was_measured(quant: str, context: int, batch: int, peak: float) -> None:
+    engine, shape, here = (
+        engines.find("llama.cpp"),
+        geometry("gemma-3-270m"),
+        replace(find("cpu"), features=("avx2",)),
+    )
+    request = EngineRequest(quant, context, batch)
+    found = engine.memory(shape, engine.storage(shape, quant, "bf16"), request, here).peak
+    measuring = engine.measuring_bytes(shape, request, 16, here)
+    assert (found.value + measuring) / MIB == pytest.approx(peak, rel=0.02)
+    assert found.low < peak * MIB < found.high + measuring
+
+
+def test_llama_cpp_copies_what_a_cpu_multiplies_in_another_layout() -> None:
+    engine, shape = engines.find("llama.cpp"), geometry("gemma-3-270m")
+    storage, request = engine.storage(shape, "q4_k_m", "bf16"), EngineRequest("q4_k_m", 512, 1)
+    copied = {
+        features: engine.memory(shape, storage, request, replace(find("cpu"), features=features)).repacked.value / MIB
+        for features in ((), ("avx2",), ("asimd",))
+    }
+    assert copied[()] == 0
+    assert copied["avx2",] == pytest.approx(12.66, abs=0.01)  # "CPU_REPACK model buffer size"
+    assert copied["asimd",] > copied["avx2",]
+    assert engine.memory(shape, storage, request, card()).repacked.value == 0
+
+
 def test_llama_cpp_looks_rows_up_on_the_host_and_copies_a_tied_head() -> None:
     engine = engines.find("llama.cpp")
     storage = engine.storage(geometry("gemma-4-e2b"), "q4_0", "bf16")
@@ -196,4 +239,4 @@ def test_an_engine_refuses_a_format_by_name(name: str) -> None:
 def test_an_engine_names_the_version_that_its_rules_were_read_from(file: str) -> None:
     engine = registry.load("cost.engines", file, "engine").ENGINE
     assert any(digit.isdigit() for digit in engine.version)
-    assert engine.check(engine.default_quant) in engine.quants
+    assert engine.check(engine.usual_quants[0]) in engine.quants

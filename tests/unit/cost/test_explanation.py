@@ -28,7 +28,7 @@ NO_TIME = {"fp32": {"channel_s": 0.0, "sequence_s": 0.0, "token_s": 1e-20}}
 
 def predictor(model: str, on: str, engine: str = "llama.cpp") -> Predictor:
     geometry, runtime = families.geometry(hub.shipped_config(model)), engines.find(engine)
-    return Predictor(geometry, runtime, runtime.check(runtime.default_quant), Machine(find(on)))
+    return Predictor(geometry, runtime, runtime.check(runtime.usual_quants[0]), Machine(find(on)))
 
 
 @pytest.mark.parametrize("engine", engines.names())

@@ -70,7 +70,9 @@ def test_other_engines_have_one_way_to_decode() -> None:
     geometry, machine = families.geometry(hub.shipped_config("qwen3-8b")), Machine(find("rtx 4090"))
     for engine in ("llama.cpp", "vllm"):
         found = engines.find(engine)
-        ways = [Predictor(geometry, found, found.default_quant, machine, "bf16", path) for path in ("eager", "graph")]
+        ways = [
+            Predictor(geometry, found, found.usual_quants[0], machine, "bf16", path) for path in ("eager", "graph")
+        ]
         assert ways[0].phases(512, 512, 1) == ways[1].phases(512, 512, 1)
 
 

@@ -39,7 +39,7 @@ def test_bitsandbytes_makes_experts_too_large_for_the_same_card() -> None:
 @pytest.mark.parametrize("model", ["gemma-4-e4b", "qwen3.5-9b"])
 def test_the_largest_context_fits_and_one_more_token_does_not(engine: str, model: str) -> None:
     runtime = engines.find(engine)
-    case = predictor(model, "rtx 4090", engine, runtime.check(runtime.default_quant))
+    case = predictor(model, "rtx 4090", engine, runtime.check(runtime.usual_quants[0]))
     most = case.largest_context(1)
     assert 0 < most <= case.geometry.max_position
     assert case.predict(most, 1).verdict.word == "tight" or most == case.geometry.max_position

@@ -24,6 +24,7 @@ from fakes.variants import BASE, LocalBench
 
 import profiler
 from profiler.errors import ProfileError
+from profiler.gate import measured as gate_measured
 from profiler.gate import suite, variants
 from profiler.gate.bench import WorkerBench
 from profiler.gate.variants import Variant
@@ -525,7 +526,7 @@ def test_a_baseline_on_a_disk_that_fills_up_meanwhile_is_one_line(
         raise ProfileError("base.json cannot be written: No space left on device")
 
     write(pytester, OURS)
-    monkeypatch.setattr(suite, "write", full)
+    monkeypatch.setattr(gate_measured, "write", full)
     result = run("--profile-gate", "base.json", "--profile-gate-accept")
     assert result.ret == 1
     assert "No space left on device" in text(result)

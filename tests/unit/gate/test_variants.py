@@ -18,7 +18,7 @@ from profiler.gate.bench import Interrupted, WorkerBench
 from profiler.gate.trial import Noise, NoiseCache
 from profiler.gate.variants import Variant
 from profiler.run.process import Launch
-from profiler.run.protocol import WorkerTask
+from profiler.run.protocol import read_task, task_message
 from profiler.run.supervisor import WorkerLimits
 
 ROOT = Path(__file__).parents[3]
@@ -192,7 +192,7 @@ def test_a_revision_that_does_not_import_is_not_told_to_lend_our_code(tmp_path: 
     (tmp_path / "profiler").mkdir()
     (tmp_path / "profiler" / "__init__.py").write_text("import no_such_library\n")
     with pytest.raises(ProfileError, match="No module named 'no_such_library'") as raised:
-        variants.check(broken, [])
+        variants.check(broken, [], QUICK)
     assert "Use a revision" in (raised.value.hint or "")
 
 
@@ -261,9 +261,9 @@ def test_workers_get_environments_of_different_sizes() -> None:
 
 
 def test_an_order_holds_nothing_that_an_earlier_worker_does_not_know() -> None:
-    sent = WorkerTask(make_case(64), source(), QUICK, None).to_json()
+    sent = task_message(Task(make_case(64), source()), QUICK, None)
     assert set(sent["effort"]) == {"reps", "max_phase_s"}
-    assert WorkerTask.from_json(sent).case == make_case(64)
+    assert read_task(sent)[0].case == make_case(64)
 
 
 def test_noise_is_kept_for_a_week(tmp_path: Path) -> None:

@@ -285,13 +285,13 @@ def test_a_long_throttled_repetition_is_repeated_once() -> None:
     assert result.stopped["prefill"] == "invalid"
 
 
-@pytest.mark.parametrize(("share", "cautioned"), [(0.0, False), (0.05, False), (0.4, True)])
-def test_a_figure_measured_during_other_work_has_a_caution(share: float, cautioned: bool) -> None:
+@pytest.mark.parametrize(("share", "code"), [(0.0, None), (0.05, None), (0.15, "cpu-pressure"), (0.4, "busy")])
+def test_a_figure_measured_during_other_work_has_a_caution(share: float, code: str | None) -> None:
     """What a busy neighbor does to a process: it is ready, and waits."""
     case, factor = make_case(1000, steps=1), share / (1 - share)
     waits = [fault("wait", 0.1 * factor), fault("wait", 0.01 * factor, when="decode")]
     result = measured(case, Effort(reps=1), *waits)
     codes = [caution.code for caution in result.cautions]
-    assert codes == (["prefill-cpu-pressure", "decode-cpu-pressure"] if cautioned else [])
+    assert codes == ([f"prefill-{code}", f"decode-{code}"] if code else [])
     (sample,) = counted(result, "prefill")
     assert sample.wait_s == pytest.approx(0.1 * share / (1 - share))

@@ -3,15 +3,15 @@ from __future__ import annotations
 import json
 import math
 from contextlib import suppress
-from dataclasses import replace
 
 import pytest
 from fakes.lab import make_case, source
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from profiler.case import Task
 from profiler.results.measurement import Memory
-from profiler.run.protocol import MAX_LINE, LineBuffer, LoadCost, ProtocolError, WorkerTask, encode
+from profiler.run.protocol import MAX_LINE, LineBuffer, LoadCost, ProtocolError, encode, read_task, task_message
 from profiler.run.repetitions import Effort
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
@@ -23,10 +23,10 @@ BRIEF = settings(max_examples=100, deadline=None)
 
 
 def test_a_task_survives_the_pipe() -> None:
-    order = WorkerTask(make_case(512, 4, threads=2), source(step_s=0.5), Effort(7, 1.5), 2**30)
-    assert WorkerTask.from_json(json.loads(encode(order.to_json()))) == order
-    bare = replace(order, max_memory_bytes=None)
-    assert WorkerTask.from_json(json.loads(encode(bare.to_json()))) == bare
+    task = Task(make_case(512, 4, threads=2), source(step_s=0.5))
+    for effort, max_memory_bytes in ((Effort(7, 1.5), 2**30), (Effort(), None)):
+        sent = json.loads(encode(task_message(task, effort, max_memory_bytes)))
+        assert read_task(sent) == (task, effort, max_memory_bytes)
 
 
 def test_a_load_cost_survives_the_pipe() -> None:

@@ -20,8 +20,8 @@ from profiler.case import UNSTATED
 from profiler.devices import target
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
+from profiler.results import reading, stats
 from profiler.results import row as results_row
-from profiler.results import stats
 from profiler.results.comparison import compare
 from profiler.results.measurement import Measurement
 from profiler.results.store import Store
@@ -114,7 +114,7 @@ def test_what_was_stored_is_read_again_unchanged(server: FakeServer, tmp_path: P
     assert replace(again, samples=tuple(again.samples)) == row
     assert again.serving == row.serving
     (tmp_path / "rows.jsonl").write_text(results_row.line(None, row))
-    (public,) = results_row.read(tmp_path / "rows.jsonl")
+    (public,) = reading.read(tmp_path / "rows.jsonl")
     assert stats.rates(public, "prefill") == stats.rates(row, "prefill")
     assert public.serving == row.serving
 
@@ -153,7 +153,7 @@ def test_a_row_can_be_read_again_whatever_a_server_states(tmp_path: Path) -> Non
     assert again.serving == row.serving
     assert "\x1b" not in row.case.model and "\u202e" not in row.case.model
     (tmp_path / "rows.jsonl").write_text(results_row.line(None, row))
-    assert results_row.read(tmp_path / "rows.jsonl")[0].serving == row.serving
+    assert reading.read(tmp_path / "rows.jsonl")[0].serving == row.serving
 
 
 def test_only_a_server_counts_tokens_of_its_own(server: FakeServer, tmp_path: Path) -> None:
@@ -220,6 +220,22 @@ def test_a_server_elsewhere_has_not_our_machine(monkeypatch: pytest.MonkeyPatch,
     forwarded = replace(result, use=replace(result.use, elsewhere=True))
     assert serving.ServedRows().row(forwarded).case.device == "remote"
     assert [row.case.dtype, row.case.path] == [UNSTATED, UNSTATED]
+
+
+def test_a_model_in_a_cloud_has_not_our_machine_though_its_server_is_here() -> None:
+    with FakeServer("ollama", QUICK) as server:
+        server.described = {"remote_host": "https://ollama.com:443"}
+        (row,) = rows(server)
+    assert row.case.device == "remote"
+    assert row.environment["device"]["title"] == "the machine https://ollama.com:443"
+    assert row.serving is not None and row.serving["host_peak_bytes"] is None
+    assert "run by https://ollama.com:443" in row.serving["unknown"]["host_peak_bytes"]
+
+
+def test_lm_studio_states_its_runtime_and_no_version() -> None:
+    with FakeServer("lmstudio", QUICK) as server:
+        (row,) = rows(server)
+    assert row.environment["server"] == {"kind": "LM Studio", "version": "llama.cpp-linux-x86_64-avx2 1.24.0"}
 
 
 def test_a_failed_case_is_a_row_with_its_reason_and_no_samples(server: FakeServer) -> None:

@@ -11,8 +11,8 @@ from fakes.lab import make_case
 from profiler.backends.fake import FakeMeter, FakeWatcher
 from profiler.results.energy import RESOLVED_S
 from profiler.results.measurement import Memory, Phase, Sample
+from profiler.run.loop import measure_timed as measure
 from profiler.run.repetitions import FEWEST, MOST, Effort, Repeater
-from profiler.run.timed import measure
 
 
 class Script:
