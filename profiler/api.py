@@ -122,6 +122,7 @@ def sweep(
     max_memory: Size | None = None,
     reps: int | None = None,
     precision: float | str | None = None,
+    quick: bool = False,
     max_phase: Duration | None = None,
     budget: Duration | None = None,
     timeout: Duration = "1h",
@@ -143,18 +144,19 @@ def sweep(
     be used raises if it is the only one; otherwise it is listed in ``Rows.refused``, with a warning.
     """
     given = locals()
-    energy, fresh, progress = (_flag(name, given[name]) for name in ("energy", "fresh", "progress"))
+    energy, quick, fresh, progress = (_flag(name, given[name]) for name in (*FLAGS, "progress"))
     lists: dict[str, Any] = {name: _words(name, given[name]) for name in LISTS}
     texts = {name: text for name, option in OPTIONS.items() if (text := option.text(name, given[name])) is not None}
     single = {name: _parsed(name, text, OPTIONS[name].read) for name, text in texts.items()}
     limits = WorkerLimits(max_memory_bytes=single.pop("max_memory", None), case_s=single.pop("timeout"))
-    named_device, single["energy"] = single.pop("device", None), energy
+    named_device = single.pop("device", None)
     for name in {"max_phase", "budget"} & single.keys():
         single[f"{name}_s"] = single.pop(name)
-    argv = _command_line(lists, texts, [flag for flag, on in (("--energy", energy), ("--fresh", fresh)) if on])
+    argv = _command_line(lists, texts, [f"--{name}" for name in FLAGS if given[name]])
     single["options"] = {name: lists.pop(name) for name in request.OF_BACKENDS}
     with _named_as(SWEEP_OPTIONS):
-        return _sweep(SweepRequest(**lists, **single), named_device, limits, not fresh, store, progress, argv)
+        wanted = SweepRequest(**lists, **single, energy=energy, quick=quick)
+        return _sweep(wanted, named_device, limits, not fresh, store, progress, argv)
 
 
 def _sweep(
@@ -460,7 +462,7 @@ OPTIONS = {
     "timeout": SweepOption("--timeout", _with_unit("s"), some_seconds, default="1h"),
 }
 
-FLAGS = {"energy", "fresh"}
+FLAGS = ("energy", "quick", "fresh")
 SWEEP_OPTIONS = {
     **{option: name for name, option in LISTS.items()},
     **{each.option: name for name, each in OPTIONS.items()},
