@@ -212,7 +212,7 @@ def load(run: Name | None = None, *, store: Name | None = None, newest: bool = F
                 return _stored(opened, None)
         with Store.open(_path("store", store), create=False) as opened:
             if newest:
-                rows, _, _ = reading.of_runs(opened, ())
+                rows = reading.of_runs(opened).rows
                 return Rows(row.own_rows(None, rows))
             return _stored(opened, named)
 

@@ -11,9 +11,10 @@ import click
 from profiler.commands import options
 from profiler.console import say, tell, width
 from profiler.results.database import sweep_into
+from profiler.results.encoding import collector_paused
 from profiler.results.reading import grid_places, in_grid_order
 from profiler.results.redact import redact_json
-from profiler.results.store import Run, Store, collector_paused, default_path, existing, is_named
+from profiler.results.store import Run, Store, default_path, existing, is_named
 from profiler.shell import command
 from profiler.show import output as show_output
 from profiler.show.columns import plain

@@ -167,6 +167,7 @@ def stored_prediction(
     found = predictor.predict(case.context, case.batch, kv_of(case))
     real = case.weights == "real" and checkpoint_format is None  # as stored, nothing is packed during loading
     peak = found.terms.peak + (engine.left_mapped(predictor.storage, case.dtype, on) if real else exact(0))
+    peak += exact(engine.measuring_bytes(geometry, found.request, case.steps, on))
     content: dict[str, Any] = {"peak_bytes": peak.to_json()}
     if real:
         packed = engine.storage(geometry, case.quant, case.dtype)  # as loaded; repacking happens in the first pass

@@ -375,6 +375,7 @@ class RunModel:
     name: str  # for display
     notes: tuple[Caution, ...] = ()  # with codes of ``case.CODES``
     checkpoint: dict[str, Any] = field(default_factory=dict)  # as in ``Measurement``
+    config: dict[str, Any] = field(default_factory=dict)  # its config.json, from which its shapes follow
 
     def describe(self, row: Measurement) -> Measurement:
         """``row`` of this model with this run's name, notes and checkpoint."""

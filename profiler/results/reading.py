@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -169,18 +169,51 @@ def _no_row(path: Path, line: int, why: str) -> ProfileError:
     return ProfileError(f"row {line} of {printable(path)} is not a result row: {printable(why)}", hint)
 
 
-def of_runs(store: Store, names: Sequence[str]) -> tuple[Iterable[Measurement], str | None, list[Run]]:
-    """The rows of some runs, or the newest row of every case; the id if it is a single run; and the runs.
+@dataclass(frozen=True, slots=True)
+class RowSource:
+    """Rows that are reported together, read while they are iterated over. ``name``: that of their file; empty: the
+    default store.
+    """
+
+    name: str
+    rows: Iterable[Measurement]
+    run: str | None = None  # if they are of a single run
+    runs: Sequence[Run] = ()
+    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of their models, by id
+
+
+def of_runs(store: Store, names: Sequence[str] = (), name: str = "") -> RowSource:
+    """The rows of some runs, or the newest row of every case.
 
     The rows are valid while ``store`` is open. Raises NotFound if there are none.
     """
-    chosen = list(dict.fromkeys(store.find_run(name) for name in names))
+    chosen = list(dict.fromkeys(store.find_run(each) for each in names))
     runs = [run for run in store.runs(counted=False) if not chosen or run.id in chosen]
     rows = (row for run in chosen for row in store.iter_run(run)) if chosen else store.newest_per_environment()
     first = next(rows, None)
     if first is None:
         raise NotFound("there are no rows to report", f"Measure something first: {store.command('sweep')}")
-    return chain([first], rows), chosen[0] if len(chosen) == 1 else None, runs
+    return RowSource(name, chain([first], rows), chosen[0] if len(chosen) == 1 else None, runs, store.configs())
+
+
+@contextmanager
+def sources(names: Sequence[str], store: Path | None) -> Iterator[list[RowSource]]:
+    """The rows that ``names`` stand for: runs of ``store`` together, and each file of rows and each other store.
+
+    Without names, or with only runs, these are the rows of ``store`` alone. Raises ProfileError.
+    """
+    files = {name: path for name in names if (path := file_named(name)) is not None}
+    found: list[RowSource] = []
+    with ExitStack() as opened:
+        if not files or len(files) < len(names):
+            own = opened.enter_context(Store.open(store, create=False))
+            found.append(of_runs(own, [name for name in names if name not in files]))
+        for path in files.values():
+            if is_store(path):
+                found.append(of_runs(opened.enter_context(Store.read_only(path)), name=path.name))
+            else:
+                found.append(RowSource(path.name, read(path)))
+        yield found
 
 
 def of_case(

@@ -11,7 +11,6 @@ survives SIGKILL and power loss once ``append`` has returned. Nothing that ``red
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import sqlite3
@@ -328,7 +327,7 @@ class Store:
 
     def _decoded(self, found: Sequence[tuple[str, bytes | int, str, str | None]]) -> list[Measurement]:
         """Rows from their content, step times or row id, environment id, and the run that reuses the row, if any."""
-        with self._content_in_words("row"), collector_paused():
+        with self._content_in_words("row"):
             environments = {name: self._environment_of(name) for name in {name for _, _, name, _ in found}}
             later, read = self._steps, self._row
             rows = decode(
@@ -360,12 +359,20 @@ class Store:
     def _models_of(self, run: str) -> dict[str, RunModel]:
         """What a run says about its models, by their ids; empty for a run of an older version."""
         if run not in self._models:
-            query = "SELECT model_id, model, content FROM run_models WHERE run = ?"
-            found = self._read(query, (run,)) if self._has(MODELS_SCHEMA) else []
-            with self._content_in_words("run"):
-                models = [decode_model(model_id, name, _json(content)) for model_id, name, content in found]
-            self._models[run] = {model.model_id: model for model in models}
+            self._models[run] = self._said_of_models("run = ?", run)
         return self._models[run]
+
+    def _said_of_models(self, which: str, *values: str) -> dict[str, RunModel]:
+        query = f"SELECT model_id, model, content FROM run_models WHERE {which}"
+        found = self._read(query, values) if self._has(MODELS_SCHEMA) else []
+        with self._content_in_words("run"):
+            models = [decode_model(model_id, name, _json(content)) for model_id, name, content in found]
+        return {model.model_id: model for model in models}
+
+    def configs(self) -> dict[str, dict[str, Any]]:
+        """The config of each model by its id, as far as runs have stored them."""
+        newest = "rowid IN (SELECT MAX(rowid) FROM run_models GROUP BY model_id)"
+        return {name: model.config for name, model in self._said_of_models(newest).items() if model.config}
 
     def _steps(self, row: int) -> bytes:
         """The packed step times of a row."""
@@ -456,18 +463,6 @@ def _environment(text: str) -> dict[str, Any]:
     content: dict[str, Any] = _json(text)
     check_part("environment", content)
     return content
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """Pause the garbage collector: rows have no cycles, and scanning them takes a third of the reading time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def existing(path: Path | None) -> Path | None:

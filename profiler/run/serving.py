@@ -38,7 +38,7 @@ from profiler.models import gguf, hub
 from profiler.models.resolve import Model, resolve
 from profiler.results import environment
 from profiler.results.cautions import cautions
-from profiler.results.measurement import Caution, Measurement, Memory, Repetitions, Sample
+from profiler.results.measurement import Measurement, Memory, Repetitions, Sample
 from profiler.results.store import Store
 from profiler.results.validity import MOST
 from profiler.run import endpoint, fit
@@ -47,7 +47,6 @@ from profiler.run.prompts import OWN, Prompt, counter
 from profiler.units import printable
 
 Say = Callable[[str], None]
-CAUTION = "server"  # the code of what a reader of a server's row must know
 MOST_STEPS = 1 << 18  # gaps between tokens that a row keeps, 2 MiB
 HASH = 8  # hex digits that tell prompts of one name apart
 TUNED = re.compile(r"[-_.](?:it|instruct|chat|qat)(?=$|[-_.])", re.I)  # what models of the same shapes are called
@@ -126,14 +125,12 @@ class ServedRows:
     def measured(self, result: EndpointResult) -> MeasuredResult:
         """The next result, with the cautions that follow from its repetitions, and its row."""
         row = self.row(result)
-        more = (each for each in cautions(row) if each not in row.cautions)
-        texts = (f"{each.text}; try {each.help}" if each.help else each.text for each in more)
-        return MeasuredResult(replace(result, cautions=(*result.cautions, *texts)), row)
+        return MeasuredResult(replace(result, cautions=cautions(row)), row)
 
     def row(self, result: EndpointResult) -> Measurement:
         """The row of the next result."""
         self._results.append(result)
-        device, place = self._place(result.server, result.use)
+        device, place = self._place(result.server, result.model, result.use)
         known = self._model(result.server, result.model, here=device is not None)
         case = case_of(result, known if isinstance(known, KnownModel) else None, device)
         expected, unknown = self._expected(result, case, device, known)
@@ -148,7 +145,7 @@ class ServedRows:
             reason=result.failure and f"{result.failure}. {result.hint}" if result.hint else result.failure,
             samples=Repetitions(() if result.failure else _samples(result)),
             memory=_memory(result.use),
-            cautions=tuple(Caution(CAUTION, text) for text in result.cautions),
+            cautions=result.cautions,
             load_s=load_s(result),
             started_at=_started(result),
             asked={"reps": len(result.exchanges)},
@@ -156,16 +153,16 @@ class ServedRows:
             serving=_bounded(serving),
         )
 
-    def _place(self, server: Server, use: ServerUse) -> tuple[DeviceInfo | None, dict[str, Any]]:
+    def _place(self, server: Server, model: ServedModel, use: ServerUse) -> tuple[DeviceInfo | None, dict[str, Any]]:
         """The device that the server uses, None for one on another machine, and the environment."""
         device = None
         if is_here(server.root) and not use.elsewhere:
             if use.gpu_peak_bytes is not None or self._device is None:
                 self._device = devices.find("cpu" if use.gpu_peak_bytes == 0 else None)
             device = self._device
-        key = (device.name if device else "", server.kind, server.version)
+        host = printable(model.host or urlsplit(server.root).hostname or UNSTATED, NAME_LENGTH)
+        key = (device.name if device else host, server.kind, server.version)
         if key not in self._places:
-            host = printable(urlsplit(server.root).hostname or UNSTATED, NAME_LENGTH)
             self._places[key] = device, environment.of_server(device, host, server.kind, server.version)
         return self._places[key]
 
@@ -189,7 +186,8 @@ class ServedRows:
         alike = [each for each in devices.local() if each.kind == device.kind]
         if result.use.gpu_peak_bytes is None or len(alike) > 1:
             return {}, "it is not known which device the server uses"
-        predictor = self._predictor(result.server, known, case.quant, device)
+        engine = result.model.engine or result.server.engine
+        predictor = self._predictor(replace(result.server, engine=engine), known, case.quant, device)
         if isinstance(predictor, str):
             return {}, predictor
         if not kind_of(device.kind).is_host and result.use.gpu_peak_bytes < predictor.storage.device_bytes:

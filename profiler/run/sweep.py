@@ -217,7 +217,7 @@ class Recorder:
 def _run_model(subject: Subject) -> RunModel:
     """What a run says about a model."""
     notes = tuple(Caution(note.code, note.text) for note in subject.notes)
-    return RunModel(subject.model_id, subject.name, notes, subject.checkpoint)
+    return RunModel(subject.model_id, subject.name, notes, subject.checkpoint, dict(subject.source.config))
 
 
 class Queue:

@@ -161,7 +161,7 @@ def memory_rows(found: Explanation, measured: Measurement | None) -> list[dict[s
     retained = memory.retained_bytes or 0
     prefill = memory.prefill_activation_bytes
     parts: list[tuple[str, float | None, int | None]] = [
-        ("weights", terms.weights.value, memory.weights_bytes),
+        ("weights", terms.weights.value + terms.repacked.value, memory.weights_bytes),
         ("framework", terms.framework.value, memory.framework_bytes),
         ("cache", terms.cache.value, memory.cache_bytes),
         ("cache, growing layers", None, memory.growing_cache_bytes),
@@ -182,9 +182,12 @@ def memory_lines(found: Explanation, measured: Measurement | None, output: str, 
     """Memory from loading to decode, its causes, the measurement, and what would reduce it."""
     terms, offloaded = found.terms, prediction.offloaded_bytes
     loaded, cache = terms.loaded.value - offloaded, terms.cache.value
+    copied = terms.repacked.value
+    again = f" and {bytes_text(copied)} of them in another layout" if copied else ""
     text = [
         f"memory{fit.each_device(prediction)}: loaded {bytes_text(loaded)}"
-        f" (weights {bytes_text(terms.weights.value - offloaded)}, framework {bytes_text(terms.framework.value)})",
+        f" (weights {bytes_text(terms.weights.value - offloaded)}{again},"
+        f" framework {bytes_text(terms.framework.value)})",
         f"  → prefill {bytes_text(loaded + cache + terms.prefill.value)}: cache {bytes_text(cache)},"
         f" {bytes_text(terms.prefill.value)} for {terms.prefill_reason}",
         f"  → decode {bytes_text(loaded + cache + terms.decode.value)}: cache {bytes_text(cache)},"

@@ -38,7 +38,8 @@ def render(result: FitResult, goal: Goal | None, output: str, mapped: bool = Fal
     if not found:
         lines = _wrapped([_unmet(goal, result.best) if goal else "nothing to show"], output)
         return "".join(f"{line}\n" for line in lines)
-    return _map(found, output) if mapped else _table(found, goal, output)
+    reasons = [f"{reason}." for reason in result.reasons]
+    return _map(found, reasons, output) if mapped else _table(found, goal, reasons, output)
 
 
 def _unmet(goal: Goal, best: FitPrediction | None) -> str:
@@ -53,7 +54,7 @@ def _unmet(goal: Goal, best: FitPrediction | None) -> str:
     return f"{wish}; the best is {rate} tok/s ({what}). Try a smaller model, another -q, or {slower}"
 
 
-def _table(found: Sequence[FitPrediction], goal: Goal | None, output: str) -> str:
+def _table(found: Sequence[FitPrediction], goal: Goal | None, reasons: Sequence[str], output: str) -> str:
     parts = []
     for title, here in _places(found):
         offloads = any(each.prediction.host_bytes for each in here)
@@ -66,7 +67,7 @@ def _table(found: Sequence[FitPrediction], goal: Goal | None, output: str) -> st
         drop = (*DROPPED, *alike[:1], *FEWER_DROPPED, *alike[1:])
         parts += [f"{line}\n" for line in _wrapped([title], output)]
         parts += ["\n", show_output.render(rows, cells, output, drop), "\n"]
-    return "".join([*parts, *(f"{line}\n" for line in _wrapped(notes(found), output))])
+    return "".join([*parts, *(f"{line}\n" for line in _wrapped([*reasons, *notes(found)], output))])
 
 
 def _wrapped(lines: Sequence[str], output: str) -> list[str]:
@@ -98,6 +99,7 @@ def row(each: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
         "headroom_bytes": prediction.verdict.headroom_bytes,
         "offloaded_bytes": prediction.host_bytes,
         "weights_bytes": interval(terms.weights),
+        "repacked_bytes": interval(terms.repacked),
         "cache_bytes": interval(terms.cache),
         "buffers_bytes": interval(terms.buffers),
         "framework_bytes": interval(terms.framework),
@@ -302,7 +304,7 @@ _BASIS = {
 _CALIBRATE = "; for this machine, profile calibrate provides them"
 
 
-def _map(found: Sequence[FitPrediction], output: str) -> str:
+def _map(found: Sequence[FitPrediction], reasons: Sequence[str], output: str) -> str:
     parts = []
     for title, here in _places(found):
         parts += [f"{line}\n" for line in _wrapped([title], output)]
@@ -312,7 +314,7 @@ def _map(found: Sequence[FitPrediction], output: str) -> str:
     legend += ["+: a tight fit"] * any(each.prediction.verdict.word == "tight" for each in found)
     legend += [f"{LETTERS['memory']}: {LIMITS['memory']}"] * ("memory" in used)
     words = f"Each cell: decode t/s and what limits it. {'; '.join(legend)}"
-    return "".join([*parts, *(f"{line}\n" for line in _wrapped([words], output))])
+    return "".join([*parts, *(f"{line}\n" for line in _wrapped([*reasons, words], output))])
 
 
 def _same_batch(found: Sequence[FitPrediction]) -> bool:

@@ -210,7 +210,7 @@ def commands() -> list[str]:
 
 def test_help_imports_nothing_heavy() -> None:
     """All in one interpreter: what one of them imported would still be there after the next."""
-    calls = [[], ["--help"], *([name, "--help"] for name in commands())]
+    calls = [["--help"], *([name, "--help"] for name in commands())]
     program = (
         "import sys\n"
         "from profiler.cli import main\n"

@@ -26,6 +26,7 @@ from profiler.shell import Command
 from profiler.units import printable
 
 MIB = 1024**2
+NO_BYTES = exact(0)
 SAFETENSORS, GGUF = "safetensors", "gguf"  # kinds of checkpoints: see ``Engine.reads``
 
 
@@ -68,6 +69,7 @@ class Terms:
     host: Interval
     prefill_reason: str  # what takes most of it, as a message
     decode_reason: str
+    repacked: Interval = NO_BYTES  # weights that are held a second time, in another layout
 
     @property
     def buffers(self) -> Interval:
@@ -87,12 +89,12 @@ class Terms:
     @property
     def loaded(self) -> Interval:
         """The memory with the model loaded and idle."""
-        return self.weights + self.framework
+        return self.weights + self.repacked + self.framework
 
     @property
     def peak(self) -> Interval:
         """All terms together: decides whether a case fits."""
-        return self.weights + self.cache + self.buffers + self.framework
+        return self.loaded + self.cache + self.buffers
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +193,10 @@ class Engine(ABC):
     def left_mapped(self, storage: Storage, dtype: str, target: Target) -> Interval:
         """Bytes of a checkpoint file that were read for quantizing and are still charged to the process."""
         return exact(0)
+
+    def measuring_bytes(self, geometry: Geometry, request: EngineRequest, steps: int, target: Target) -> int:
+        """What the programs that measure a case with ``steps`` decode steps hold besides ``memory``."""
+        return 0
 
     def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
         """The decode path that runs if ``path`` is requested."""

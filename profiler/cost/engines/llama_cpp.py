@@ -7,6 +7,8 @@ Rules read at commits 007dbbf3 (2026-08, ``src/llama-quant.cpp``, in ``gguf_mix`
   is tied to the embedding, the device holds a second copy of it.
 - A sliding layer holds ``window + ubatch`` cells, padded to 256 and limited to the context; a full layer holds the
     context padded to 256. A layer that shares another layer's cache holds none.
+- A CPU maps the file, holds weights of some types a second time in another layout, and touches only a part of the
+  reserved buffers.
 - A gated-delta layer keeps ``kernel - 1`` columns of its convolution and its state, both in fp32.
 """
 
@@ -46,11 +48,21 @@ KV_BYTES = {
     "iq4_nl": 18 / 32,
 }
 STATE_BYTES = 4
-CONTEXT = {  # CUDA context and the backend's pools; Metal and Vulkan take less. From logs of one process per card.
+CONTEXT = {  # of a GPU: CUDA context and the backend's pools; Metal and Vulkan take less. From logs of one process.
     "NVIDIA": spread(450 * MIB, 200 * MIB, 900 * MIB),
-    "CPU": spread(120 * MIB, 40 * MIB, 300 * MIB),
     "other": spread(250 * MIB, 60 * MIB, 700 * MIB),
 }
+# On a CPU, the resident memory of the process besides weights, cache and the buffers below: libraries, graphs and the
+# vocabulary. From llama-bench and llama-batched-bench b9993 with vocabularies of 49,152 and 262,144 tokens.
+PROCESS, VOCABULARY_BYTES, PROCESS_BOUNDS = 24 * MIB, 136, (0.6, 2.0)
+# Types that the CPU backend copies into another layout (ggml-cpu/repack.cpp), while the file stays mapped.
+REPACKED = {
+    "avx2": frozenset({"q4_0", "q4_k", "iq4_nl", "mxfp4"}),
+    "avx512f": frozenset({"q2_k"}),
+    "asimd": frozenset({"q4_0", "q4_k", "q5_k", "q6_k", "q8_0", "iq4_nl", "mxfp4"}),
+}
+MULTIPLIED = ("attention", "delta", "mlp", "experts", "head")  # parts that are repacked
+QUANTIZED_INPUT = 34 / 32  # bytes of an activation that is multiplied by quantized weights
 OLLAMA_KV = ("f16", "q8_0", "q4_0")  # values of OLLAMA_KV_CACHE_TYPE (docs/faq.md)
 SPLIT_MODES = {"layer": "layer", "tensor": "row"}
 GENERATED = 128  # tokens that llama-bench decodes by default
@@ -69,7 +81,7 @@ class LlamaCpp(Engine):
     usual_quants = ("q4_k_m",)
     default_kv = "f16"
     smaller_kv = "q8_0"
-    makers = frozenset(CONTEXT) - {"other"}
+    makers = frozenset(CONTEXT) - {"other"} | {"CPU"}
     reads = frozenset({GGUF})
     pipelines_passes = computes_on_host = multiplies_in_int8 = True
     quants = tuple(gguf_mix.MIXES)
@@ -91,20 +103,33 @@ class LlamaCpp(Engine):
         return checkpoint_format is None or all(weight.scheme in known for weight in checkpoint_format.weights)
 
     def memory(self, geometry: Geometry, storage: Storage, request: EngineRequest, target: Target) -> Terms:
-        buffers = self._buffers(geometry, storage, request)
-        device, host = storage.device_bytes, storage.host_bytes
-        if target.vendor == "CPU":  # one memory, which holds a tied table once
-            device, host = device + host - (storage.part_bytes("head") if geometry.tied else 0), 0
+        on_cpu = target.vendor == "CPU"
+        buffers = (_touched if on_cpu else self._buffers)(geometry, storage, request)
+        framework = CONTEXT.get(target.vendor, CONTEXT["other"])
+        weights, host = storage.known(storage.device_bytes), storage.known(storage.host_bytes)
+        if on_cpu:  # one memory, which holds a tied table once
+            tied = storage.part_bytes("head") if geometry.tied else 0
+            weights, host = storage.known(storage.device_bytes + storage.host_bytes - tied), exact(0)
+            process = PROCESS + VOCABULARY_BYTES * geometry.vocab
+            framework = spread(process, *(process * bound for bound in PROCESS_BOUNDS))
         return Terms(
-            weights=storage.known(device),
+            weights=weights,
+            repacked=storage.known(_repacked_bytes(storage, target)) if on_cpu else exact(0),
             cache=exact(cache_bytes(geometry, request)),
             prefill=buffers,
             decode=buffers,
-            framework=CONTEXT.get(target.vendor, CONTEXT["other"]),
-            host=storage.known(host),
-            prefill_reason=f"buffers for a chunk of {self._ubatch(request)} tokens, reserved at the start",
+            framework=framework,
+            host=host,
+            prefill_reason=f"buffers for a chunk of {_rows(request)} tokens, reserved at the start",
             decode_reason="the same buffers",
         )
+
+    def measuring_bytes(self, geometry: Geometry, request: EngineRequest, steps: int, target: Target) -> int:
+        """The cells of the decoded tokens; and llama-bench, which measures one sequence, copies the cache for it."""
+        longer = replace(request, context=request.context + steps)
+        copies = request.batch == 1 and target.vendor == "CPU"
+        copied = cells_bytes(geometry, request, ubatch=0, pad=1) if copies else 0
+        return cache_bytes(geometry, longer) - cache_bytes(geometry, request) + copied
 
     def prefill_rules(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> PassRules:
         return PassRules(
@@ -163,6 +188,32 @@ class LlamaCpp(Engine):
         )
 
 
+def _touched(geometry: Geometry, storage: Storage, request: EngineRequest) -> Interval:
+    """The part of the buffers that a pass writes on a CPU: those that are only reserved take no memory.
+
+    Of each token, a feed-forward layer has three vectors of the hidden and three of the inner width at once, and the
+    inner one again for the matrix product. Only the last token of a sequence has logits.
+    """
+    tokens = _rows(request)
+    chosen, width = storage.expert_rows
+    activations = 4 * (3 * geometry.hidden + 3 * storage.widest + 3 * chosen * max(width, geometry.hidden))
+    rows = tokens * (activations + QUANTIZED_INPUT * max(storage.widest, chosen * width))
+    mask = tokens * request.context * MASK_BYTES
+    logits = 4 * request.batch * geometry.vocab
+    return spread(rows + mask + logits, rows / 2 + logits, 2 * (rows + mask + logits))
+
+
+def _rows(request: EngineRequest) -> int:
+    """Tokens of one pass, of all sequences."""
+    return min(request.ubatch or UBATCH, request.context * request.batch)
+
+
+def _repacked_bytes(storage: Storage, target: Target) -> int:
+    """Bytes of the weights that a CPU holds a second time, in the layout in which it multiplies them."""
+    types = frozenset().union(*(REPACKED.get(feature, frozenset()) for feature in target.features))
+    return sum(line.nbytes for line in storage.lines if line.part in MULTIPLIED and line.scheme in types)
+
+
 def _gpu_layers(machine: Machine, placed: Placement) -> int:
     """``-ngl``: the output counts as a layer, and is on the GPU with the last ones."""
     return 0 if machine.target.vendor == "CPU" else placed.layers + 1 - placed.on_host
@@ -216,7 +267,7 @@ def _held(item: Held) -> Held:
     """Tables are on the host. Weights that are loaded but never read are on the device, and count as tables there."""
     if gguf_tensors.is_unread(item.weight, item.layer):
         return replace(item, weight=replace(item.weight, role="embedding"), layer=None)
-    return replace(item, on_host=item.weight.role == "embedding")
+    return replace(item, on_host=True) if item.weight.role == "embedding" else item
 
 
 def _batched(model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command:
@@ -273,8 +324,13 @@ def kv_bytes(request: EngineRequest) -> float:
 
 def cache_bytes(geometry: Geometry, request: EngineRequest) -> int:
     """Bytes of the cache and of all states, which llama.cpp reserves at startup."""
-    cells = -(-request.context // PAD) * PAD
-    ubatch = min(request.ubatch or UBATCH, request.context)
+    return cells_bytes(geometry, request, min(request.ubatch or UBATCH, request.context), PAD)
+
+
+def cells_bytes(geometry: Geometry, request: EngineRequest, ubatch: int, pad: int) -> int:
+    """Bytes of states and of the cells for the context, padded to ``pad``. Sliding layers hold their window and
+    ``ubatch`` more cells."""
+    cells = -(-request.context // pad) * pad
     each = kv_bytes(request)
     total = 0.0
     for layer, count in geometry.groups:
@@ -284,7 +340,7 @@ def cache_bytes(geometry: Geometry, request: EngineRequest) -> int:
             total += count * STATE_BYTES * (mixer.recurrent_elements + conv)
         elif mixer.owns_cache:
             window = mixer.window
-            held = cells if window is None else min(cells, -(-(window + ubatch) // PAD) * PAD)
+            held = cells if window is None else min(cells, -(-(window + ubatch) // pad) * pad)
             total += count * 2 * mixer.kv_heads * mixer.head_dim * held * each
     return round(total * request.batch)
 

@@ -1,22 +1,24 @@
-"""How close to the ceiling? The roofline of the device, and the share of it that each phase reaches."""
+"""How close to the ceiling? Speed against the ceiling, the roofline of the device, and the share of each phase."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
+from profiler import backends
 from profiler.cost.machine import flops_ceiling
 from profiler.cost.prediction import LIMITS
+from profiler.quants.base import DTYPE_BYTES
 from profiler.results import stats
 from profiler.results.measurement import PHASES, Phase
 from profiler.show.report import charts, selection
-from profiler.show.report.blocks import Chart, Figures, Head, PageBlock, Section, Table, muted
+from profiler.show.report.blocks import Bar, Bars, Chart, Figures, Head, PageBlock, Section, Table, muted
 from profiler.show.report.predictions import Forecast
 from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import UNKNOWN, significant
 
 MOST_POINTS = 30  # cases in the roofline; more would overlap
-MOST_SHARES = 16  # lines in the chart of shares
+MOST_BARS = 8  # of the picture on the first screen
 MOST_ROWS = 60
 ABOVE = {f"{phase}-above-ceiling" for phase in PHASES}  # caution codes
 
@@ -32,13 +34,69 @@ def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> S
             figures.append(roof)
         else:
             notes.append(muted(f"No roofline{where}: {roof}."))
-        shares = _shares(machine, where)
-        if shares is not None:
-            figures.append(shares)
     blocks: list[PageBlock] = [Figures(tuple(figures))] if figures else []
     blocks += notes
     blocks += _table(machines)
     return Section("ceiling", "How close is it to the hardware's limit?", tuple(blocks), "Hardware's limit")
+
+
+def bars(machine: MachineRows, several: bool) -> Bars | None:
+    """Measured decode against its ceiling: a bar for each model and quantization, all at the same context if they
+    have it. None if no decode was measured.
+    """
+    shown = _one_each([result for result in machine.fewest if result.comparable and result.decode_tps])
+    if not shown:
+        return None
+    ceilings = [share and (result.decode_tps or 0) / share for result in shown for share in [_share(result)]]
+    longest = max(*(result.decode_tps or 0 for result in shown), *(ceiling or 0 for ceiling in ceilings), 1e-9)
+    contexts = {result.case.context for result in shown if result.case.prompt is None}
+    rows = tuple(
+        Bar(
+            f"{result.model} · {result.group.settings}{_size(result, len(contexts) > 1)}",
+            _against(result, ceiling),
+            (result.decode_tps or 0) / longest,
+            ceiling and ceiling / longest,
+            result.keys,
+        )
+        for result, ceiling in zip(shown, ceilings, strict=True)
+    )
+    simulated = backends.made_up(shown[0].case.backend) is not None
+    unknown = "of a simulated device" if simulated else "(profile calibrate measures the ceiling)"
+    known = "against the device's ceiling" if any(ceilings) else unknown
+    at = f" at {selection.tokens_text(*contexts)} of context" if len(contexts) == 1 else ""
+    return Bars(f"Decode {known}{at}{f' · {machine.title}' if several else ''}", rows)
+
+
+def _one_each(results: Sequence[CaseResult]) -> list[CaseResult]:
+    """One result for each model and quantization: at the most frequent context, or with the median prompt."""
+    groups: dict[tuple[str, str], list[CaseResult]] = {}
+    for result in results:
+        groups.setdefault((result.model, result.group.settings), []).append(result)
+    counts = Counter(at for mine in groups.values() for at in {result.case.context for result in mine})
+    common = min(counts, key=lambda at: (-counts[at], at), default=0)
+    chosen = []
+    for mine in groups.values():
+        ordered = sorted(mine, key=lambda result: result.decode_tps or 0)
+        at = [result for result in mine if result.case.context == common and result.case.prompt is None]
+        written = all(result.case.prompt for result in mine)
+        chosen.append(ordered[len(ordered) // 2] if written else (at or mine)[0])
+    kept = sorted(chosen, key=lambda result: -(result.decode_tps or 0))[:MOST_BARS]
+    return [result for result in chosen if result in kept]
+
+
+def _share(result: CaseResult) -> float | None:
+    return result.shares.get("decode")
+
+
+def _size(result: CaseResult, differ: bool) -> str:
+    if result.case.prompt is not None:
+        return f" · {selection.prompt(result)}"
+    return f" · {charts.count_text(result.case.context)}" if differ else ""
+
+
+def _against(result: CaseResult, ceiling: float | None) -> str:
+    rate = selection.rate(result.decode)
+    return f"{rate} t/s" if not ceiling else f"{rate} of {significant(ceiling, 2)} t/s, {_share(result):.0%}"
 
 
 def _roofline(machine: MachineRows, forecast: Forecast, where: str) -> Chart | str:
@@ -47,22 +105,24 @@ def _roofline(machine: MachineRows, forecast: Forecast, where: str) -> Chart | s
         return "the rows do not say which device they were measured on"
     if forecast.machine.target.guessed:
         return (
-            "this device was not calibrated with the library versions of these rows; profile calibrate takes a minute"
+            "this machine has no calibration of the device with the library versions of these rows; profile calibrate"
+            " takes a minute"
         )
-    known = [result for result in machine.at.get(machine.batch, ()) if result.model in forecast.shapes]
+    every = machine.at.get(machine.batch, ())
+    known = [each for each in every if each.model in forecast.shapes and each.case.dtype in DTYPE_BYTES]
     points = [point for result in _spread_out(known) for point in _points(result, forecast)]
     if not points:
-        return "FLOPs and bytes are known only for models in the catalog, and none of those was measured"
+        return "FLOPs and bytes are known only for models whose shapes are stored or in the catalog"
     bytes_s = forecast.machine.ceiling_bytes_s
     dtypes = {result.case.dtype for result in known}
     flop_s = max(flops_ceiling(forecast.machine, dtype, dtype, in_int8=False) for dtype in dtypes)
-    series = machine.palette(dict.fromkeys(point["series"] for point in points))
+    series = machine.palette(dict.fromkeys(point.series for point in points))
     basis = "as measured" if forecast.machine.target.ceilings else "from the data sheet"
-    title = f"Roofline, {basis}: {significant(bytes_s / 1e9)} GB/s, {significant(flop_s / 1e9)} GFLOP/s{where}"
+    title = f"Roofline, {basis}: {charts.rates_text(bytes_s, flop_s)}{where}"
     return Chart(title, charts.roofline(points, bytes_s, flop_s, series))
 
 
-def _points(result: CaseResult, forecast: Forecast) -> list[dict[str, Any]]:
+def _points(result: CaseResult, forecast: Forecast) -> list[charts.Mark]:
     needed = forecast.needed(result)
     points = []
     for (nbytes, flops), phase in zip(needed or (), PHASES, strict=False):
@@ -72,7 +132,8 @@ def _points(result: CaseResult, forecast: Forecast) -> list[dict[str, Any]]:
         speed = flops / seconds
         where = f"{significant(speed / 1e9)} GFLOP/s at {significant(flops / nbytes)} FLOP per byte"
         said = f"{selection.case(result)}, {phase}: {where}"
-        points.append({"x": flops / nbytes, "y": speed, "series": result.series, "phase": phase, "said": said})
+        shape = "square" if phase == "prefill" else "circle"
+        points.append(charts.Mark(flops / nbytes, speed, result.series, said, shape=shape, keys=result.keys))
     return points
 
 
@@ -82,18 +143,6 @@ def _seconds(result: CaseResult, phase: Phase) -> float | None:
     if tps is None:
         return None
     return stats.sequences(result.case) * (result.case.context if phase == "prefill" else 1) / tps
-
-
-def _shares(machine: MachineRows, where: str) -> Chart | None:
-    points = []
-    for result in _spread_out(machine.calibrated, MOST_SHARES):
-        found = result.shares
-        for phase in PHASES:
-            share = found[phase]
-            if share is not None:
-                label = selection.case(result)
-                points.append({"x": share, "label": label, "phase": phase, "said": f"{label}, {phase}: {share:.0%}"})
-    return Chart(f"Share of the ceiling{where}", charts.shares(points)) if points else None
 
 
 def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
@@ -117,8 +166,9 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
         (*((machine.title,) if several else ()), selection.case(result), *_cells(result))
         for machine, result in rows[:MOST_ROWS]
     )
+    keys = tuple(result.keys for _, result in rows[:MOST_ROWS])
     blocks: list[PageBlock] = [
-        Table(columns, table, "Share of the ceiling: time at the measured ceilings ÷ measured time")
+        Table(columns, table, "Share of the ceiling: time at the measured ceilings ÷ measured time", keys)
     ]
     count = sum(len(machine.calibrated) for machine in machines)
     if count > MOST_ROWS:
@@ -144,7 +194,7 @@ def _cells(result: CaseResult) -> tuple[str, str, str]:
     return prefill, decode, str(result.bound) if result.bound in LIMITS else UNKNOWN
 
 
-def _spread_out(results: Sequence[CaseResult], most: int = MOST_POINTS) -> list[CaseResult]:
-    """At most ``most`` of the results, evenly spaced."""
-    step = max(1, -(-len(results) // most))
+def _spread_out(results: Sequence[CaseResult]) -> list[CaseResult]:
+    """At most ``MOST_POINTS`` of the results, evenly spaced."""
+    step = max(1, -(-len(results) // MOST_POINTS))
     return list(results[::step])

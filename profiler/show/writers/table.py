@@ -24,7 +24,7 @@ from profiler.show.columns import (
 )
 from profiler.show.notes import MOST_NOTES, Note, few, notes, rows_of_models
 from profiler.show.output import fitted as fitted_columns
-from profiler.show.report.blocks import Code, Figures, Listing, Map, MapCell, Page, Table, Text
+from profiler.show.report.blocks import Bar, Bars, Code, Figures, Listing, Map, MapCell, Page, Table, Text
 
 WIDTH = 120  # columns, if the output is not a terminal: the same rows always give the same text
 INDENT = "  "  # before the rows of a model, and between columns
@@ -34,6 +34,7 @@ NARROWEST = 40
 MOST_ROWS = 16  # rows of a table in the report, so that it fits on a screen
 NARROWEST_CELL = 16  # of text; figures are never wrapped
 GAP = 2  # columns between cells
+FEWEST_BLOCKS, MOST_BLOCKS = 8, 30  # characters of a bar
 
 
 def render(
@@ -135,9 +136,30 @@ def _block(block: object, width: int) -> str:
         return "\n".join(textwrap.fill(f"- {item}", width, subsequent_indent="  ") for item in block.items)
     if isinstance(block, Code):
         return "\n".join(f"  {line}" for line in block.lines)
+    if isinstance(block, Bars):
+        return _bars(block, width)
     if isinstance(block, Figures):
         return ""
     raise TypeError(f"no text for {type(block).__name__}")
+
+
+def _bars(block: Bars, width: int) -> str:
+    """A line for each bar: its label, the bar in blocks against its ceiling, and its text."""
+    labels = max(len(bar.label) for bar in block.rows)
+    texts = max(len(bar.text) for bar in block.rows)
+    room = min(MOST_BLOCKS, width - labels - texts - 2 * GAP)
+    if room < FEWEST_BLOCKS:  # too narrow for pictures
+        return "\n".join(
+            [_wrapped(block.title, width), *(_wrapped(f"{bar.label}: {bar.text}", width) for bar in block.rows)]
+        )
+    drawn = (f"{bar.label:{labels}}  {blocks(bar, room):{room}}  {bar.text}" for bar in block.rows)
+    return "\n".join([_wrapped(block.title, width), *drawn])
+
+
+def blocks(bar: Bar, room: int) -> str:
+    """A bar of at most ``room`` characters: full blocks for the figure, light ones up to the ceiling."""
+    full = max(1, round(bar.value * room))
+    return "█" * full + "░" * (round((bar.ceiling or 0) * room) - full)
 
 
 def _cell(cell: MapCell) -> str:

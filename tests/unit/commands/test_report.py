@@ -7,13 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from profiler.show.report import charts
-
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PROFILER_STORE", str(tmp_path / "store.sqlite"))
-    monkeypatch.setattr(charts, "svg", lambda spec: '<svg viewBox="0 0 9 9"></svg>')
 
 
 def test_a_sweep_leaves_its_page_and_a_report_makes_it_again(sweep, profile, tmp_path):

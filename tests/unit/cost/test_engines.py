@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from profiler import registry
@@ -145,6 +147,47 @@ def test_llama_cpp_keeps_three_columns_of_the_convolution_in_fp32(kv: str, growi
     # Qwen 27B at 131072: 8192 MiB f16 or 4352 MiB q8_0, and 149.62 MiB of state
     total = llama_cpp.cache_bytes(geometry("qwen3.6-27b"), EngineRequest("q4_k_m", 131072, 1, kv=kv)) / MIB
     assert total == pytest.approx(growing + 149.62, abs=0.02)
+
+
+# The highest VmHWM of llama-bench and llama-batched-bench b9993 (AVX2, 16 decode steps), in MiB
+@pytest.mark.parametrize(
+    ("quant", "context", "batch", "peak"),
+    [
+        ("q4_k_m", 128, 1, 316.1),
+        ("q4_k_m", 512, 1, 346.5),
+        ("q4_k_m", 1024, 1, 354.1),
+        ("q4_k_m", 1024, 4, 404.7),
+        ("q8_0", 128, 4, 368.1),
+        ("q8_0", 512, 1, 370.2),
+        ("q8_0", 1024, 4, 428.4),
+        ("f32", 512, 1, 1120.3),
+        ("f32", 512, 4, 1156.2),
+    ],
+)
+def test_llama_cpp_peaks_on_a_cpu_where_it_was_measured(quant: str, context: int, batch: int, peak: float) -> None:
+    engine, shape, here = (
+        engines.find("llama.cpp"),
+        geometry("gemma-3-270m"),
+        replace(find("cpu"), features=("avx2",)),
+    )
+    request = EngineRequest(quant, context, batch)
+    found = engine.memory(shape, engine.storage(shape, quant, "bf16"), request, here).peak
+    measuring = engine.measuring_bytes(shape, request, 16, here)
+    assert (found.value + measuring) / MIB == pytest.approx(peak, rel=0.02)
+    assert found.low < peak * MIB < found.high + measuring
+
+
+def test_llama_cpp_copies_what_a_cpu_multiplies_in_another_layout() -> None:
+    engine, shape = engines.find("llama.cpp"), geometry("gemma-3-270m")
+    storage, request = engine.storage(shape, "q4_k_m", "bf16"), EngineRequest("q4_k_m", 512, 1)
+    copied = {
+        features: engine.memory(shape, storage, request, replace(find("cpu"), features=features)).repacked.value / MIB
+        for features in ((), ("avx2",), ("asimd",))
+    }
+    assert copied[()] == 0
+    assert copied["avx2",] == pytest.approx(12.66, abs=0.01)  # "CPU_REPACK model buffer size"
+    assert copied["asimd",] > copied["avx2",]
+    assert engine.memory(shape, storage, request, card()).repacked.value == 0
 
 
 def test_llama_cpp_looks_rows_up_on_the_host_and_copies_a_tied_head() -> None:

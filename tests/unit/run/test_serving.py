@@ -222,6 +222,22 @@ def test_a_server_elsewhere_has_not_our_machine(monkeypatch: pytest.MonkeyPatch,
     assert [row.case.dtype, row.case.path] == [UNSTATED, UNSTATED]
 
 
+def test_a_model_in_a_cloud_has_not_our_machine_though_its_server_is_here() -> None:
+    with FakeServer("ollama", QUICK) as server:
+        server.described = {"remote_host": "https://ollama.com:443"}
+        (row,) = rows(server)
+    assert row.case.device == "remote"
+    assert row.environment["device"]["title"] == "the machine https://ollama.com:443"
+    assert row.serving is not None and row.serving["host_peak_bytes"] is None
+    assert "run by https://ollama.com:443" in row.serving["unknown"]["host_peak_bytes"]
+
+
+def test_lm_studio_states_its_runtime_and_no_version() -> None:
+    with FakeServer("lmstudio", QUICK) as server:
+        (row,) = rows(server)
+    assert row.environment["server"] == {"kind": "LM Studio", "version": "llama.cpp-linux-x86_64-avx2 1.24.0"}
+
+
 def test_a_failed_case_is_a_row_with_its_reason_and_no_samples(server: FakeServer) -> None:
     server.choose = lambda asked, number: Script(fault="error") if number == 4 else QUICK
     (row,) = rows(server)

@@ -59,7 +59,7 @@ def test_the_largest_model_that_writes_as_fast_as_people_read_is_advised():
     middle = measured(model="middle", decode=(9.0, 9.1, 8.9), memory=weighing(2))
     large = measured(model="large", decode=(2.0, 2.01, 1.99), memory=weighing(3))
     found = advised(small, middle, large)
-    assert found.startswith("Run middle in bf16, the largest model that is fast enough")
+    assert found.startswith("Run middle in bf16: the largest measured model that writes faster than people read")
     assert "The fastest is small bf16" in found
 
 
@@ -84,7 +84,28 @@ def test_a_tight_case_and_incomparable_repetitions_are_not_advised():
 def test_sizes_that_are_not_known_rank_nothing():
     packed = measured(model="a", quant="nf4", decode=(20.0, 20.1))
     other = measured(model="b", quant="nf4", decode=(30.0, 30.1))
-    assert advised(packed, other).startswith("Run b in nf4, the fastest one measured")
+    assert advised(packed, other).startswith(
+        "Run b in nf4: the fastest one measured, because the size of a and b is not known"
+    )
+
+
+def test_a_model_outside_the_catalog_has_the_size_of_its_files():
+    small = replace(measured(model="a", quant="nf4", decode=(30.0, 30.1)), checkpoint={"parameters": 1_000_000})
+    large = replace(measured(model="b", quant="nf4", decode=(20.0, 20.1)), checkpoint={"parameters": 2_000_000})
+    assert advised(small, large).startswith("Run b in nf4: the largest measured model")
+
+
+def test_of_the_quantizations_of_a_model_the_least_compressed_one_that_is_fast_enough_is_advised():
+    sizes = {"bf16": 4.0, "int8": 2.0, "nf4": 1.0}
+    rates = {"bf16": 4.0, "int8": 9.0, "nf4": 20.0}
+    rows = [
+        measured(model="m", quant=quant, decode=(rate, rate * 1.01), memory=weighing(sizes[quant]))
+        for quant, rate in rates.items()
+    ]
+    assert advised(*rows).startswith(
+        "Run m in int8: it writes faster than people read, in the least compressed quantization that does."
+    )
+    assert "The fastest is m nf4" in advised(*rows)
 
 
 def test_a_model_of_the_catalog_comes_with_the_command_that_says_how_llama_cpp_runs_it():
@@ -169,9 +190,9 @@ def test_curves_hold_the_medians_and_intervals_of_the_rows():
     ]
     section = speed.section(machines(rows))
     decode = next(b for b in section.blocks if isinstance(b, Figures) and b.title == "Decode over context")
-    points = decode.items[0].spec["data"]["values"]
-    assert [(point["x"], point["y"]) for point in points] == [(512, pytest.approx(10.0)), (1024, pytest.approx(8.0))]
-    assert all(point["low"] < point["y"] < point["high"] for point in points)
+    points = decode.items[0].plot.marks
+    assert [(point.x, point.y) for point in points] == [(512, pytest.approx(10.0)), (1024, pytest.approx(8.0))]
+    assert all(point.low < point.y < point.high for point in points)
     assert "There is no chart of decode over batch size" in text(section)
 
 
@@ -180,7 +201,7 @@ def test_a_single_repetition_has_no_bar():
     points = next(
         b for b in speed.section(machines(rows)).blocks if isinstance(b, Figures) and "Decode" in (b.title or "")
     )
-    assert [point["bar"] for point in points.items[0].spec["data"]["values"]] == [None, None]
+    assert [(point.low, point.high) for point in points.items[0].plot.marks] == [(None, None), (None, None)]
 
 
 def test_parts_of_memory_sum_to_the_peak_or_are_not_shown():
@@ -204,8 +225,7 @@ def limit_lines(*rows) -> tuple[str, int]:
     found = machines(rows)
     section = memory.section(found, [Forecast.of(machine) for machine in found])
     (figure,) = [figure for block in section.blocks if isinstance(block, Figures) for figure in block.items]
-    dashed = [layer for layer in figure.spec["layer"] if layer["mark"].get("strokeDash")]
-    return figure.title, len(dashed)
+    return figure.title, len([line for line in figure.plot.lines if line.dashed])
 
 
 def test_the_limit_is_drawn_where_it_is_in_sight_and_named_where_not():
@@ -226,7 +246,7 @@ def test_shares_of_the_ceiling_are_the_rows_and_above_one_is_called_a_bug():
 
 def test_without_calibration_the_page_says_so():
     found = machines([measured()])
-    assert "this device was not calibrated" in text(ceiling.section(found, [Forecast.of(found[0])]))
+    assert "the device was not calibrated" in text(ceiling.section(found, [Forecast.of(found[0])]))
 
 
 def test_energy_is_shown_where_a_meter_gave_some_and_explained_where_not(monkeypatch):
@@ -293,9 +313,10 @@ def test_cautions_that_differ_only_in_figures_are_said_once():
         )
     ]
     (found,) = appendix.cautions(machines(rows)).blocks
-    assert found.items == (
-        "below 1.50 GiB (the figures vary: bf16 c=512 b=1, bf16 c=1024 b=1)",
-        "hot; try --cool (bf16 c=2048 b=1)",
+    assert found.caption == "3 of 3 cases have cautions"
+    assert found.rows == (
+        ("load", "2", "below 1.50 GiB (the figures vary)", "bf16 c=512 b=1, bf16 c=1024 b=1"),
+        ("other", "1", "hot; try --cool", "bf16 c=2048 b=1"),
     )
 
 
@@ -394,7 +415,8 @@ def test_a_model_without_a_prediction_has_a_reason_that_is_true_of_its_rows():
 def test_the_legend_of_the_maps_is_given_once():
     found = machines([measured(), measured(backend="fake")])
     section = memory.map_section(found, [Forecast.of(machine) for machine in found])
-    assert [bool(block.key) for block in section.blocks if isinstance(block, Map)] == [False, True]
+    assert len([block for block in section.blocks if isinstance(block, Map)]) == 2
+    assert len([block for block in section.blocks if isinstance(block, Text) and block.folded]) == 1
 
 
 def test_charts_that_are_missing_are_named_in_one_line():
