@@ -123,6 +123,7 @@ def sweep(
     max_memory: Size | None = None,
     reps: int | None = None,
     precision: float | str | None = None,
+    quick: bool = False,
     max_phase: Duration | None = None,
     budget: Duration | None = None,
     timeout: Duration = "1h",
@@ -144,19 +145,22 @@ def sweep(
     is the only one; otherwise it is in ``Rows.refused``, with a warning.
     """
     given = locals()
-    energy, fresh, learned, progress = (_flag(n, given[n]) for n in ("energy", "fresh", "learned", "progress"))
+    energy, quick, fresh, progress = (_flag(name, given[name]) for name in (*FLAGS, "progress"))
+    learned = _flag("learned", learned)
     lists: dict[str, Any] = {name: _words(name, given[name]) for name in LISTS}
     texts = {name: text for name in SINGLE if (text := _option_text(name, given[name])) is not None}
     single = {name: _parsed(name, text, OPTIONS[name].parse) for name, text in texts.items()}
     limits = WorkerLimits(max_memory_bytes=single.pop("max_memory", None), case_s=single.pop("timeout"))
-    named_device, single["energy"] = single.pop("device", None), energy
+    named_device = single.pop("device", None)
     for name in {"max_phase", "budget"} & single.keys():
         single[f"{name}_s"] = single.pop(name)
-    argv = _command_line(lists, texts, {"--energy": energy, "--fresh": fresh, "--no-learned": not learned})
+    flags = {f"--{name}": given[name] for name in FLAGS} | {"--no-learned": not learned}
+    argv = _command_line(lists, texts, flags)
     single["options"] = {name: lists.pop(name) for name in request.OF_BACKENDS}
     with _named_as(SWEEP_OPTIONS):
-        ways, asked = {"resumed": not fresh, "learned": learned}, SweepRequest(**lists, **single)
-        return _sweep(asked, named_device, limits, ways, store, progress, argv)
+        wanted = SweepRequest(**lists, **single, energy=energy, quick=quick)
+        ways = {"resumed": not fresh, "learned": learned}
+        return _sweep(wanted, named_device, limits, ways, store, progress, argv)
 
 
 def _sweep(
@@ -414,7 +418,7 @@ WRITERS: dict[Any, Callable[[str, Any], str]] = {  # by the parser that reads wh
     some_share: _with_unit("%", 100),
     some_seconds: _with_unit("s"),
 }
-FLAGS = {"energy", "fresh"}
+FLAGS = ("energy", "quick", "fresh")
 SWEEP_OPTIONS = {
     **{spelling: name for name, option in OPTIONS.items() for spelling in option.names},
     **{f"--{name}": name for name in FLAGS},

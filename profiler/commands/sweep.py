@@ -78,6 +78,7 @@ def llama_cpp_options() -> Decorator:
     examples={
         "profile sweep": "the largest Gemma 4 and Qwen 3.5 that fit, in about five minutes",
         "profile sweep -m gemma-4-e2b,qwen3.5-2b -q bf16,nf4 -c 512,4k,32k": "a grid of twelve cases",
+        "profile sweep -m gemma-4-e2b -c '512-8k*2' -b 1,4 --quick": "a first look at a grid, in seconds per case",
         "profile sweep -m ./my-model -q nf4 -c '1k-32k*2'": "your own checkpoint, from 1k to 32k by doubling",
         "profile sweep -m qwen3.5-4b -c 128k --fill synthetic": "decode at 128k without the long prefill",
         "profile sweep --scenario chat --budget 30m --dry-run": "what would run within 30 minutes, and why",
@@ -134,6 +135,11 @@ def llama_cpp_options() -> Decorator:
     "How long to measure",
     option("reps", "Repetitions of each phase. [default: as many as --precision needs; 2 without -m]"),
     option("precision", "Repeat, 5 to 20 times, until the 95% interval of the rate is within this. [default: 2%]"),
+    click.option(
+        "--quick",
+        is_flag=True,
+        help="A first look: one warm-up per case, and 3 to 10 repetitions for a --precision of 5%.",
+    ),
     option("max_phase", "Start no further repetition of a phase after this time. [default: 60s]"),
     option("budget", "Choose the cases that fit into this time, such as 10m."),
     option("timeout", "Stop a case that takes longer than this."),

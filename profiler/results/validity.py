@@ -116,7 +116,14 @@ ENVIRONMENT: Form = {
     "source": {"commit": TEXT, "changed": FLAG},
     "server": {"kind": TEXT, "version": TEXT},
 }
-ASKED = {"reps": NUMBER, "precision": NUMBER, "max_phase_s": NUMBER, "max_memory_bytes": NUMBER, "energy": FLAG}
+ASKED = {
+    "reps": NUMBER,
+    "precision": NUMBER,
+    "max_phase_s": NUMBER,
+    "max_memory_bytes": NUMBER,
+    "energy": FLAG,
+    "quick": FLAG,
+}
 FIGURE = {"value": SIZE, "low": NUMBER, "high": NUMBER, "basis": TEXT, "rows": NUMBER}
 EXPECTED: Form = {
     "peak_bytes": FIGURE,

@@ -2,12 +2,14 @@
 
 A phase warms up until it is steady, then repeats until its rate is precise.
 
-**Warm-up.** The phase runs at full shape until the last five runs neither drift (Theil–Sen slope × 5 below 1% of the
-median) nor spread (interquartile range below 2%). There are at most ``MAX_WARMUPS`` such runs, and none starts after
-``MAX_WARMUP_S`` seconds. A phase that takes five seconds or more therefore gets a single one, which loads code,
-starts threads and touches memory. On a busy machine the spread never settles; then these limits end the warm-up, and
-the row says so. A case that this process has measured before, as in the blocks of a gate, warms up for at most
-``MAX_SHORT_WARMUP_S``, because code and memory are ready.
+**Warm-up.** The first case of a process runs each phase at full shape until the last five runs neither drift
+(Theil–Sen slope × 5 below 1% of the median) nor spread (interquartile range below 2%). There are at most
+``MAX_WARMUPS`` such runs, and none starts after ``MAX_WARMUP_S`` seconds. A phase that takes five seconds or more
+therefore gets a single one, which loads code, starts threads and touches memory. On a busy machine the spread never
+settles; then these limits end the warm-up, and the row says so. Code is then loaded and clocks have settled, so each
+later case gets one warm-up per phase, for its new shape. ``benchmarks/drift.py`` shows that the next run is no slower
+than those that follow. A case that this process has measured before, as in the blocks of a gate, warms up for at most
+``MAX_SHORT_WARMUP_S``. ``Effort.quick`` warms up once in every case.
 
 **Repetitions.** ``-r N`` runs exactly N. Otherwise they continue until the 95% interval of the rate
 (``results.stats``) is within the requested precision. The process-to-process variation is excluded, because
@@ -23,7 +25,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
@@ -38,6 +40,7 @@ from profiler.units import bytes_text, seconds_text
 PRECISION = 0.02  # of the median: half of what users would call a difference between two quantizations
 MIN_REPS = 5  # repetitions before precision may end a phase: stopping at three would give 91% coverage instead of 95%
 MAX_REPS = 20  # the limit: 40 repetitions would narrow the interval by only another third
+QUICK_PRECISION, QUICK_MIN_REPS, QUICK_MAX_REPS = 0.05, 3, 10  # the same with ``quick``, for a first look at a grid
 MAX_PHASE_S = 60.0
 
 MAX_WARMUPS = 20
@@ -74,22 +77,24 @@ class Effort:
     max_phase_s: float = MAX_PHASE_S
     precision: float = PRECISION  # from the median to the farther end of the interval, ÷ median
     energy: bool = False  # also measure energy: ten more seconds for a short phase
+    quick: bool = False  # one warm-up, and from ``QUICK_MIN_REPS`` repetitions on, precision may end a phase
 
     @property
     def min_reps(self) -> int:
         """With fewer repetitions than this, a phase counts as cut short."""
-        return MIN_REPS if self.reps is None else self.reps
+        return self.reps or (QUICK_MIN_REPS if self.quick else MIN_REPS)
 
     @property
     def max_reps(self) -> int:
         """The phase ends after this many repetitions."""
-        return MAX_REPS if self.reps is None else self.reps
+        return self.reps or (QUICK_MAX_REPS if self.quick else MAX_REPS)
 
     @property
     def requested(self) -> dict[str, float]:
         """The requested effort, as a row stores it."""
         wanted = {"precision": self.precision} if self.reps is None else {"reps": self.reps}
-        return wanted | {"max_phase_s": self.max_phase_s} | ({"energy": True} if self.energy else {})
+        extra = {name: True for name in ("energy", "quick") if getattr(self, name)}
+        return wanted | {"max_phase_s": self.max_phase_s} | extra
 
 
 def stop(samples: Sequence[Sample], effort: Effort) -> Stop | None:
@@ -111,8 +116,8 @@ def likely(once_s: float, effort: Effort) -> int:
     """The likely number of runs of a phase of ``once_s`` seconds, including warm-ups."""
     if once_s >= effort.max_phase_s:
         return 1
-    warmups = min(stats.WINDOW, ceil(min(MAX_WARMUP_S, effort.max_phase_s) / once_s))
-    return warmups + min(effort.reps or LIKELY_REPS, ceil(effort.max_phase_s / once_s))
+    usual = effort.reps or (QUICK_MIN_REPS + 1 if effort.quick else LIKELY_REPS)
+    return 1 + min(usual, ceil(effort.max_phase_s / once_s))
 
 
 def _is_precise(samples: Sequence[Sample], precision: float) -> bool:
@@ -171,6 +176,7 @@ class Repeater:
     effort: Effort
     beat: Beat = unheard
     measured_before: bool = False  # by this process: code and memory are ready, so the warm-up is short
+    settled: Collection[Phase] = ()  # phases that this process has warmed up before, in other cases
 
     def repeat(self, phase: Phase, once: Callable[[], Sample], meter: Meter) -> Measured:
         """Warm up, then repeat ``once`` as requested. If the first run takes ``max_phase_s``, it is the only one."""
@@ -187,8 +193,10 @@ class Repeater:
         marked = (replace(sample, warmup=True) for sample in warmups)
         return Measured((*marked, *samples), ended, before, meter.pressure())
 
-    def is_warm(self, warmups: Sequence[Sample]) -> bool:
+    def is_warm(self, phase: Phase, warmups: Sequence[Sample]) -> bool:
         """Whether these warm-ups, at least one, are enough."""
+        if self.effort.quick or (phase in self.settled and not self.measured_before):
+            return True
         seconds = [sample.seconds for sample in warmups]
         most_s = min(MAX_SHORT_WARMUP_S if self.measured_before else MAX_WARMUP_S, self.effort.max_phase_s)
         return len(seconds) >= MAX_WARMUPS or sum(seconds) >= most_s or stats.steady(seconds) is True
@@ -197,7 +205,7 @@ class Repeater:
         """The warm-ups: at least one, which becomes the only repetition if there is no time for more."""
         self.beat(f"{phase} warm-up")
         warmups = [once()]
-        while not self.is_warm(warmups):
+        while not self.is_warm(phase, warmups):
             self.beat(f"{phase} warm-up {len(warmups) + 1}")
             warmups.append(once())
         return warmups

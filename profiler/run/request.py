@@ -29,7 +29,7 @@ from profiler.run.grid import Axes, Subject, SweepSettings, counts, model_names,
 from profiler.run.prompts import contexts_of
 from profiler.run.quantization import dtype_notes, never_loaded
 from profiler.run.refusal import Refusal, accepted
-from profiler.run.repetitions import MAX_PHASE_S, PRECISION, Effort
+from profiler.run.repetitions import MAX_PHASE_S, PRECISION, QUICK_PRECISION, Effort
 from profiler.units import bytes_text, counted, one_of, printable, some_bytes, some_seconds, some_share
 
 MAX_THREADS = 4096  # the OpenMP runtime crashes at a million
@@ -102,6 +102,7 @@ class SweepRequest:
     reps: int | None = None
     energy: bool = False
     precision: float | None = None
+    quick: bool = False
     max_phase_s: float | None = None
     budget_s: float | None = None
     scenario: str | None = None
@@ -323,8 +324,9 @@ def _effort(request: SweepRequest, usual_reps: int | None = None) -> Effort:
     """The requested effort; ``usual_reps`` if neither a number nor a precision was given. Raises ProfileError."""
     if request.reps is not None and request.precision is not None:
         raise ProfileError("-r and --precision contradict each other", "Use one of them.")
-    reps = request.reps or (usual_reps if request.precision is None else None)
-    return Effort(reps, request.max_phase_s or MAX_PHASE_S, request.precision or PRECISION, request.energy)
+    reps = request.reps or (usual_reps if request.precision is None and not request.quick else None)
+    precision = request.precision or (QUICK_PRECISION if request.quick else PRECISION)
+    return Effort(reps, request.max_phase_s or MAX_PHASE_S, precision, request.energy, request.quick)
 
 
 def _distinct(subjects: Sequence[Subject], say: Say) -> tuple[Subject, ...]:

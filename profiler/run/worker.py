@@ -44,7 +44,7 @@ from profiler.devices import allowance
 from profiler.devices.base import Meter, kind_of
 from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError
-from profiler.results.measurement import Caution, Measurement, Memory, Outcome
+from profiler.results.measurement import PHASES, Caution, Measurement, Memory, Outcome, Phase
 from profiler.run.loop import largest, measure, measure_timed, peak_bytes
 from profiler.run.protocol import LineBuffer, LoadCost, ProtocolError, encode, read_task
 from profiler.run.repetitions import Effort, Repeater
@@ -233,6 +233,7 @@ def serve(tasks: Iterator[SentTask], wire: Wire) -> None:
     session: Session | TimedSession | None = None
     cost = LoadCost()
     measured: set[str] = set()  # keys of cases
+    settled: set[Phase] = set()
     for task, effort, max_memory_bytes in tasks:
         try:
             if session is None:
@@ -240,9 +241,10 @@ def serve(tasks: Iterator[SentTask], wire: Wire) -> None:
                 wire.send({"type": "loaded", "load": cost.to_json()})
             if max_memory_bytes is not None:
                 limit_memory(max_memory_bytes)
-            repeater = Repeater(effort, wire.beat, measured_before=task.case.key in measured)
+            repeater = Repeater(effort, wire.beat, task.case.key in measured, settled)
             row = with_load_cost(measure_with(session, task.case, repeater), cost)
             measured.add(task.case.key)
+            settled.update(phase for phase in PHASES if phase in row.stopped)
         except Exception as error:
             lift_limit()
             row = failure(error, task.case, max_memory_bytes, wire.phase)

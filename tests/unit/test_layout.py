@@ -38,7 +38,7 @@ FLOORS = [
         "units",
     },
     {"models", "quants", "devices", "kernels", "scenarios"},
-    {"cost", "backends", "results"},
+    {"cost", "backends", "quality", "results"},
     {"run"},
     {"gate", "show"},
     {"api"},
