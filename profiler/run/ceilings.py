@@ -84,10 +84,10 @@ def _identity(device: DeviceInfo) -> dict[str, Any]:
 
 def _run(device: DeviceInfo, trait: str, limit_s: float, on_tick: OnTick) -> dict[str, Any]:
     """The last line that a module of the default backend prints, named by its ``trait``."""
-    command = [*_program(trait), device.name, str(device.threads or 0), str(device.running)]
+    command = [*_program(trait), device.name, str(device.threads or 0), str(device.duty_cycle)]
     environ = worker_environment(os.environ)
     environ |= folders.child_environ(environ)
-    limit_s, found = limit_s / device.running, dict[str, Any]()
+    limit_s, found = limit_s / device.duty_cycle, dict[str, Any]()
     with (
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=errors) as process,

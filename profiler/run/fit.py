@@ -25,7 +25,7 @@ from profiler.quants.base import DTYPE_BYTES
 from profiler.run import choice, grid
 from profiler.run.grid import counts, model_names, words
 from profiler.run.prompts import contexts_of
-from profiler.run.quantization import QuantVariant, checked, compute_dtype, has, held, variants
+from profiler.run.quantization import EngineQuant, checked, compute_dtype, engine_quants, has, held
 from profiler.run.refusal import Refusal, accepted, combined_error
 from profiler.shell import Command, command
 from profiler.units import printable, rate_text
@@ -140,10 +140,10 @@ def predictions(request: FitRequest) -> FitResult:
         try:
             as_stored = held(model)
             own, note = contexts_of(counted, model.source) if counted is not None else (contexts, None)
-            for variant in variants(model, as_stored, engine, machine.target, asked, quants):
-                variant = replace(variant, cautions=(*variant.cautions, *filter(None, [note])))
+            for engine_quant in engine_quants(model, as_stored, engine, machine.target, asked, quants):
+                engine_quant = replace(engine_quant, cautions=(*engine_quant.cautions, *filter(None, [note])))
                 found += _cases(
-                    name, model, as_stored, engine, variant, machine, own, batches, request, taught[machine]
+                    name, model, as_stored, engine, engine_quant, machine, own, batches, request, taught[machine]
                 )
         except ProfileError as error:
             impossible[name, error.message] = Refusal(name, error)
@@ -284,12 +284,16 @@ def one_case(request: FitRequest) -> OneCase:
     if not names:
         raise ProfileError("no model named", "profile models lists the catalog.")
     _, model = _model(names[0], request, contexts)
-    variant = variants(model, held(model), engine, machine.target, asked, usual)[0]
-    predictor = _predictor(model.geometry, engine, variant, machine, request.path, _learned(machine.target, request))
-    cautions = (*model.cautions, *variant.cautions, *_extrapolated(engine, variant, machine, request))
+    engine_quant = engine_quants(model, held(model), engine, machine.target, asked, usual)[0]
+    predictor = _predictor(
+        model.geometry, engine, engine_quant, machine, request.path, _learned(machine.target, request)
+    )
+    cautions = (*model.cautions, *engine_quant.cautions, *_extrapolated(engine, engine_quant, machine, request))
     (context,) = _reached(contexts, model.geometry.max_position, request)
     named = Named(
-        model.source.argument(names[0]), model.source, variant.checkpoint_format is not None or not request.quants
+        model.source.argument(names[0]),
+        model.source,
+        engine_quant.checkpoint_format is not None or not request.quants,
     )
     return OneCase(model, named, predictor, context, batches[0], cautions)
 
@@ -313,17 +317,17 @@ def _cases(
     model: Model,
     checkpoint_format: Stored | None,
     engine: Engine,
-    variant: QuantVariant,
+    engine_quant: EngineQuant,
     machine: Machine,
     contexts: Sequence[int],
     batches: Sequence[int],
     request: FitRequest,
     learned: Learned,
 ) -> Iterator[FitPrediction]:
-    predictor, kv = _predictor(model.geometry, engine, variant, machine, request.path, learned), request.kv
+    predictor, kv = _predictor(model.geometry, engine, engine_quant, machine, request.path, learned), request.kv
     longest = {batch: predictor.largest_context(batch, kv) for batch in batches}
-    as_stored = variant.checkpoint_format is not None or not request.quants
-    unchecked = _extrapolated(engine, variant, machine, request)
+    as_stored = engine_quant.checkpoint_format is not None or not request.quants
+    unchecked = _extrapolated(engine, engine_quant, machine, request)
     for context in _reached(contexts, model.geometry.max_position, request):
         widest = predictor.largest_batch(context, kv)
         for batch in batches:
@@ -331,7 +335,7 @@ def _cases(
             yield FitPrediction(
                 model=model.name,
                 named=Named(model.source.argument(name), model.source, as_stored=as_stored),
-                cautions=(*variant.cautions, *unchecked, *machine.target.limits, *model.cautions),
+                cautions=(*engine_quant.cautions, *unchecked, *machine.target.limits, *model.cautions),
                 prediction=prediction,
                 largest_context=longest[batch],
                 largest_batch=widest,
@@ -351,14 +355,14 @@ def _reached(contexts: Sequence[int], most: int, request: FitRequest) -> tuple[i
 def _predictor(
     geometry: Geometry,
     engine: Engine,
-    variant: QuantVariant,
+    engine_quant: EngineQuant,
     machine: Machine,
     path: str | None = None,
     learned: Learned = NOTHING,
 ) -> Predictor:
-    """A predictor of a model in ``variant``, run as a sweep would run it on ``machine``."""
-    target, quant, stored = machine.target, variant.quant, variant.checkpoint_format
-    dtype = variant.dtype or compute_dtype(target, quant)
+    """A predictor of a model in ``engine_quant``, run as a sweep would run it on ``machine``."""
+    target, quant, stored = machine.target, engine_quant.quant, engine_quant.checkpoint_format
+    dtype = engine_quant.dtype or compute_dtype(target, quant)
     return Predictor(geometry, engine, quant, machine, dtype, path or usual_path(target), stored, learned)
 
 
@@ -369,7 +373,9 @@ def _learned(target: Target, request: FitRequest) -> Learned:
     return from_store(request.store, devices.find(target.local), target)
 
 
-def _extrapolated(engine: Engine, variant: QuantVariant, machine: Machine, request: FitRequest) -> tuple[str, ...]:
+def _extrapolated(
+    engine: Engine, engine_quant: EngineQuant, machine: Machine, request: FitRequest
+) -> tuple[str, ...]:
     """Notes on the assumptions for a device on which `profile sweep` cannot run."""
     target = machine.target
     if not engine.loads_with_transformers:
@@ -379,9 +385,9 @@ def _extrapolated(engine: Engine, variant: QuantVariant, machine: Machine, reque
     if swept(target):
         return ()
     told = f"profile sweep does not run on {target.vendor} devices, so it cannot check these figures"
-    if variant.quant in DTYPE_BYTES or variant.checkpoint_format is not None:
+    if engine_quant.quant in DTYPE_BYTES or engine_quant.checkpoint_format is not None:
         return (told,)
-    return (told, f"{variant.quant} assumes that bitsandbytes is as efficient there as on NVIDIA GPUs")
+    return (told, f"{engine_quant.quant} assumes that bitsandbytes is as efficient there as on NVIDIA GPUs")
 
 
 def ranked(found: Sequence[FitPrediction], goal: Goal) -> list[FitPrediction]:
