@@ -140,10 +140,10 @@ def predictions(request: FitRequest) -> FitResult:
         try:
             as_stored = held(model)
             own, note = contexts_of(counted, model.source) if counted is not None else (contexts, None)
-            for engine_quant in engine_quants(model, as_stored, engine, machine.target, asked, quants):
-                engine_quant = replace(engine_quant, cautions=(*engine_quant.cautions, *filter(None, [note])))
+            for run_as in engine_quants(model, as_stored, engine, machine.target, asked, quants):
+                run_as = replace(run_as, cautions=(*run_as.cautions, *filter(None, [note])))
                 found += _cases(
-                    name, model, as_stored, engine, engine_quant, machine, own, batches, request, taught[machine]
+                    name, model, as_stored, engine, run_as, machine, own, batches, request, taught[machine]
                 )
         except ProfileError as error:
             impossible[name, error.message] = Refusal(name, error)
@@ -284,16 +284,12 @@ def one_case(request: FitRequest) -> OneCase:
     if not names:
         raise ProfileError("no model named", "profile models lists the catalog.")
     _, model = _model(names[0], request, contexts)
-    engine_quant = engine_quants(model, held(model), engine, machine.target, asked, usual)[0]
-    predictor = _predictor(
-        model.geometry, engine, engine_quant, machine, request.path, _learned(machine.target, request)
-    )
-    cautions = (*model.cautions, *engine_quant.cautions, *_extrapolated(engine, engine_quant, machine, request))
+    run_as = engine_quants(model, held(model), engine, machine.target, asked, usual)[0]
+    predictor = _predictor(model.geometry, engine, run_as, machine, request.path, _learned(machine.target, request))
+    cautions = (*model.cautions, *run_as.cautions, *_extrapolated(engine, run_as, machine, request))
     (context,) = _reached(contexts, model.geometry.max_position, request)
     named = Named(
-        model.source.argument(names[0]),
-        model.source,
-        engine_quant.checkpoint_format is not None or not request.quants,
+        model.source.argument(names[0]), model.source, run_as.checkpoint_format is not None or not request.quants
     )
     return OneCase(model, named, predictor, context, batches[0], cautions)
 
@@ -317,17 +313,17 @@ def _cases(
     model: Model,
     checkpoint_format: Stored | None,
     engine: Engine,
-    engine_quant: EngineQuant,
+    run_as: EngineQuant,
     machine: Machine,
     contexts: Sequence[int],
     batches: Sequence[int],
     request: FitRequest,
     learned: Learned,
 ) -> Iterator[FitPrediction]:
-    predictor, kv = _predictor(model.geometry, engine, engine_quant, machine, request.path, learned), request.kv
+    predictor, kv = _predictor(model.geometry, engine, run_as, machine, request.path, learned), request.kv
     longest = {batch: predictor.largest_context(batch, kv) for batch in batches}
-    as_stored = engine_quant.checkpoint_format is not None or not request.quants
-    unchecked = _extrapolated(engine, engine_quant, machine, request)
+    as_stored = run_as.checkpoint_format is not None or not request.quants
+    unchecked = _extrapolated(engine, run_as, machine, request)
     for context in _reached(contexts, model.geometry.max_position, request):
         widest = predictor.largest_batch(context, kv)
         for batch in batches:
@@ -335,7 +331,7 @@ def _cases(
             yield FitPrediction(
                 model=model.name,
                 named=Named(model.source.argument(name), model.source, as_stored=as_stored),
-                cautions=(*engine_quant.cautions, *unchecked, *machine.target.limits, *model.cautions),
+                cautions=(*run_as.cautions, *unchecked, *machine.target.limits, *model.cautions),
                 prediction=prediction,
                 largest_context=longest[batch],
                 largest_batch=widest,
@@ -355,14 +351,14 @@ def _reached(contexts: Sequence[int], most: int, request: FitRequest) -> tuple[i
 def _predictor(
     geometry: Geometry,
     engine: Engine,
-    engine_quant: EngineQuant,
+    run_as: EngineQuant,
     machine: Machine,
     path: str | None = None,
     learned: Learned = NOTHING,
 ) -> Predictor:
-    """A predictor of a model in ``engine_quant``, run as a sweep would run it on ``machine``."""
-    target, quant, stored = machine.target, engine_quant.quant, engine_quant.checkpoint_format
-    dtype = engine_quant.dtype or compute_dtype(target, quant)
+    """A predictor of a model in ``run_as``, run as a sweep would run it on ``machine``."""
+    target, quant, stored = machine.target, run_as.quant, run_as.checkpoint_format
+    dtype = run_as.dtype or compute_dtype(target, quant)
     return Predictor(geometry, engine, quant, machine, dtype, path or usual_path(target), stored, learned)
 
 
@@ -373,9 +369,7 @@ def _learned(target: Target, request: FitRequest) -> Learned:
     return from_store(request.store, devices.find(target.local), target)
 
 
-def _extrapolated(
-    engine: Engine, engine_quant: EngineQuant, machine: Machine, request: FitRequest
-) -> tuple[str, ...]:
+def _extrapolated(engine: Engine, run_as: EngineQuant, machine: Machine, request: FitRequest) -> tuple[str, ...]:
     """Notes on the assumptions for a device on which `profile sweep` cannot run."""
     target = machine.target
     if not engine.loads_with_transformers:
@@ -385,9 +379,9 @@ def _extrapolated(
     if swept(target):
         return ()
     told = f"profile sweep does not run on {target.vendor} devices, so it cannot check these figures"
-    if engine_quant.quant in DTYPE_BYTES or engine_quant.checkpoint_format is not None:
+    if run_as.quant in DTYPE_BYTES or run_as.checkpoint_format is not None:
         return (told,)
-    return (told, f"{engine_quant.quant} assumes that bitsandbytes is as efficient there as on NVIDIA GPUs")
+    return (told, f"{run_as.quant} assumes that bitsandbytes is as efficient there as on NVIDIA GPUs")
 
 
 def ranked(found: Sequence[FitPrediction], goal: Goal) -> list[FitPrediction]:
