@@ -173,7 +173,7 @@ def test_a_stored_baseline_compares_an_update_of_the_build(gate: Gate, tmp_path:
 
 def test_the_advice_for_a_build_is_a_command_of_the_same_case() -> None:
     case = make_case(64, backend="llama.cpp", path="eager", options="gpu-layers=4 kv=q8_0")
-    line = str(baseline.settle(Task(case, source())).command)
+    line = str(baseline.advice_for(Task(case, source())).command)
     assert "--base OLD_DIR" in line and "--kv q8_0" in line and "--gpu-layers 4" in line
     printed.check(line.split())
 
