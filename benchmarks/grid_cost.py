@@ -52,10 +52,11 @@ with torch.inference_mode():
         start = time.perf_counter()
         output = model(ids, use_cache=True, logits_to_keep=1)
         prefill_s = time.perf_counter() - start
-        cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
+        name = 'cache' if 'cache' in output else 'past_key_values'  # renamed in transformers 5.24
+        cache, token = output[name], output.logits[:, -1:].argmax(-1)
         start = time.perf_counter()
         for _ in range(steps):
-            token = model(token, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
+            token = model(token, **{name: cache}, logits_to_keep=1).logits[:, -1:].argmax(-1)
         decode_s = time.perf_counter() - start
         print(batch * context / prefill_s, batch * steps / decode_s)
 """

@@ -95,6 +95,8 @@ def by_hand(session: Session, case: Case, reps: int) -> tuple[list[float], list[
     import torch
     from transformers import DynamicCache
 
+    from profiler.kernels.versions import with_cache
+
     model: Any = session.model  # type: ignore[attr-defined]
     ids = torch.randint(
         model.config.vocab_size, (case.batch, case.context), generator=torch.Generator().manual_seed(0)
@@ -104,11 +106,11 @@ def by_hand(session: Session, case: Case, reps: int) -> tuple[list[float], list[
         for _ in range(1 + reps):
             cache = DynamicCache(config=model.config)
             start = time.perf_counter()
-            token = model(ids, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
+            token = model(ids, **with_cache(cache), logits_to_keep=1).logits[:, -1:].argmax(-1)
             prefills.append(time.perf_counter() - start)
             start = time.perf_counter()
             for _ in range(case.steps):
-                token = model(token, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
+                token = model(token, **with_cache(cache), logits_to_keep=1).logits[:, -1:].argmax(-1)
             decodes.append(time.perf_counter() - start)
     return prefills, decodes
 

@@ -15,13 +15,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from profiler import devices
-from profiler.case import Case
+from profiler.case import Case, Task
 from profiler.models.resolve import resolve
 from profiler.quants.base import DTYPE_BYTES
 from profiler.results.measurement import Memory, parts, peak_phase, unaccounted_bytes
 from profiler.run import worker
 from profiler.run.loop import measure
-from profiler.run.protocol import WorkerTask
 from profiler.run.repetitions import Effort, Repeater
 from profiler.units import bytes_text
 
@@ -33,8 +32,9 @@ def main() -> int:
     options = parse()
     wire: Any = SimpleNamespace(beat=lambda text: None)
     task = the_task(options)
-    session, cost = worker.load(task, wire)
-    row = worker.with_load_cost(measure(session, task.case, Repeater(task.effort, wire.beat)), cost)
+    session, cost = worker.load(task, None, wire)
+    repeater = Repeater(Effort(reps=1, max_phase_s=0.001), wire.beat)
+    row = worker.with_load_cost(measure(session, task.case, repeater), cost)
     print(f"{row.case.label} {row.case.weights} {row.case.dtype} {row.case.device}, peak in {peak_phase(row.memory)}")
     return show(row.memory)
 
@@ -56,8 +56,8 @@ def show(memory: Memory) -> int:
     return int(abs(left / whole) > AIM)
 
 
-def the_task(options: argparse.Namespace) -> WorkerTask:
-    """The order for the worker."""
+def the_task(options: argparse.Namespace) -> Task:
+    """What the worker measures."""
     found = resolve(options.model, offline=True)
     weights = options.weights if options.weights != "auto" else ("real" if found.checkpoint else "synthetic")
     plain = options.quant if options.quant in DTYPE_BYTES else devices.find(options.device).default_dtype
@@ -76,7 +76,7 @@ def the_task(options: argparse.Namespace) -> WorkerTask:
         ubatch=options.ubatch,
         threads=options.threads,
     )
-    return WorkerTask(case, found.source, Effort(reps=1, max_phase_s=0.001), None)
+    return Task(case, found.source)
 
 
 def parse() -> argparse.Namespace:

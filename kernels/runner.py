@@ -23,6 +23,7 @@ from profiler.errors import ProfileError
 from . import native
 from .patches import Patches, fallback, skips_empty_slots
 from .state import DecodeState
+from .versions import with_cache
 
 
 def decode_step(model: PreTrainedModel, state: DecodeState) -> torch.Tensor:
@@ -36,8 +37,7 @@ def decode_step(model: PreTrainedModel, state: DecodeState) -> torch.Tensor:
         input_ids=state.token,
         position_ids=state.position[None].expand(state.token.shape[0], 1),
         attention_mask=state.masks(),
-        past_key_values=state.cache,
-        use_cache=True,
+        **with_cache(state.cache),
     ).logits[:, -1]
     state.advance(logits.argmax(dim=-1, keepdim=True))
     return logits
@@ -71,7 +71,7 @@ def prefill(
     cache = DynamicCache(config=model.config.get_text_config())
     for start in range(0, ids.shape[1], PREFILL_CHUNK):
         chunk = ids[:, start : start + PREFILL_CHUNK]
-        logits = model(input_ids=chunk, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        logits = model(input_ids=chunk, **with_cache(cache), logits_to_keep=1).logits
     return cache, logits[:, -1]
 
 
@@ -117,7 +117,7 @@ class EagerRunner:
     def enqueue(self, steps: int) -> None:
         with torch.inference_mode():
             for _ in range(steps):
-                output = self.model(input_ids=self.tokens[-1], past_key_values=self.cache, use_cache=True)
+                output = self.model(input_ids=self.tokens[-1], **with_cache(self.cache))
                 self.logits = output.logits[:, -1]
                 self.tokens.append(self.logits.argmax(dim=-1, keepdim=True))
 

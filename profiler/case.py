@@ -1,8 +1,8 @@
 """A case of the grid, the task of measuring it, and the source of its model.
 
-A case is frozen, and its ``key`` is its only identity. A ``Task`` adds the source of the model; ``grid.GridTask`` and
-``protocol.WorkerTask`` extend it for the plan and for the worker. A ``ModelNote`` is a sentence about a model that
-every reader of its figures has to know.
+A case is frozen, and its ``key`` is its only identity. A ``Task`` is the one object that travels from the grid
+through the plan to the worker that measures it. A ``ModelNote`` is a sentence about a model that every reader of its
+figures has to know.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what a task carries, but this module does not use
+    from profiler.cost.cases import CaseEstimate
+    from profiler.models.geometry import Geometry
+    from profiler.models.stored import Stored
+    from profiler.quants.base import Quant
 
 # Default tokens per sequence in one prefill pass. A larger chunk is hardly faster, and its activations take more
 # memory.
@@ -170,10 +176,22 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A case and the source of its model: what any worker needs to measure it."""
+    """A case, the source of its model, and what is known about it so far.
+
+    A worker needs only the first two fields. ``run.grid.tasks`` adds those about the model, ``run.plan.make`` the
+    estimates, or the reason why the case is not measured.
+    """
 
     case: Case
     source: Source
+    geometry: Geometry | None = None
+    quant: Quant | None = None
+    checkpoint_format: Stored | None = None  # the checkpoint, if it runs as it is stored
+    note: str | None = None  # what happens to the weights during loading
+    reason: str | None = None  # why it is left out; None: it can be measured, as far as is known
+    estimate: CaseEstimate | None = None
+    load_s: float = 0.0  # estimated seconds to load the model, which only the first case of a load needs
+    run_s: float = 0.0  # estimated seconds of the warm-ups and repetitions of both phases
 
 
 def _path(typed: str, kind: str) -> str:

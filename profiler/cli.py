@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 import click
 
-from profiler import __version__, console, folders, registry
+from profiler import __version__, console, folders, registry, settings
 from profiler.errors import EXHAUSTED, ProfileError
 from profiler.units import printable
 
@@ -52,6 +52,8 @@ class Commands(click.Group):
         name = args[0]
         if name not in self.list_commands(ctx) and not name.startswith("-"):
             raise registry.unknown("command", name, self.list_commands(ctx))
+        if not set(ctx.help_option_names) & set(args):  # help works whatever a file of settings contains
+            ctx.default_map = {name: settings.default_map(name)}
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -109,16 +111,26 @@ def summary(name: str) -> str:
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+@click.option("--on", metavar="DEVICE", help="Without a command: another device, as for profile fit.")
 @click.version_option(__version__, prog_name="profile")
 @click.pass_context
-def main(ctx: click.Context) -> None:
+def main(ctx: click.Context, on: str | None) -> None:
     """Measure and predict how fast language models run on your hardware, and how much memory they take.
 
-    Start with profile fit, which predicts what fits this machine without running anything, or with profile sweep,
-    which measures a small grid in about five minutes.
+    Without a command, it shows what to run on this machine, what was measured, and what to type next. profile fit
+    predicts more without running anything, and profile sweep measures a small grid in about five minutes.
+
+    Defaults for models, quants, device and store are read from profile.toml in this folder or one above it, then from
+    ~/.config/profile/profile.toml.
     """
     if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help())
+        from profiler.show.overview import overview  # commands do without it
+
+        settings.load()  # reports what is wrong with it
+        click.echo(overview(on), nl=False)
+    elif on is not None:
+        name = ctx.invoked_subcommand
+        raise click.UsageError(f"--on stands before {name}. Put it after: profile {name} --on DEVICE")
 
 
 def _say(message: str, hint: str | None, code: int) -> int:

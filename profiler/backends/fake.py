@@ -35,7 +35,7 @@ from profiler.units import bytes_text, printable
 
 MIB = 1024**2
 BASELINE_BYTES = 64 * MIB  # of the simulated process before its model is loaded
-PHASES = ("load", "prefill", "fill", "decode")
+STAGES = ("load", "prefill", "fill", "decode")
 PIECE = 16 * MIB  # a real allocation grows by this much, so that it meets a limit and does not jump over it
 OVERRIDES = "PROFILER_FAKE"  # variable with fields of the script as JSON, so that two processes may differ
 NO_POWER: FigureOrReason = (None, "the script states no power")
@@ -79,11 +79,11 @@ class FakeMeter:
     def window(self) -> FakeWindow:
         return FakeWindow(self)
 
-    def mark(self) -> object:
+    def timestamp(self) -> object:
         return self.seconds
 
-    def elapsed(self, marks: Sequence[object]) -> list[float]:
-        return [after - before for before, after in pairwise(marks)]  # type: ignore[operator]
+    def elapsed(self, timestamps: Sequence[object]) -> list[float]:
+        return [after - before for before, after in pairwise(timestamps)]  # type: ignore[operator]
 
     def reset_peak(self) -> None:
         self.highest = self.held
@@ -145,7 +145,7 @@ class FakeWatcher:
 
 BACKEND = Backend(
     predicted=False,
-    made_up="a simulated device",
+    simulated="a simulated device",
     meter=lambda device: FakeMeter(),
     paths=PATHS,
 )
@@ -171,7 +171,7 @@ class FakeGeneration:
         self.length = 0
         self.saved: int | None = None
         self.random = random.Random(case.key)
-        self.calls = dict.fromkeys(PHASES, 0)  # of this case so far
+        self.calls = dict.fromkeys(STAGES, 0)  # of this case so far
 
     def prefill(self) -> int:
         self._become(0)
@@ -287,7 +287,7 @@ class Fault:
     """Something that goes wrong in one phase, of every case or of cases with this context and batch."""
 
     kind: str  # a key of FAULTS
-    when: str = "prefill"  # one of PHASES
+    when: str = "prefill"  # one of STAGES
     value: Any = None
     context: int | None = None
     batch: int | None = None
@@ -372,7 +372,7 @@ def _miscount(value: Any, generation: FakeGeneration) -> None:
 
 
 def _nan(value: Any, generation: FakeGeneration) -> None:
-    generation.meter.elapsed = lambda marks: [math.nan] * (len(marks) - 1)  # type: ignore[method-assign]
+    generation.meter.elapsed = lambda timestamps: [math.nan] * (len(timestamps) - 1)  # type: ignore[method-assign]
 
 
 def _throttle(value: Any, generation: FakeGeneration) -> None:
@@ -443,6 +443,6 @@ class Script:
         for fault in faults:
             if fault.kind not in FAULTS:
                 raise ProfileError(f"unknown fault {printable(fault.kind)}", f"Known: {', '.join(FAULTS)}.")
-            if fault.when not in PHASES:
-                raise ProfileError(f"unknown phase {printable(fault.when)}", f"Known: {', '.join(PHASES)}.")
+            if fault.when not in STAGES:
+                raise ProfileError(f"unknown phase {printable(fault.when)}", f"Known: {', '.join(STAGES)}.")
         return script

@@ -141,7 +141,8 @@ def _learned(row: Mapping[str, Any], plain: Mapping[str, Any], correction: Corre
 
 def disturbed(measurement: Measurement, figure: str) -> bool:
     """Whether other processes disturbed the measurement of a speed, which no prediction accounts for."""
-    return any(caution.code == f"{figure.removesuffix('_tps')}-cpu-pressure" for caution in measurement.cautions)
+    codes = {f"{figure.removesuffix('_tps')}-{ending}" for ending in ("cpu-pressure", "busy")}
+    return any(caution.code in codes for caution in measurement.cautions)
 
 
 def summary(found: Sequence[dict[str, Any]]) -> list[str]:

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from datetime import UTC, datetime
 from typing import Any
 
 import click
 
-from profiler import backends, devices, folders, quants
+from profiler import devices, quants
 from profiler.commands import options
 from profiler.cost.engines.transformers import COUNTS
 from profiler.devices import calibration
-from profiler.devices.base import DeviceInfo, kind_of
+from profiler.devices.base import kind_of
 from profiler.devices.calibration import BETWEEN_NEEDS, DELTA, DELTA_TOKENS, Ceilings, LayerKernel
 from profiler.errors import ProfileError
 from profiler.models.layers import IDEAL, Weight
-from profiler.run.process import worker_environment
+from profiler.results.measurement import PHASES
+from profiler.run import ceilings
 from profiler.show import output as show_output
-from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
+from profiler.show import progress
+from profiler.units import UNKNOWN, bytes_text, seconds_text, significant
 
-LIMIT_S = 180.0  # calibrating takes half a minute to a minute, and about three times as long on a busy machine
+USUAL_S = 50.0
 SHOWN_TOKENS = (1, 16, 256)
 SHOWN_LAYER = (2048, 2048)  # output and input features
 
@@ -41,9 +38,10 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
     PyTorch and bitsandbytes version; calibrate again when one of them changes. They are in the folder ceilings next
     to the default store, and apply to every store, whatever --store says.
 
-    Leave the machine idle meanwhile, since other work makes the ceilings too low. On a shared machine, calibrate
-    several times: the five latest are combined, taking the best of each ceiling and the median of each rate. Under a
-    CPU quota, the figures are for the time in which the process runs; predictions account for the rest.
+    Leave the machine idle meanwhile. A figure is measured again if other processes took CPU time from it; if they do
+    not stop, nothing is stored. The five latest calibrations are combined, taking the best of each ceiling and the
+    median of each rate. Under a CPU quota, the figures are for the time in which the process runs; predictions
+    account for the rest.
     """
     found = devices.find(device)
     known = calibration.load(found)
@@ -62,64 +60,16 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
             )
     else:
         calibration.check_folder()  # measuring takes a minute
-        path = calibration.save(measure(found), fresh)
+        usual_s = known.seconds if known is not None else USUAL_S
+        with progress.Watched(f"calibrating {found.name}", usual_s) as watched:
+            measured = ceilings.measure(found, watched.tick)
+        path = calibration.save(measured, fresh)
         known = calibration.load(found)
         assert known is not None  # saved just now
         several = f", with {known.runs - 1} earlier" if known.runs > 1 else ""
         click.echo(f"stored in {path}{several}", err=True)
     click.echo(show_output.render(rows(known, found.repacks), _cells, output, prose="how"), nl=False)
     return 0
-
-
-def measure(device: DeviceInfo) -> Ceilings:
-    """Run the microbenchmarks of the default backend in a separate process.
-
-    Raises ProfileError if it dies, takes too long or prints something else.
-    """
-    module = backends.find(backends.DEFAULT).microbenchmark
-    assert module is not None
-    command = [sys.executable, "-P", "-m", module, device.name, str(device.threads or 0), str(device.running)]
-    limit_s = LIMIT_S / device.running
-    environ = worker_environment(os.environ)
-    environ |= folders.child_environ(environ)
-    try:
-        done = subprocess.run(
-            command,
-            env=environ,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=limit_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise ProfileError(
-            f"measuring {device.name} took more than {limit_s:.0f} s", "Is the machine busy?"
-        ) from None
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise ProfileError(f"measuring {device.name} failed: {printable(last)}")
-    return _ceilings(device, lines[-1])
-
-
-def _ceilings(device: DeviceInfo, line: str) -> Ceilings:
-    try:
-        content: dict[str, Any] = json.loads(line)
-        found = calibration.parse(
-            {
-                "schema": calibration.SCHEMA,
-                "title": device.title,
-                "fingerprint": calibration.fingerprint(device),
-                "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
-            | content
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        found = None
-    if found is None:
-        raise ProfileError(f"measuring {device.name} gave impossible figures")
-    return found
 
 
 def rows(found: Ceilings, repacks: bool) -> list[dict[str, Any]]:
@@ -157,7 +107,7 @@ def rows(found: Ceilings, repacks: bool) -> list[dict[str, Any]]:
         (f"starting a layer {kernel}", layer.start_s, "s") for kernel, layer in found.layers.items() if layer.start_s
     ]
     figures.append(("a worker without a model", found.process_bytes or None, "bytes"))
-    apart = {f"processes differ, {phase}": (found.between or {}).get(phase) for phase in ("prefill", "decode")}
+    apart = {f"processes differ, {phase}": (found.between or {}).get(phase) for phase in PHASES}
     figures += [(name, value, "share") for name, value in apart.items()]
     told = f"{found.runs} calibrations" if found.between else f"needs {BETWEEN_NEEDS} calibrations"
     how = {**found.how, **dict.fromkeys(apart, told)}

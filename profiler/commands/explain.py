@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from profiler import backends, devices
+from profiler.case import Case
 from profiler.commands import options
 from profiler.console import say
 from profiler.cost import explanation
+from profiler.cost.cases import left_plain
 from profiler.cost.machine import SPLITS, Split
 from profiler.cost.prediction import Prediction
 from profiler.decode_path import PATHS
 from profiler.models.resolve import Model
-from profiler.results import environment
+from profiler.results import reading
 from profiler.results.measurement import Measurement
-from profiler.results.store import Store, existing
-from profiler.run.fit import FitRequest, one_case
+from profiler.run import choice
+from profiler.run.fit import FitRequest, OneCase, one_case
+from profiler.shell import Command, command
 from profiler.show import explain as show_explain
 from profiler.show import output as show_output
 
@@ -113,41 +115,56 @@ def explain(
     shown = () if output in ("table", "md") else prediction.machine.target.limits  # those have them in the heading
     for caution in (*case.cautions, *shown):
         say(f"{case.model.name}: {caution}")
-    how = case.serving(prediction), case.check(prediction)
-    click.echo(show_explain.render(case.model.name, prediction, found, measured, output, *how), nl=False)
+    about = show_explain.About(
+        case.serving(prediction), case.check(prediction), *_instead(case, prediction, on, split, batch)
+    )
+    click.echo(show_explain.render(case.model.name, prediction, found, measured, output, about), nl=False)
     return 0
 
 
+def _instead(
+    case: OneCase, prediction: Prediction, on: str | None, split: Split | None, batch: str
+) -> tuple[str | None, Prediction | None, Command | None]:
+    """What the quantization leaves unquantized, and if that is most of the model or the case does not fit, what fits
+    instead, and the command that explains that.
+    """
+    request, predictor, where = prediction.request, case.predictor, ("--on", on) if on else ()
+    left = left_plain(predictor.storage, request.quant, request.dtype)
+    fits = prediction.verdict.word != "no"
+    if (fits and choice.shrinks(predictor)) or case.model.source.kind == "gguf":
+        return left, None, None
+    most = choice.LOSSLESS_BITS if choice.shrinks(predictor) else choice.bits(request.quant)
+    other = choice.instead(predictor.geometry, predictor.machine, case.context, request.batch, most)
+    if other is None:
+        return left, None, None if fits else command("profile", where)
+    asked = ("--engine", other.engine.name, "-q", other.request.quant, "-c", str(case.context))
+    shared = (*(("-b", batch) if request.batch > 1 else ()), *(("--split", split) if split else ()))
+    return left, other, command("profile", "explain", case.named.argument, asked, shared, where)
+
+
 def measurements_of(model: Model, prediction: Prediction, store: Path | None) -> list[Measurement]:
-    """The measurements of the case in this engine on this machine with any decode path, the newest first."""
+    """The measurements of the case in this engine on this machine with any decode path, the newest first.
+
+    If there are only others, a line on stderr says so.
+    """
     target, request = prediction.machine.target, prediction.request
-    if target.local is None or target.count > 1 or (store is None and existing(store) is None):
+    if target.local is None or target.count > 1:
         return []
     ids = {model.model_id} | ({model.id_for("real")} if model.checkpoint else set())
-    with Store.open(store, create=False) as opened:
-        rows = [
-            row
-            for row in opened.newest_per_environment()
-            if row.outcome == "ok"
-            and row.case.model_id in ids
-            and (backend := backends.of_row(row.case.backend)) is not None
-            and backend.made_up is None
+
+    def is_case(case: Case) -> bool:
+        backend = backends.of_row(case.backend)
+        return (
+            case.model_id in ids
+            and backend is not None
+            and backend.simulated is None
             and backend.engine == prediction.engine.name
-            and (row.case.quant, row.case.dtype, row.case.context, row.case.batch, row.case.device)
-            == (request.quant, request.dtype, request.context, request.batch, target.local)
-            and row.case.threads is None
-        ]
-    return _here(rows, target.local)[::-1]
+            and (case.quant, case.dtype, case.context, case.batch, case.device, case.threads)
+            == (request.quant, request.dtype, request.context, request.batch, target.local, None)
+        )
 
-
-def _here(rows: Sequence[Measurement], device: str) -> list[Measurement]:
-    """The rows of this machine, its limits and its software. If there are only others, a line on stderr says so."""
-    if not rows:
-        return []
-    snapshot = environment.snapshot(devices.find(device))
-    key = environment.environment_key(snapshot)
-    here = [row for row in rows if environment.environment_key(row.environment) == key]
-    if not here:
-        changed = "; ".join(environment.differences(rows[-1].environment, snapshot)[:MOST_CHANGES])
-        say(f"this case was measured only on another machine or with other software: {changed}")
-    return here
+    rows, changed = reading.of_case(store, is_case, devices.find(target.local))
+    if changed:
+        changes = "; ".join(changed[:MOST_CHANGES])
+        say(f"this case was measured only on another machine or with other software: {changes}")
+    return rows

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from profiler import registry
+from profiler import registry, settings
+from profiler.console import say
+from profiler.settings import Setting
 from profiler.shell import quote
-from profiler.units import counted, some_bytes, some_seconds, some_share
+from profiler.units import counted, printable, some_bytes, some_seconds, some_share
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 Callback = Callable[[click.Context, click.Parameter, str | None], Any]
+FEW_NOTES = 5  # below a table: more than a person reads at once
 GROUP = "help_group"  # the attribute in which a parameter keeps the title of its group
 
 LLAMA_BENCH_OPTIONS = {  # option of llama-bench → our option, explanation
@@ -51,6 +55,13 @@ class DocumentedCommand(click.Command):
         super().__init__(*args, **more)
         self.examples = dict(examples or {})
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, after saying on stderr what ``profile.toml`` has decided."""
+        for name, setting in from_settings(ctx).items():
+            value = setting.value if isinstance(setting.value, str) else ",".join(setting.value)
+            say(f"{name} {printable(value)} (from {printable(setting.file)})")
+        return super().invoke(ctx)
+
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_help_text(ctx, formatter)
         if self.examples:
@@ -69,6 +80,23 @@ class DocumentedCommand(click.Command):
         for title in titles:
             with formatter.section(title if len(titles) > 1 else "Options"):
                 formatter.write_dl(rows[title])
+
+
+def from_settings(ctx: click.Context) -> dict[str, Setting]:
+    """The parameters whose values come from ``profile.toml``. Those that a scenario has are removed from ``ctx``."""
+    given = [each for each in ctx.params if ctx.get_parameter_source(each) is ParameterSource.DEFAULT_MAP]
+    if not given:
+        return {}
+    if ctx.params.get("scenario"):
+        from profiler.run import grid  # commands without a scenario do without it
+
+        scenario = grid.load(ctx.params["scenario"])
+        of_scenario = settings.LISTS if ctx.info_name == "sweep" else ("models",)  # fit ignores its quantizations
+        for name in [name for name in of_scenario if name in given and getattr(scenario, name)]:
+            ctx.params[name] = ()
+            given.remove(name)
+    known = settings.load()
+    return {name: known[name] for name in given}
 
 
 def parsed(parse: Callable[[str], Any]) -> Callback:
@@ -153,6 +181,19 @@ def output(default: str = "table") -> Decorator:
     )
 
 
+def notes() -> Decorator:
+    """``--notes``: how many notes stand below a table. The command gets ``most_notes``."""
+    return click.option(
+        "--notes",
+        "most_notes",
+        type=click.Choice(("few", "all"), case_sensitive=False),
+        callback=lambda ctx, param, value: None if value == "all" else FEW_NOTES,
+        default="few",
+        show_default=True,
+        help=f"Notes below a table: the {FEW_NOTES} most important ones, or all.",
+    )
+
+
 class FilePath(click.Path):
     """The path of a file, a folder or either. An empty one, such as from an unset variable, is a usage error."""
 
@@ -181,7 +222,8 @@ def store() -> Decorator:
         "--store",
         type=FilePath(),
         metavar="FILE",
-        help="The file with stored results. [default: $PROFILER_STORE, or a file in the user data folder]",
+        help="The file with stored results. [default: $PROFILER_STORE, that of profile.toml, or a file in the user "
+        "data folder]",
     )
 
 

@@ -9,7 +9,7 @@ import click
 from profiler.commands import options
 from profiler.console import say, width
 from profiler.results import reading
-from profiler.results.store import Store, collector_paused
+from profiler.results.encoding import collector_paused
 from profiler.show.report import files
 from profiler.units import printable
 
@@ -21,9 +21,10 @@ from profiler.units import printable
         "profile report": "everything in the store, in the terminal",
         "profile report --html fit.html --md fit.md": "a page to share, as HTML and as Markdown",
         "profile report latest~1 latest": "the last two runs; profile runs lists all of them",
+        "profile report latest laptop.jsonl --html both.html": "beside the rows of another machine",
     },
 )
-@click.argument("names", nargs=-1, metavar="[RUN]...")
+@click.argument("names", nargs=-1, metavar="[RUN|FILE]...")
 @options.html()
 @click.option(
     "--md",
@@ -37,15 +38,17 @@ from profiler.units import printable
     metavar="FILE",
     help="Quality scores of models, with sources, instead of the built-in ones.",
 )
+@click.option("--paths", is_flag=True, help="Show absolute paths in full. They are shortened to names otherwise.")
 @options.store()
 def report(
-    names: tuple[str, ...], html: Path | None, md: Path | None, quality: Path | None, store: Path | None
+    names: tuple[str, ...], html: Path | None, md: Path | None, quality: Path | None, paths: bool, store: Path | None
 ) -> int:
     """Show which models to run on this machine: what fits, how fast, and why.
 
-    The report covers the runs you name, or the newest row of every case in the store. Rows of several machines are
-    shown side by side. A case that was not measured is predicted, and marked as such, if the catalog has its model.
-    Without --html or --md, the report goes to the terminal.
+    The report covers the runs you name, or the newest row of every case in the store. A FILE of rows (profile runs
+    show RUN -o jsonl) or another store is shown beside them, as are the rows of several machines. A case that was not
+    measured is predicted, and marked as such, if the shapes of its model are known. Without --html or --md, the
+    report goes to the terminal.
     """
     from profiler.show.report import page as report_page
     from profiler.show.report import quality as scores
@@ -54,8 +57,12 @@ def report(
     files.check(html, store, md, quality)
     files.check(md, store, quality)
     known = scores.read(quality) if quality else None
-    with Store.open(store, create=False) as opened, collector_paused():
-        page = report_page.page(*reading.of_runs(opened, names), known)
+    with reading.sources(names, store) as (first, *others), collector_paused():
+        if first.name:  # no run of the store is named
+            first, others = reading.RowSource("", ()), [first, *others]
+        page = report_page.page(
+            first.rows, first.run, first.runs, known, configs=first.configs, others=others, paths=paths
+        )
     for warning in page.warnings:
         say(warning)
     if html is not None:

@@ -78,7 +78,7 @@ def estimate_case(
     return CaseEstimate(
         weights=terms.weights,
         cache=exact(held),
-        peak=terms.peak + Interval(held, 0, 2 * held, "prior"),
+        peak=replace(terms.peak + Interval(held, 0, 2 * held, "prior"), low=terms.needed.low),
         load_s=_load_s(case, geometry, found, kind).scaled(1 / host.running),
         prefill_s=prefill.seconds,
         fill_s=prior(held / kind.fill_bytes_s, SPREAD),
@@ -226,7 +226,21 @@ def speeds(predictor: Predictor, case: Case) -> dict[str, Any]:
     if on.ceilings is not None:
         prefill, decode = explanation.explain(predictor, case.context, case.batch, kv).phases
         content["ceiling_s"] = {"prefill": prefill.ceiling_s, "step": decode.ceiling_s}
+    if (used := _utilization(predictor, case)) is not None:
+        content["utilization"] = used
     return content
+
+
+def _utilization(predictor: Predictor, case: Case) -> dict[str, Any] | None:
+    """What MFU of the prefill and MBU of decode are computed from (``stats.ceiling``); ``None`` without ceilings."""
+    on = predictor.machine.target
+    at = on.at_quick
+    if at.guessed or (backends.simulated(case.backend) and on.ceilings is None):
+        return None
+    there = predictor if at is on else predictor_of(case, predictor.geometry, at, predictor.checkpoint_format)
+    prefill_s, step_s = there.utilization_s(case.context, mean_depth(case), case.batch, kv_of(case))
+    basis = "calibrated" if on.ceilings is not None else "data sheet" if at is on else "quick"
+    return {"prefill_s": prefill_s, "step_s": step_s, "basis": basis}
 
 
 def _between(on: Target) -> dict[str, Any] | None:

@@ -15,8 +15,8 @@ from profiler.cost.rates import PLAIN
 from profiler.cost.roofline import Rates
 from profiler.cost.work import PhaseWork
 from profiler.decode_path import GRAPH
+from profiler.results.measurement import PHASES
 
-PHASES = ("prefill", "decode")
 NAMES = {
     "other": "norms, routers, convolutions",
     "mlp": "feed-forward",

@@ -311,7 +311,7 @@ def _engine(row: Measurement) -> str | None:
     """The engine that a row teaches about; None for a failed row, a server, a simulated device, and for options that
     predictions do not know."""
     backend = backends.of_row(row.case.backend)
-    if row.outcome != "ok" or backend is None or not backend.predicted or backend.made_up or backend.served:
+    if row.outcome != "ok" or backend is None or not backend.predicted or backend.simulated or backend.server_command:
         return None
     return backend.engine if options_of(row.case.options).keys() <= {"kv"} else None
 

@@ -71,7 +71,7 @@ def judge(terms: Terms, machine: Machine) -> FitVerdict:
     It uses the predicted value of the peak. If only the upper bound exceeds the device, the verdict is tight.
     """
     usable = machine.usable_bytes
-    peak = terms.peak
+    peak = terms.needed
     shared = round(terms.host.value) if machine.target.unified else 0
     needed = round(peak.value) + shared
     headroom = usable - needed
@@ -335,11 +335,24 @@ class Predictor:
 
     def _least(self, done: PhaseWork) -> float:
         """Seconds at the ceilings: each item takes the longer of reading what it needs and multiplying it."""
-        bandwidth, total = self.machine.ceiling_bytes_s, 0.0
-        for item in done.items:
-            reading = (item.nbytes - item.avoidable_bytes) / bandwidth
-            total += max(reading, (item.flops - item.avoidable_flops) / self._flops_ceiling(item.scheme))
-        return total
+        return sum(max(part) for part in self._at_ceilings(done))
+
+    def utilization_s(self, context: int, depth: int, batch: int, kv: str | None = None) -> tuple[float, float]:
+        """Seconds that the FLOPs of a prefill and the bytes of a decode step alone take at the ceilings. Divided by
+        the measured seconds, they are MFU and MBU."""
+        prompt, step = (self._at_ceilings(done) for done in self.works(context, depth, batch, kv))
+        return sum(computing for _, computing in prompt), sum(reading for reading, _ in step)
+
+    def _at_ceilings(self, done: PhaseWork) -> list[tuple[float, float]]:
+        """Seconds to read what each item needs, and to multiply it."""
+        bandwidth = self.machine.ceiling_bytes_s
+        return [
+            (
+                (item.nbytes - item.avoidable_bytes) / bandwidth,
+                (item.flops - item.avoidable_flops) / self._flops_ceiling(item.scheme),
+            )
+            for item in done.items
+        ]
 
     def _flops_ceiling(self, scheme: str) -> float:
         if scheme not in self._ceilings:

@@ -10,6 +10,7 @@ swapping.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -39,6 +40,12 @@ STATUS = Path("/proc/self/status")
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 STEAL = 8  # the column of /proc/stat, after the name
+
+MAX_WAIT = 0.1  # share of the CPU time we needed; if others took more, the figure is disturbed
+# Others are blamed for a wait only if they worked for at least this part of it: our threads also wait for each other.
+MIN_BLAME = 0.5
+MAX_STALLED = 0.25  # share of the time in which other processes waited for a core, so that none was free for us
+MAX_STOLEN = 0.02  # of all cores: a hypervisor that takes this much takes more when its other guests wake up
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -238,6 +245,15 @@ class Pressure:
 
 
 @dataclass(frozen=True, slots=True)
+class Disturbance:
+    """Other work on the cores while something was timed."""
+
+    text: str
+    lacked: float = 0.0  # the share of the CPU time we needed that we did not get, as far as it is known
+    others: float = 0.0  # cores that other processes kept busy on average; infinite if it is unknown
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """What was observed on a device during one repetition."""
 
@@ -336,11 +352,11 @@ class Meter(Protocol):
     def window(self) -> Window:
         """Open a window once the device has finished everything queued."""
 
-    def mark(self) -> object:
+    def timestamp(self) -> object:
         """A point in the device's queue of work. Cheap, and does not wait."""
 
-    def elapsed(self, marks: Sequence[object]) -> list[float]:
-        """Seconds between each mark and the next. Waits for the device."""
+    def elapsed(self, timestamps: Sequence[object]) -> list[float]:
+        """Seconds between each timestamp and the next. Waits for the device."""
 
     def reset_peak(self) -> None:
         """Reset ``peak`` to the memory in use now."""
@@ -392,6 +408,40 @@ def run_delay_s() -> float | None:
         with suppress(OSError, IndexError, ValueError):  # a thread may end during the loop
             waited = (waited or 0) + int(stat.read_text().split()[1])
     return None if waited is None else waited / 1e9
+
+
+def disturbance(
+    before: Pressure, after: Pressure, waited_s: float, cpu_s: float, cores: int, stalls: bool = True
+) -> Disturbance | None:
+    """At most one disturbance on a machine with ``cores`` cores: the CPU time that we lacked, else what others did.
+
+    Our threads used ``cpu_s`` and had no core for ``waited_s``, summed. ``stalls``: whether it counts that processes
+    waited for a core, whichever they were.
+    """
+    wall = after.at_s - before.at_s
+    stood = grown(before.throttled_s, after.throttled_s) or 0.0  # waiting for the quota is not caused by other work
+    waited_s = max(0.0, waited_s - stood)
+    busy, own = grown(before.busy_s, after.busy_s), grown(before.own_s, after.own_s)
+    others_s = math.inf if busy is None or own is None else max(0.0, busy - own)
+    others = others_s / wall if wall > 0 else 0.0
+    lacked = waited_s / (waited_s + cpu_s) if waited_s else 0.0
+    if lacked > MAX_WAIT and others_s >= waited_s * MIN_BLAME:
+        text = f"the CPU was busy: other processes took {lacked:.0%} of the CPU time we needed"
+        return Disturbance(text, lacked, others)
+    stolen = grown(before.stolen_s, after.stolen_s)
+    if wall > 0 and stolen is not None and stolen / (wall * cores) > MAX_STOLEN:
+        return Disturbance(f"the hypervisor gave {stolen / (wall * cores):.0%} of the CPU time to other guests")
+    stalled = grown(before.stalled_s, after.stalled_s)
+    stalled = None if stalled is None else max(0.0, stalled - stood)
+    if not stalls or wall <= 0 or stalled is None or stalled / wall <= MAX_STALLED or others_s < stalled * MIN_BLAME:
+        return None
+    text = f"all cores were busy: other processes waited for one {stalled / wall:.0%} of the time"
+    return Disturbance(text, others=others)
+
+
+def grown(before: float | None, after: float | None) -> float | None:
+    """How much a counter has grown; None if it does not exist."""
+    return None if before is None or after is None else max(0.0, after - before)
 
 
 def _number(path: Path, pattern: str) -> int | None:

@@ -189,6 +189,25 @@ class Ceilings:
         )
 
 
+@dataclass(frozen=True)
+class QuickCeilings:
+    """The two ceilings that MBU and MFU need, as a sweep measures them within seconds. ``Ceilings`` replace them, and
+    predictions do not use them: a slow second may have made them too low."""
+
+    title: str
+    fingerprint: str
+    measured_at: str
+    seconds: float
+    read_bytes_s: float
+    flops: Mapping[str, float]  # matrix products, by dtype
+
+    def running(self, share: float) -> QuickCeilings:
+        """As ``Ceilings.running``."""
+        if share >= 1:
+            return self
+        return replace(self, read_bytes_s=self.read_bytes_s * share, flops=_divided(self.flops, 1 / share))
+
+
 def _divided(value: Any, by: float) -> Any:
     """A number, or each value of a mapping, divided by ``by``."""
     return {name: _divided(each, by) for name, each in value.items()} if isinstance(value, Mapping) else value / by
@@ -224,6 +243,38 @@ def load(device: DeviceInfo, packages: Sequence[str] | None = None) -> Ceilings 
     except ProfileError:  # no home folder, so nothing is stored
         return None
     return together(found) if found else None
+
+
+def load_quick(device: DeviceInfo) -> QuickCeilings | None:
+    """The two ceilings that a sweep on ``device`` has measured in its current state; ``None``: none has."""
+    mark = fingerprint(device)
+    try:
+        content = read_json(_quick_path(mark))
+    except ProfileError:
+        return None
+    found = parse_quick(content) if isinstance(content, Mapping) else None
+    return found if found is not None and found.fingerprint == mark else None
+
+
+def save_quick(ceilings: QuickCeilings) -> None:
+    """Store the two ceilings of a device. Raises ProfileError if the folder cannot be written."""
+    path = _quick_path(ceilings.fingerprint)
+    with _storing(path):
+        files.write(path, json.dumps(asdict(ceilings), indent=1))
+
+
+def parse_quick(content: Mapping[str, Any]) -> QuickCeilings | None:
+    """Two stored ceilings; ``None`` if a figure is missing or impossible."""
+    try:
+        found = QuickCeilings(**{one.name: content[one.name] for one in fields(QuickCeilings)})
+        numbers = [found.seconds, found.read_bytes_s, *found.flops.values()]
+    except (AttributeError, KeyError, TypeError):
+        return None
+    return found if found.flops and all(map(_is_number, numbers)) and min(numbers) > 0 else None
+
+
+def _quick_path(mark: str) -> Path:
+    return folder() / f"{mark}.quick.json"
 
 
 def _runs(path: Path, mark: str) -> list[Ceilings]:

@@ -211,6 +211,15 @@ def processes_bytes(nvml: Any, pids: Collection[int]) -> dict[str, int | None]:
     return {uuid: None if None in sizes else sum(filter(None, sizes)) for uuid, sizes in found.items() if sizes}
 
 
+def power_limit_w(uuid: str) -> float | None:
+    """The enforced power limit of a GPU; None if NVML or the board does not report it."""
+    try:
+        with library() as nvml:
+            return float(nvml.nvmlDeviceGetEnforcedPowerLimit(nvml.nvmlDeviceGetHandleByUUID(uuid))) / 1000
+    except Missing:
+        return None
+
+
 def _visible(nvml: Any, every: Mapping[int, Any], visible: str) -> list[Any]:
     """The handles of the cards in ``CUDA_VISIBLE_DEVICES``, as CUDA reads it.
 

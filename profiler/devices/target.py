@@ -20,7 +20,7 @@ from typing import Any
 from profiler import devices
 from profiler.devices import calibration, naming
 from profiler.devices.base import DeviceInfo, DeviceKind, Slice, kind_of, repacks
-from profiler.devices.calibration import Ceilings
+from profiler.devices.calibration import Ceilings, QuickCeilings
 from profiler.errors import ProfileError
 from profiler.registry import unknown
 from profiler.units import GIB, printable
@@ -126,6 +126,7 @@ class Target:
     source: str = ""  # where the figures come from, in words
     spread: float = 1.0  # factor by which the figures themselves may be off, either way
     ceilings: Ceilings | None = field(default=None, hash=False)  # as `profile calibrate` measured this very device
+    quick: QuickCeilings | None = field(default=None, hash=False)  # of this very device, as a sweep measured them
     default_dtype: str = "bf16"
     unsupported_dtypes: tuple[str, ...] = ()  # as in ``DeviceInfo``
     limits: tuple[str, ...] = ()  # as in ``DeviceInfo``; of the catalog: what its name left open (``naming``)
@@ -145,6 +146,13 @@ class Target:
     def guessed(self) -> bool:
         """Whether its figures are neither measured nor from a data sheet, so that its ceilings are unknown."""
         return self.ceilings is None and self.spread > 1
+
+    @property
+    def at_quick(self) -> Target:
+        """The same device with the bandwidth and FLOP/s of its ``quick`` ceilings, if they are all that is known."""
+        if self.quick is None or self.ceilings is not None:
+            return self
+        return replace(self, bandwidth_bytes_s=self.quick.read_bytes_s, flops=self.quick.flops, spread=1.0)
 
     @property
     def device_kind(self) -> DeviceKind:
@@ -272,10 +280,12 @@ def of(device: DeviceInfo, packages: Sequence[str] | None = None) -> Target:
     """
     found = _local(device)
     measured = calibration.load(device) if packages is None else calibration.load(device, packages)
+    on_host = kind_of(device.kind).is_host
     if measured is None:
-        return found
+        quick = calibration.load_quick(device)
+        return replace(found, quick=quick.running(device.running) if quick is not None and on_host else quick)
     kind = kind_of(device.kind)
-    if kind.is_host:
+    if on_host:
         measured = measured.running(device.running)
     no_data_sheet = kind.describe is not None or found.vendor == "other"
     return replace(

@@ -10,29 +10,29 @@ from math import ceil
 
 from profiler.decode_path import EAGER
 from profiler.results import energy, stats
-from profiler.results.measurement import Caution, Measurement, Phase
+from profiler.results.measurement import PHASES, Caution, Measurement, Phase
 from profiler.results.stats import Z_975, Centres
 from profiler.units import bytes_text, seconds_text
 
-STATED_PHASES: tuple[Phase, ...] = ("prefill", "decode")
 CAPPED = 0.05  # of the time: figures that differ by more were taken under different conditions
 STATED = ("capped", "sm_mhz")  # fields of samples that these cautions use
 DIFFERENT = 0.02  # of the clock: more than its 15 MHz steps, and more than most figures spread
 
 ENOUGH_REPS = 5  # the interval of five repetitions is far narrower than that of two: t is 2.8 instead of 12.7
+QUICK_REPS = 3  # what a quick look asks for
 NOISY = 0.1  # interquartile range ÷ median, the first threshold of torch.utils.benchmark
 QUARTILES_NEED = 4  # repetitions
 UNFINISHED = ("cap", "time")  # reasons to stop before the requested precision is reached
 SOME_DRIFT = 0.03  # over all repetitions; a smaller drift disappears in the requested interval
 IN_QUEUE = 0.5  # of a step: with less work than this left after the last launch, the device was waiting for the host
 MUCH_SLOWER = 1.3  # a step of the first repetition ÷ a step of later ones
+CEILINGS = ("ceiling_s", "utilization")  # fields of a prediction that say what the device can reach
 MUCH_RETAINED = 0.1  # of the peak of prefill
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 def device_cautions(measurement: Measurement) -> Iterator[Caution]:
     """Power limit and clocks of each phase, then energy that is unknown or implausible."""
-    for phase in STATED_PHASES:
+    for phase in PHASES:
         if measurement.samples.has("capped"):
             yield from _capped(measurement, phase)
         if measurement.samples.has("sm_mhz"):
@@ -90,7 +90,7 @@ def cautions(measurement: Measurement, centres: Centres | None = None) -> tuple[
         found += _launch_bound(measurement)
     if measurement.case.device.startswith("cuda"):
         found += _new_lengths(measurement)
-    if measurement.expected.get("ceiling_s"):
+    if not measurement.expected.keys().isdisjoint(CEILINGS):
         found += _too_fast(measurement, centres)
     if measurement.energy is not None or not stated.isdisjoint(STATED):
         found += device_cautions(measurement)
@@ -135,7 +135,8 @@ def _cut_short(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     if stopped not in ("cold", "time"):
         return
     done = len(measurement.samples.timed(phase))
-    limit, wanted = measurement.asked.get("max_phase_s"), measurement.asked.get("reps") or ENOUGH_REPS
+    fewest = QUICK_REPS if measurement.asked.get("quick") else ENOUGH_REPS
+    limit, wanted = measurement.asked.get("max_phase_s"), measurement.asked.get("reps") or fewest
     if not done or limit is None or (stopped == "time" and done >= wanted):
         return
     took = statistics.median(measurement.samples.seconds(phase))
@@ -151,11 +152,11 @@ def _cut_short(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
 def _inexact(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     """The strongest caution about the spread: incomparable, noisy, or less precise than requested."""
     rate = stats.rate(measurement, phase)
-    if rate is None or rate.relative_half is None or rate.within is None:
+    if rate is None or rate.relative_half is None or rate.within is None or rate.busy:
         return
     asked, precision, stopped = measurement.asked, measurement.asked.get("precision"), measurement.stopped.get(phase)
     seconds = measurement.samples.seconds(phase)
-    if rate.wide:
+    if rate.noisy:
         text = f"{phase}: repetitions differ too much to compare ({rate.n} of them): free the machine"
         cut_short = stopped == "time" or rate.n < (asked.get("reps") or 0)  # a larger -r would be cut short too
         more = -(-max(ENOUGH_REPS, rate.n + 2) // (measurement.case.batch if measurement.case.server else 1))
@@ -243,9 +244,9 @@ def _new_lengths(measurement: Measurement) -> Iterator[Caution]:
 
 def _too_fast(measurement: Measurement, centres: Centres) -> Iterator[Caution]:
     """A figure above its ceiling is impossible: one of the two is wrong."""
-    at, prefill, decode = measurement.expected["ceiling_s"], centres["prefill"], centres["decode"]
-    fractions = stats.shares(measurement.case, at, prefill and prefill.median, decode and decode.median)
-    for phase, fraction in fractions.items():
-        if fraction is not None and fraction > 1:
-            text = f"{phase}: {fraction:.2f} of the device's ceiling: the ceiling or this figure is wrong"
+    known = stats.ceiling(measurement, centres) or {}
+    for phase, use in (("prefill", "mfu"), ("decode", "mbu")):
+        share = max((known.get(f"{phase}_{name}") or 0.0 for name in ("fraction", use)), default=0.0)
+        if share > 1:
+            text = f"{phase}: {share:.2f} of the device's ceiling: the ceiling or this figure is wrong"
             yield Caution(f"{phase}-above-ceiling", text, "profile calibrate")

@@ -10,13 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from profiler.results.measurement import Energy, Measurement, Phase, PhaseEnergy
+from profiler.results.measurement import PHASES, Energy, Measurement, Phase, PhaseEnergy
 from profiler.units import seconds_text, significant
 
 RESOLVED_S = 10.0  # counters update every 100 ms and ends are known to 40 ms: over 1% error below this
 SUSPECT = 0.10  # of the larger: if counter and integrated power differ by more, one of them is wrong
 FILLED = 0.95  # of a window must be repetitions: then the gaps change the figure by at most 2 or 3%
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 @dataclass(frozen=True, slots=True)

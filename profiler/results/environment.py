@@ -23,7 +23,7 @@ from typing import Any
 import profiler
 from profiler import git
 from profiler.case import digest
-from profiler.devices import allowance, cgroup
+from profiler.devices import allowance, cgroup, nvml
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 from profiler.results.redact import redact_json
@@ -73,7 +73,7 @@ NAMES = {  # readable names, where "cpu governor" is not clear enough
 }
 PARTS = ("cpu", "device", "server")
 REMOTE = "remote"  # the device of a server on another machine
-OF_NO_WEIGHT = ("name", "memory_bytes", "free_bytes")  # fields of a device that do not matter
+NEUTRAL_FIELDS = ("name", "memory_bytes", "free_bytes")  # fields of a device that do not change speed
 ALONE = ("system", "virtual", "python")
 NAMED = ("libraries", "settings")  # each name in them is an entry of its own
 
@@ -138,7 +138,7 @@ def _content(device: DeviceInfo) -> dict[str, Any]:
             "features": list(device.features),
             "uuid_hash": None if device.uuid is None else digest(device.uuid),
             "driver": device.driver,
-            "power_limit_w": None if device.uuid is None else _power_limit_w(device.uuid),
+            "power_limit_w": None if device.uuid is None else nvml.power_limit_w(device.uuid),
             **({} if device.slice is None else {"slice": asdict(device.slice)}),
         },
         "system": f"{platform.system()} {platform.release()}",
@@ -172,8 +172,7 @@ def environment_key(content: dict[str, Any]) -> str:
     Memory sizes and the state of the checkout are not included. A GPU counts by its UUID, because one of two equal
     cards may be slower.
     """
-    ignored = ("name", "memory_bytes", "free_bytes")
-    device = {name: value for name, value in content.get("device", {}).items() if name not in ignored}
+    device = {name: value for name, value in content.get("device", {}).items() if name not in NEUTRAL_FIELDS}
     parts = [content.get(name) for name in ("cpu", "system", "virtual", "python", "settings")]
     installed = {name: version for name, version in content.get("libraries", {}).items() if version is not None}
     parts.append(installed)  # so that recording another library does not change the key of every row
@@ -224,23 +223,6 @@ def _version(name: str) -> str | None:
     source = _read(Path(str(distribution.locate_file("torch/version.py")))) or ""
     found = re.search(r"^__version__ = '([^']+)'", source, re.MULTILINE)
     return found[1] if found else distribution.version
-
-
-def _power_limit_w(uuid: str) -> float | None:
-    """The enforced power limit of a GPU; None if NVML or the board does not report it."""
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-        try:
-            handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-            return float(pynvml.nvmlDeviceGetEnforcedPowerLimit(handle)) / 1000
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError:
-        return None
 
 
 def _source(root: Path) -> dict[str, Any] | None:
@@ -297,7 +279,9 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 def _flat(environment: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for part in PARTS:
-        yield from ((f"{part} {name}", value) for name, value in _part(environment, part) if name not in OF_NO_WEIGHT)
+        yield from (
+            (f"{part} {name}", value) for name, value in _part(environment, part) if name not in NEUTRAL_FIELDS
+        )
     limits = dict(_part(environment, "limits"))
     yield from ((f"limits {name}", limits.get(name)) for name in ("cores", "cpus"))
     yield from ((name, environment.get(name)) for name in ALONE)

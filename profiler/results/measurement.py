@@ -22,6 +22,7 @@ from profiler.units import printable
 SCHEMA = 1
 Outcome = Literal["ok", "oom", "skipped", "failed", "timeout"]
 Phase = Literal["prefill", "decode"]
+PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 PLAIN = " on plain torch"
 
@@ -116,7 +117,7 @@ class Energy:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Energy:
         """The inverse of ``asdict``, with or without nulls."""
-        parts = {phase: PhaseEnergy(**part) for phase in ("prefill", "decode") if (part := content.get(phase))}
+        parts: dict[str, Any] = {phase: PhaseEnergy(**part) for phase in PHASES if (part := content.get(phase))}
         return cls(**(content | parts))
 
 
@@ -379,6 +380,7 @@ class RunModel:
     name: str  # for display
     notes: tuple[Caution, ...] = ()  # with codes of ``case.CODES``
     checkpoint: dict[str, Any] = field(default_factory=dict)  # as in ``Measurement``
+    config: dict[str, Any] = field(default_factory=dict)  # its config.json, from which its shapes follow
 
     def describe(self, row: Measurement) -> Measurement:
         """``row`` of this model with this run's name, notes and checkpoint."""

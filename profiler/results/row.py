@@ -1,4 +1,4 @@
-"""The public result row that ``-o json`` and ``-o jsonl`` print, and its reader.
+"""The public result row that ``-o json`` and ``-o jsonl`` print, and its inverse.
 
 Every other format is a view of this row.
 
@@ -9,25 +9,19 @@ docs/result-row.md documents names, units and meaning. Unknown is null, never 0;
 from __future__ import annotations
 
 import json
-import os
 import statistics
-from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from dataclasses import fields as dataclass_fields
 from operator import attrgetter
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from profiler.case import Case
-from profiler.errors import ProfileError
-from profiler.files import SQLITE, is_database
-from profiler.foreign import BadContent, Budget, json_value, open_file, why
 from profiler.results import energy, stats
 from profiler.results.cautions import cautions
 from profiler.results.measurement import (
+    PHASES,
     SCHEMA,
     Caution,
     DecodePath,
@@ -39,18 +33,11 @@ from profiler.results.measurement import (
     unaccounted_bytes,
 )
 from profiler.results.redact import redact_json
-from profiler.results.store import Store
-from profiler.results.validity import check_columns, check_row, check_tokens
-from profiler.units import bytes_text, printable
+from profiler.results.validity import MAX_NUMBER, check_columns, check_part, check_row, check_tokens
 
-MOST_ENVIRONMENTS = 64
+MAX_CACHED_ENVIRONMENTS = 64
 _environments: dict[int, tuple[dict[str, Any], tuple[dict[str, Any], str]]] = {}  # by identity, which they keep
 
-MAX_BYTES = 1 << 30  # of a file of rows: a hundred thousand of them with their samples
-LINE = Budget(nbytes=1 << 24, values=1 << 19, depth=16, twice=True)  # of one row: a hundred thousand repetitions
-ARRAY = Budget(nbytes=1 << 28, values=1 << 23, depth=17, twice=True)  # of all rows, which -o json prints as one value
-MAX_SAMPLES = 1 << 21  # repetitions in all rows of a file
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(", ", ": "))
 COLUMNS = {"cpu_s": "cpu_seconds", "wait_s": "wait_seconds"}  # names of sample fields in a row
 MEMORY = {each.name for each in dataclass_fields(Memory)}  # a row also has figures derived from them
@@ -119,7 +106,7 @@ def _clean(environment: dict[str, Any]) -> tuple[dict[str, Any], str]:
     if known is None or known[0] is not environment:
         clean: dict[str, Any] = redact_json(environment)
         known = environment, (clean, dumps(clean))
-        if len(_environments) >= MOST_ENVIRONMENTS:
+        if len(_environments) >= MAX_CACHED_ENVIRONMENTS:
             _environments.clear()
         _environments[id(environment)] = known
     return known[1]
@@ -190,100 +177,6 @@ def _decode(measurement: Measurement) -> dict[str, Any] | None:
     return content | {"step_p50_s": steps.p50_s, "step_p95_s": steps.p95_s, "step_p99_s": steps.p99_s}
 
 
-def read(path: Path) -> list[Measurement]:
-    """The rows of a file; for a store, those of its latest run.
-
-    Raises ProfileError for other files, with the number and the field of the invalid row.
-    """
-    if is_store(path):
-        with Store.read_only(path) as store:
-            return store.rows()
-    with _contents(path) as contents:
-        return _measurements(contents, path)
-
-
-def read_plain(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file as they are, with the checks of ``read``."""
-    kept: list[dict[str, Any]] = []
-    with _contents(path) as contents:
-        _measurements(contents, path, kept)
-    return kept
-
-
-def is_store(path: Path) -> bool:
-    """Whether a file is a store. Raises ProfileError if it cannot be read."""
-    with open_file(path) as file, _readable(path):
-        return is_database(file)
-
-
-@contextmanager
-def _contents(path: Path) -> Iterator[Iterator[tuple[int, Any]]]:
-    """The rows of a file as JSON content, each with its number."""
-    with open_file(path) as file, _readable(path):
-        if os.fstat(file.fileno()).st_size > MAX_BYTES:
-            raise ProfileError(f"{printable(path)} is larger than {bytes_text(MAX_BYTES)}, too large for result rows")
-        start = file.peek(len(SQLITE))[: len(SQLITE)]  # type: ignore[attr-defined]
-        if start.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):  # what > writes in PowerShell
-            raise ProfileError(f"{printable(path)} is UTF-16 text, but rows must be UTF-8", "Save it as UTF-8.")
-        if start.startswith(BOM_UTF8):
-            file.read(len(BOM_UTF8))
-            start = start.removeprefix(BOM_UTF8)
-        yield _array(path, file) if start.lstrip().startswith(b"[") else _lines(path, file)
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Name the file in the error if it cannot be read."""
-    try:
-        yield
-    except OSError as error:
-        raise ProfileError(f"{printable(path)} cannot be read: {why(error)}") from None
-
-
-def _array(path: Path, file: BinaryIO) -> Iterator[tuple[int, Any]]:
-    content = file.read(ARRAY.nbytes + 1)
-    if len(content) > ARRAY.nbytes:
-        raise ProfileError(
-            f"{printable(path)} is larger than {bytes_text(ARRAY.nbytes)}, too much for one list", "Use -o jsonl."
-        )
-    yield from enumerate(_loaded(content, path, 1, ARRAY), 1)
-
-
-def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, Any]]:
-    number = 0
-    while line := file.readline(LINE.nbytes + 1):
-        number += 1
-        if line.strip():
-            yield number, _loaded(line, path, number, LINE)
-
-
-def _loaded(text: bytes, path: Path, line: int, budget: Budget) -> Any:
-    try:
-        return json_value(text, budget)
-    except BadContent as error:
-        raise _no_row(path, line, f"it is not JSON: {error}") from None
-
-
-def _measurements(
-    contents: Iterable[tuple[int, Any]], path: Path, kept: list[dict[str, Any]] | None = None
-) -> list[Measurement]:
-    """Measurements from rows as JSON content, with the checks of ``from_row``. ``kept`` receives the content of
-    each."""
-    found: list[Measurement] = []
-    environments: dict[str, dict[str, Any]] = {}  # rows of one run share theirs, as in a store
-    samples = 0
-    for number, content in contents:
-        row = _measurement(content, path, number)
-        if kept is not None:
-            kept.append(content)
-        environment = environments.setdefault(repr(row.environment), row.environment)
-        found.append(row if environment is row.environment else replace(row, environment=environment))
-        samples += len(row.samples)
-        if samples > MAX_SAMPLES:
-            raise _no_row(path, number, f"the rows up to it have more than {MAX_SAMPLES:,} repetitions")
-    return found
-
-
 def from_row(row: Mapping[str, Any]) -> Measurement:
     """The measurement of a public row, without what the row leaves out (the step times).
 
@@ -304,6 +197,8 @@ def from_row(row: Mapping[str, Any]) -> Measurement:
         "serving": row.get("serving"),
     }
     check_row(content, "path")
+    content["expected"] |= _ceilings(row)
+    check_part("expected", content["expected"])
     path = content["decode_path"]
     return Measurement(
         **content
@@ -319,13 +214,40 @@ def from_row(row: Mapping[str, Any]) -> Measurement:
 
 def _expected(row: Mapping[str, Any]) -> dict[str, Any]:
     """The process-to-process variation, without which an interval would be narrower than the row's own."""
-    phases = {phase: row[phase] for phase in ("prefill", "decode") if row[phase] is not None}
+    phases = {phase: row[phase] for phase in PHASES if row[phase] is not None}
     known = {phase: value for phase, each in phases.items() if (value := each.get("tps_between")) is not None}
     if not known:
         return {}
     if not all(type(value) in (int, float) and 0 <= value < 1 for value in known.values()):
         raise ValueError("tps_between, the process-to-process variation, is not a number from 0 to 1")
     return {"between": {**known, "basis": next(phases[phase].get("between_basis") for phase in known)}}
+
+
+def _ceilings(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The seconds at the ceilings, from the shares of them that the row states (the inverse of ``stats.shares``)."""
+    stated = row.get("ceiling")
+    if not isinstance(stated, Mapping):
+        return {}
+    case = Case.from_row(row["case"])
+    count = stats.sequences(case)
+    tokens = {"prefill": count * case.context, "decode": count}
+
+    def seconds(share: Any, phase: Phase) -> float | None:
+        tps = (row[phase] or {}).get("tps")
+        if share is None or tps is None:
+            return None
+        if any(type(each) not in (int, float) or not 0 < each < MAX_NUMBER for each in (share, tps)):
+            raise ValueError(f"the share of the ceiling of {phase} is not a number above 0")
+        return float(share) * tokens[phase] / float(tps)
+
+    found: dict[str, Any] = {"decode_bound": stated["bound"]} if stated.get("bound") is not None else {}
+    used = seconds(stated.get("prefill_mfu"), "prefill"), seconds(stated.get("decode_mbu"), "decode")
+    if stated.get("basis") is not None and used != (None, None):
+        found["utilization"] = {"prefill_s": used[0] or 0.0, "step_s": used[1] or 0.0, "basis": stated["basis"]}
+    each = seconds(stated.get("prefill_fraction"), "prefill"), seconds(stated.get("decode_fraction"), "decode")
+    if each != (None, None):
+        found["ceiling_s"] = {"prefill": each[0] or 0.0, "step": each[1] or 0.0}
+    return found
 
 
 def _samples(phase: Phase, content: Mapping[str, Any] | None, case: Mapping[str, Any]) -> Iterable[Sample]:
@@ -346,16 +268,3 @@ def _samples(phase: Phase, content: Mapping[str, Any] | None, case: Mapping[str,
     check_columns(columns, phase, COLUMNS)
     check_tokens(case, columns["phase"], columns["tokens"])
     return [Sample(phase, s, n, cpu_s=c, wait_s=w) for s, n, c, w in zip(seconds, tokens, cpu, waited, strict=True)]
-
-
-def _measurement(content: Any, path: Path, line: int) -> Measurement:
-    try:
-        return from_row(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"it has no {error}" if isinstance(error, KeyError) else printable(error)
-        raise _no_row(path, line, what) from None
-
-
-def _no_row(path: Path, line: int, why: str) -> ProfileError:
-    hint = "Rows come from -o jsonl or -o json of sweep and of runs show."
-    return ProfileError(f"row {line} of {printable(path)} is not a result row: {printable(why)}", hint)

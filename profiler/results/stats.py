@@ -35,13 +35,13 @@ import math
 import operator
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import chain, combinations
 from typing import Any, Literal, NamedTuple
 
 from profiler.case import Case
-from profiler.results.measurement import Measurement, Phase
+from profiler.results.measurement import PHASES, Measurement, Phase
 
 TINY = 1e-300  # replaces 0 in Lentz's denominators
 PRECISION = 1e-15
@@ -52,8 +52,8 @@ ORDER_NEEDS = 6  # the fewest values whose range covers the median with at least
 CLOSE = 1.5  # largest ÷ smallest of two repetitions that agree
 WIDE = 0.5  # of the median: repetitions with a wider interval cannot be compared
 CORRELATION_NEEDS = 5  # values: fewer do not show how neighbors are correlated
-MOST_CORRELATED = 0.9
-MOST_WIDENING = math.sqrt((1 + MOST_CORRELATED) / (1 - MOST_CORRELATED))
+MAX_CORRELATION = 0.9
+MAX_WIDENING = math.sqrt((1 + MAX_CORRELATION) / (1 - MAX_CORRELATION))
 Z_975 = 1.96
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # by degrees of freedom; NIST e-Handbook of Statistics, 1.3.6.7.2
 IntervalRule = Literal["order", "log-t"]
@@ -64,7 +64,6 @@ STEADY_SPREAD = 0.02  # interquartile range ÷ median over the window
 CLEAR_Z = 2.2  # of Mann's test: of five repetitions only a strictly monotonic series passes (1 in 60 by chance)
 
 FIGURES = ("prefill_tps", "decode_tps", "peak_bytes")
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 def tail(t: float, df: float) -> float:
@@ -135,6 +134,7 @@ class Summary:
     between: float | None = None  # process-to-process variation: standard deviation ÷ median; None: unknown
     least: float | None = None  # the range of the repetitions; None if their values are not known
     most: float | None = None
+    busy: bool = False  # other processes took so much CPU time that the figure says how busy the machine was
 
     @property
     def relative_half(self) -> float | None:
@@ -145,7 +145,12 @@ class Summary:
 
     @property
     def wide(self) -> bool:
-        """Whether the interval is too wide for the median to be compared."""
+        """Whether the median must not be compared: its interval is too wide, or the machine was ``busy``."""
+        return self.busy or self.noisy
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the repetitions differ too much to compare."""
         return self.within is not None and self.within > WIDE
 
     @property
@@ -181,7 +186,7 @@ def _reach(n: int) -> float:
     mean that lies within the range too. The maximum correlation of neighbors widens both.
     """
     apart = 1 + T_975[n - 1] / (2 * math.sqrt(n - 1)) if 1 < n < ORDER_NEEDS else 1.0
-    return apart * (MOST_WIDENING if n >= CORRELATION_NEEDS else 1.0)
+    return apart * (MAX_WIDENING if n >= CORRELATION_NEEDS else 1.0)
 
 
 @cache
@@ -218,7 +223,13 @@ def rate(measurement: Measurement, phase: Phase) -> Summary | None:
     found: Summary | None = measurement.samples.cached(
         ("rate", phase, apart), lambda: summarize(rates(measurement, phase), apart)
     )
-    return found
+    return replace(found, busy=True) if found is not None and busy(measurement, phase) else found
+
+
+def busy(measurement: Measurement, phase: Phase) -> bool:
+    """Whether a caution says that other processes took too much CPU time for the figures of ``phase`` to mean
+    anything."""
+    return any(caution.code == f"{phase}-busy" for caution in measurement.cautions)
 
 
 def centre(values: list[float]) -> Centre | None:
@@ -254,7 +265,8 @@ def ttft(measurement: Measurement) -> Summary | None:
     known = (measurement.serving or {}).get("ttft_s")
     if known and known.get("p50") and not measurement.samples.timed("prefill"):
         return Summary(known.get("n") or 1, known["p50"], None, None, None, None, None)
-    return summarize(measurement.samples.seconds("prefill"), between(measurement, "prefill"))
+    found = summarize(measurement.samples.seconds("prefill"), between(measurement, "prefill"))
+    return replace(found, busy=True) if found is not None and busy(measurement, "prefill") else found
 
 
 def steps(measurement: Measurement) -> StepLatencies | None:
@@ -303,7 +315,7 @@ def widening(values: Sequence[float]) -> float:
     if squares <= 0:
         return 1.0
     plain = math.fsum(map(operator.mul, off, off[1:])) / squares
-    r = min(MOST_CORRELATED, max(0.0, plain + (1 + 4 * plain) / n))
+    r = min(MAX_CORRELATION, max(0.0, plain + (1 + 4 * plain) / n))
     return math.sqrt((1 + r) / (1 - r))
 
 
@@ -402,16 +414,35 @@ def predicted(measurement: Measurement) -> dict[str, Any] | None:
 
 
 def ceiling(measurement: Measurement, known: Centres | None = None) -> dict[str, Any] | None:
-    """The field ``ceiling`` of a row: the ``shares`` of both phases, 0..1, and what limits decode; null if the device
-    was not calibrated. A share above 1 is our bug.
+    """The field ``ceiling`` of a row: how much of the device both phases use, 0..1, and what limits decode; null if
+    nothing is known of the device's ceilings. A share above 1 is our bug.
     """
-    at = measurement.expected.get("ceiling_s")
-    if not at:
+    at, used = (measurement.expected.get(name) for name in ("ceiling_s", "utilization"))
+    if not at and not used:
         return None
     prefill, decode = (centre and centre.median for centre in (known or centres(measurement)).values())
-    found = shares(measurement.case, at, prefill, decode)
-    fractions = {f"{phase}_fraction": share for phase, share in found.items()}
-    return fractions | {"bound": measurement.expected.get("decode_bound")}
+    parts: dict[str, Any] = {
+        "prefill_fraction": None,
+        "decode_fraction": None,
+        "prefill_mfu": None,
+        "decode_mbu": None,
+    }
+    if at:
+        found = shares(measurement.case, at, prefill, decode)
+        parts |= {f"{phase}_fraction": share for phase, share in found.items()}
+    if used:
+        seconds = {"prefill": used["prefill_s"], "step": used["step_s"]}
+        found = shares(measurement.case, seconds, prefill, decode)
+        parts |= {"prefill_mfu": found["prefill"], "decode_mbu": found["decode"]}
+    return parts | {"bound": measurement.expected.get("decode_bound"), "basis": (used or {}).get("basis")}
+
+
+def utilization(measurement: Measurement, phase: Phase) -> float | None:
+    """MFU of the prefill or MBU of decode, 0..1; ``None`` if it is unknown or the phase cannot be compared."""
+    if not measurement.expected.get("utilization") or ((found := rate(measurement, phase)) and found.wide):
+        return None
+    share = (ceiling(measurement) or {}).get("prefill_mfu" if phase == "prefill" else "decode_mbu")
+    return share if isinstance(share, float) else None
 
 
 def shares(

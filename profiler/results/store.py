@@ -11,7 +11,6 @@ survives SIGKILL and power loss once ``append`` has returned. Nothing that ``red
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import sqlite3
@@ -28,7 +27,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from profiler import folders
+from profiler import folders, settings
 from profiler.case import digest
 from profiler.errors import NotFound, ProfileError, StoreError
 from profiler.foreign import Budget, json_value
@@ -48,7 +47,7 @@ PART = Budget(nbytes=1 << 24, values=1 << 18, depth=16)  # of an environment or 
 RUN_ID = "%y%m%d-%H%M%S"
 LATEST = re.compile(r"latest(?:~(\d{1,9}))?")
 CHUNK = 500  # rows that are decoded together
-MOST_ROWS = 500  # rows that are cached when they are read again
+MAX_CACHED_ROWS = 500  # rows that are cached when they are read again
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,12 +178,13 @@ class Store:
         with suppress(sqlite3.Error):  # another sweep may be alive: a copy of the file alone then has this run
             self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
-    def finished(self, key: str, environment_key: str) -> StoredRow | None:
-        """The latest ``ok`` row of a case in an environment of equal speed, for ``--resume``."""
+    def finished(self, key: str, environment_key: str, after: int = 0) -> StoredRow | None:
+        """The latest ``ok`` row of a case in an environment of equal speed; ``after``: stored later than that row."""
         found = self._read(
             "SELECT m.id, m.run, m.content, m.steps, e.id FROM measurements m JOIN environments e"
-            " ON e.id = m.environment WHERE m.key = ? AND m.outcome = 'ok' AND e.key = ? ORDER BY m.id DESC LIMIT 1",
-            (key, environment_key),
+            " ON e.id = m.environment WHERE m.key = ? AND m.outcome = 'ok' AND e.key = ? AND m.id > ?"
+            " ORDER BY m.id DESC LIMIT 1",
+            (key, environment_key, after),
         )
         for row, run, content, steps, name in found:
             return StoredRow(row, run, *self._decoded([(content, steps, name, None)]))
@@ -193,11 +193,6 @@ class Store:
     def newest_id(self) -> int:
         """Id of the row that was stored last, by any run; 0 if there is none."""
         return int(self._read("SELECT COALESCE(MAX(id), 0) FROM measurements")[0][0])
-
-    def has_newer(self, key: str, since: int) -> bool:
-        """Whether an ``ok`` row of a case was stored after the row ``since``, in any environment."""
-        query = "SELECT 1 FROM measurements WHERE key = ? AND outcome = 'ok' AND id > ? LIMIT 1"
-        return bool(self._read(query, (key, since)))
 
     def runs(self, counted: bool = True) -> list[Run]:
         """All runs in the order in which they were stored, whatever the clock said.
@@ -332,7 +327,7 @@ class Store:
 
     def _decoded(self, found: Sequence[tuple[str, bytes | int, str, str | None]]) -> list[Measurement]:
         """Rows from their content, step times or row id, environment id, and the run that reuses the row, if any."""
-        with self._content_in_words("row"), collector_paused():
+        with self._content_in_words("row"):
             environments = {name: self._environment_of(name) for name in {name for _, _, name, _ in found}}
             later, read = self._steps, self._row
             rows = decode(
@@ -356,7 +351,7 @@ class Store:
             if not found:
                 raise StoreError(f"a row of {printable(self.path)} was deleted while it was read", "Try again.")
             (known,) = self._decoded(found)
-            if len(self._rows) >= MOST_ROWS:
+            if len(self._rows) >= MAX_CACHED_ROWS:
                 self._rows.clear()
             self._rows[row, run] = known
         return known
@@ -364,12 +359,20 @@ class Store:
     def _models_of(self, run: str) -> dict[str, RunModel]:
         """What a run says about its models, by their ids; empty for a run of an older version."""
         if run not in self._models:
-            query = "SELECT model_id, model, content FROM run_models WHERE run = ?"
-            found = self._read(query, (run,)) if self._has(MODELS_SCHEMA) else []
-            with self._content_in_words("run"):
-                models = [decode_model(model_id, name, _json(content)) for model_id, name, content in found]
-            self._models[run] = {model.model_id: model for model in models}
+            self._models[run] = self._said_of_models("run = ?", run)
         return self._models[run]
+
+    def _said_of_models(self, which: str, *values: str) -> dict[str, RunModel]:
+        query = f"SELECT model_id, model, content FROM run_models WHERE {which}"
+        found = self._read(query, values) if self._has(MODELS_SCHEMA) else []
+        with self._content_in_words("run"):
+            models = [decode_model(model_id, name, _json(content)) for model_id, name, content in found]
+        return {model.model_id: model for model in models}
+
+    def configs(self) -> dict[str, dict[str, Any]]:
+        """The config of each model by its id, as far as runs have stored them."""
+        newest = "rowid IN (SELECT MAX(rowid) FROM run_models GROUP BY model_id)"
+        return {name: model.config for name, model in self._said_of_models(newest).items() if model.config}
 
     def _steps(self, row: int) -> bytes:
         """The packed step times of a row."""
@@ -462,18 +465,6 @@ def _environment(text: str) -> dict[str, Any]:
     return content
 
 
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """Pause the garbage collector: rows have no cycles, and scanning them takes a third of the reading time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
 def existing(path: Path | None) -> Path | None:
     """``path``, or the default one, if there is a store to read; also ``None`` if the user has no data folder."""
     try:
@@ -487,14 +478,14 @@ def existing(path: Path | None) -> Path | None:
 
 
 def is_named(path: Path | None) -> bool:
-    """Whether the user chose the store, by ``path`` or by ``$PROFILER_STORE``, so that it should exist."""
-    return path is not None or bool(os.environ.get("PROFILER_STORE"))
+    """Whether the user chose the store, so that it should exist."""
+    return path is not None or bool(os.environ.get("PROFILER_STORE")) or settings.store() is not None
 
 
 def default_path() -> Path:
-    """``$PROFILER_STORE``, else ``profile/results.sqlite`` in the user data folder.
+    """``$PROFILER_STORE``, else that of ``profile.toml``, else ``profile/results.sqlite`` in the user data folder.
 
-    Raises ProfileError if there is neither.
+    Raises ProfileError if there is none of them.
     """
     named = os.environ.get("PROFILER_STORE")
-    return folders.expanded(named) if named else folders.data() / "results.sqlite"
+    return folders.expanded(named) if named else settings.store() or folders.data() / "results.sqlite"

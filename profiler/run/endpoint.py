@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from profiler.backends.endpoint import (
-    BUNDLED,
-    DIFFERS,
     Exchange,
     Failure,
     LoadSummary,
@@ -30,13 +28,14 @@ from profiler.backends.endpoint import (
     summarize,
 )
 from profiler.backends.endpoint.client import Client, Limits, core_wait_s, undisturbed
-from profiler.backends.endpoint.processes import ServerUse, ServerWatch, is_here
+from profiler.backends.endpoint.processes import ServerUse, ServerWatch, is_here, nothing_known
 from profiler.backends.endpoint.servers import ServedModel, Server, choose_models, recognise
 from profiler.errors import ProfileError
+from profiler.results.measurement import Caution
 from profiler.run import grid
 from profiler.run.prompts import DEFAULT_TOKENS, EndpointPrompt, Verdict, judged, own_prompts
 from profiler.run.prompts import prompts as scenario_prompts
-from profiler.units import printable, seconds_text
+from profiler.units import printable
 
 DEFAULT_CONTEXT, DEFAULT_REPS = 512, 5
 WARM_UP_WORDS, FEW_WORDS, WARM_UP_TOKENS = 250, 10, 8  # two lengths tell a word from the chat template
@@ -44,12 +43,11 @@ IDLE_S = 120.0  # between two tokens
 TOKENS_PER_WORD, OVERHEAD = 1.4, 40.0  # until the server has counted
 SPARE_TOKENS = 256  # of a context beyond prompt and answer: the chat template, and words that take more than expected
 KEPT_SHARE = 0.85  # of the tokens sent that must have been processed; calibration is good to a few percent
-FEWEST_CHARACTERS = 1 / 16  # tokens a character: no tokenizer packs text that tight
+MOST_CHARACTERS = 8  # a token, on average and without repeated ones: vocabularies of 262k reach 5
 NONCE_BYTES = 6  # of what makes a prompt unique
 MAX_REQUESTS = 20_000  # of a case: each keeps the times of its tokens
 MAX_STREAMS = 512  # each takes a connection, and 1,024 open files are a usual limit
 GIVE_UP = 3  # failures in a row after which a stream ends
-OUR_DELAY = 0.01  # of the median gap between tokens, from which the client's own delay is a caution
 LIVE_S = 1.0  # between two reports of a case that runs
 ALTERNATE = "the turns of a conversation alternate, so that none has a wall time of its own"
 OPTIONAL = ("stream_options", "seed", "temperature", "min_tokens", "ignore_eos")  # fields that a server may refuse
@@ -76,7 +74,13 @@ class EndpointRequest:
 
     @property
     def streams(self) -> tuple[int, ...]:
-        found = grid.counts("--concurrency", self.concurrency, (1,))
+        """The numbers of requests at a time: those that were named, else the batches of the scenario."""
+        batches = {grid.load(name).batches for name in grid.words(self.scenarios)} or {(1,)}
+        if len(batches) > 1 and not self.concurrency:
+            raise ProfileError(
+                "these scenarios have different batches", "Name --concurrency, or measure one after the other."
+            )
+        found = grid.counts("--concurrency", self.concurrency, batches.pop())
         if max(found) > MAX_STREAMS:
             raise ProfileError(f"--concurrency: {max(found):,} streams are more than {MAX_STREAMS}")
         return found
@@ -89,11 +93,15 @@ class EndpointRequest:
             )
         tokens = self.tokens or DEFAULT_TOKENS
         if self.prompt is None and not self.scenarios:
-            contexts = grid.counts("-c", self.contexts, (DEFAULT_CONTEXT,))
-            return [(EndpointPrompt(f"{each:,} tokens", each, answer_tokens=tokens),) for each in contexts]
+            return _of_lengths(grid.counts("-c", self.contexts, (DEFAULT_CONTEXT,)), tokens)
         found = own_prompts(self.prompt, tokens) if self.prompt else []
+        lengths = []
         for name in grid.words(self.scenarios):
-            found += scenario_prompts(name)
+            scenario = grid.load(name)
+            if scenario.prompts:
+                found += scenario_prompts(name)
+            else:  # as many tokens as sweep measures
+                lengths += _of_lengths(scenario.contexts, self.tokens or max(scenario.steps))
         written = [
             EndpointPrompt(printable(each.name, 60), written=each, answer_tokens=self.tokens or each.answer_tokens)
             for each in found
@@ -106,7 +114,7 @@ class EndpointRequest:
         grouped: dict[Any, list[EndpointPrompt]] = {}
         for number, each in enumerate(written):
             grouped.setdefault(each.conversation or number, []).append(each)
-        return [tuple(turns) for turns in grouped.values()]
+        return [*dict.fromkeys(lengths), *map(tuple, grouped.values())]
 
     def rounds(self, streams: int, turns: int) -> int:
         """How often the streams of a case of so many turns send it, all together. Raises ProfileError."""
@@ -116,6 +124,11 @@ class EndpointRequest:
                 f"{count * turns:,} requests in one case are more than {MAX_REQUESTS:,}", "Ask for fewer."
             )
         return count
+
+
+def _of_lengths(contexts: Iterable[int], tokens: int) -> list[tuple[EndpointPrompt, ...]]:
+    """A case of varied text for each length in tokens."""
+    return [(EndpointPrompt(f"{each:,} tokens", each, answer_tokens=tokens),) for each in contexts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +161,7 @@ class EndpointResult:
     failure: str | None = None
     hint: str | None = None
     use: ServerUse = field(default_factory=ServerUse)  # memory and energy of the server
-    cautions: tuple[str, ...] = field(default=())
+    cautions: tuple[Caution, ...] = ()  # ``serving.py`` finds them
 
     @property
     def asked_tokens(self) -> int:
@@ -207,7 +220,6 @@ class _Bench:
         longest = max(each.most_tokens + each.answer_tokens for turns in cases for each in turns)
         # One size for all cases of a model: Ollama loads the model anew for another.
         self.num_ctx = -(-(max(2 * WARM_UP_WORDS, longest) + SPARE_TOKENS) // 256) * 256
-        self.nonce = secrets.token_hex(NONCE_BYTES)
         self.cold_ttft_s: float | None = None
         self.core_wait_s = 0.0  # that this program was kept from a core while the latest case ran
 
@@ -218,6 +230,8 @@ class _Bench:
         failed = self.warm.exchange.failure
         if failed is None:
             self.model = await self._as_loaded()
+        if self.warm.exchange.runtime is not None and self.server.version is None:
+            self.server = replace(self.server, version=self.warm.exchange.runtime)
         for turns in cases:
             for count in streams:
                 if failed is not None:
@@ -274,11 +288,13 @@ class _Bench:
                 hint = "Load it with a longer context."
                 return [self._result(each, streams, (), too_long, hint) for each in turns]
         left = self.asked.rounds(streams, len(turns))
+        fewest = [self._fewest(prompt) for prompt in turns]
         self.client.delays.clear()
         exchanges: list[list[Exchange]] = [[] for _ in turns]
         self.cold_ttft_s = None
+        shared = secrets.token_hex(NONCE_BYTES)  # of this case: another one would find its prompt in the cache
         if self.asked.cached:  # the request that fills the cache does not count
-            first = await self._send(turns[0], self.nonce)
+            first = await self._send(turns[0], shared)
             if first.failure is not None:
                 return [self._result(turns[0], streams, (first,), *_first_failure([first]))]
             self.cold_ttft_s = figures(first).ttft_s
@@ -289,9 +305,9 @@ class _Bench:
             while left > 0 and failures < GIVE_UP:
                 left -= 1
                 # A conversation keeps its beginning, so that a turn finds the ones before it in the prefix cache.
-                unique = self.nonce if self.asked.cached else secrets.token_hex(NONCE_BYTES)
-                for prompt, done in zip(turns, exchanges, strict=True):
-                    exchange = self._counted(self._whole(await self._send(prompt, unique), prompt))
+                unique = shared if self.asked.cached else secrets.token_hex(NONCE_BYTES)
+                for prompt, least, done in zip(turns, fewest, exchanges, strict=True):
+                    exchange = self._counted(_whole(await self._send(prompt, unique), least))
                     done.append(exchange)
                     failures = failures + 1 if exchange.failure is not None else 0
                     if exchange.failure is not None and exchange.failure.retry_after_s is not None:
@@ -305,8 +321,9 @@ class _Bench:
             await self._watched(stream, turns, streams, exchanges)
         self.core_wait_s = core_wait_s() - waited
         use = await asyncio.to_thread(self._used, list(chain.from_iterable(exchanges)))
+        asked = self.asked.rounds(streams, len(turns))
         results = [
-            self._result(each, streams, tuple(done), *_first_failure(done))
+            self._result(each, streams, tuple(done), *_first_failure(done, asked))
             for each, done in zip(turns, exchanges, strict=True)
         ]
         return [replace(result, use=use if len(turns) == 1 else use.without_energy(ALTERNATE)) for result in results]
@@ -314,6 +331,9 @@ class _Bench:
     def _used(self, exchanges: Sequence[Exchange]) -> ServerUse:
         """What the server took during these requests."""
         span = (min(each.sent_s for each in exchanges), max(each.end_s for each in exchanges))
+        if self.model.host is not None:
+            self.watch.end(span, 0, None, None)
+            return nothing_known(f"the server has this model run by {self.model.host}", elsewhere=True)
         good = [each for each in exchanges if each.failure is None]
         counts = [each.usage.completion for each in good]
         tokens = None if None in counts else sum(filter(None, counts))
@@ -381,24 +401,15 @@ class _Bench:
         tokens = sum(map(self.asked.count, filter(None, (exchange.reasoning, exchange.answer))))
         return replace(exchange, usage=replace(exchange.usage, completion=tokens, by="tokenizer"))
 
-    def _whole(self, exchange: Exchange, prompt: EndpointPrompt) -> Exchange:
-        """The same, as a failure if the server processed fewer tokens than the prompt has."""
-        counted = exchange.usage.prompt
-        if exchange.failure is not None or counted is None:
-            return exchange
+    def _fewest(self, prompt: EndpointPrompt) -> int:
+        """The fewest tokens that a server counts of a whole prompt."""
+        if self.server.native and (self.asked.cached or prompt.turn > 1):
+            return 0  # Ollama has not always counted cached tokens
         if prompt.tokens is not None:
-            least = KEPT_SHARE * prompt.tokens if self.warm and self.warm.exchange.usage.prompt else 0.0
-        else:
-            least = FEWEST_CHARACTERS * prompt.characters
-        uncounted = self.server.native and self.asked.cached  # Ollama has not always counted cached tokens
-        if counted >= least or uncounted:
-            return exchange
-        failure = Failure(
-            "error",
-            f"the server cut the prompt: it processed {counted:,} tokens of about {prompt.tokens or round(least):,}",
-            hint="Load the model with a longer context.",
-        )
-        return replace(exchange, failure=failure)
+            return round(KEPT_SHARE * prompt.tokens) if self.warm and self.warm.exchange.usage.prompt else 0
+        if self.asked.count is not None and prompt.written is not None and not prompt.written.tools:
+            return round(KEPT_SHARE * self.asked.count(prompt.written.text))
+        return round(prompt.characters / MOST_CHARACTERS)
 
     def _result(
         self,
@@ -419,7 +430,7 @@ class _Bench:
         wait_s = self.core_wait_s / len(delays) if delays else 0.0
         late = percentiles(delays)
         dropped = self.warm.dropped if self.warm is not None else ()
-        result = EndpointResult(
+        return EndpointResult(
             server=self.server,
             model=self.model,
             prompt=prompt,
@@ -435,57 +446,24 @@ class _Bench:
             failure=failure,
             hint=hint,
         )
-        return replace(result, cautions=tuple(_cautions(result)))
 
 
-def _first_failure(exchanges: Sequence[Exchange]) -> tuple[str | None, str | None]:
+def _whole(exchange: Exchange, fewest: int) -> Exchange:
+    """The same, as a failure if the server processed fewer tokens than the prompt has."""
+    counted = exchange.usage.prompt
+    if exchange.failure is not None or counted is None or counted >= fewest:
+        return exchange
+    words = f"the server cut the prompt: it processed {counted:,} tokens of at least {fewest:,}"
+    return replace(exchange, failure=Failure("error", words, hint="Load the model with a longer context."))
+
+
+def _first_failure(exchanges: Sequence[Exchange], asked: int = 1) -> tuple[str | None, str | None]:
+    """The first failure in words and its hint, with the share of failed requests; ``asked``: to be sent."""
     if not exchanges:
         return "no conversation came this far", None
     failed = [each.failure for each in exchanges if each.failure is not None]
     if not failed:
         return None, None
     share = f"{len(failed)} of {len(exchanges)} requests failed: " if len(exchanges) > 1 else ""
-    return share + failed[0].words, failed[0].hint
-
-
-def _cautions(result: EndpointResult) -> Iterable[str]:
-    """What a reader of the figures must know."""
-    summary, good = result.summary, [each for each in result.exchanges if each.failure is None]
-    if not good:
-        return
-    yield from _counting(result, good)
-    if result.cold_ttft_s is not None:
-        yield f"the first request with this prompt, which filled the cache: TTFT {seconds_text(result.cold_ttft_s)}"
-    differences = (("decode rate", summary.server_decode), ("time to the first token", summary.server_prompt))
-    for name, value in differences:
-        if value is not None and abs(value) > DIFFERS:
-            waited = result.streams > 1 and value > 0 and name != "decode rate"
-            queue = ", which leaves out the wait for other requests" if waited else ""
-            yield f"our {name} is {abs(value):.0%} {'above' if value > 0 else 'below'} the server's own{queue}"
-    median = summary.itl.p50 if summary.itl else None
-    if median and result.delay_s and result.delay_s > OUR_DELAY * median:
-        yield f"this client itself may have been late by more than {OUR_DELAY:.0%} of ITL: its machine is busy"
-    if result.warm_up is not None and result.warm_up.dropped:
-        yield f"the server refuses {', '.join(result.warm_up.dropped)}, which were left out"
-    if result.warm_up is not None and result.warm_up.completions:
-        yield "the model has no chat template: plain completions were measured"
-
-
-def _counting(result: EndpointResult, good: Sequence[Exchange]) -> Iterable[str]:
-    lengths = [count for each in good if (count := each.usage.completion) is not None]
-    if len(lengths) < len(good):
-        yield "the server sent no token counts: figures in tokens are unknown"
-        return
-    if any(each.usage.by == "tokenizer" for each in good):
-        yield "the server sent no token counts: answers are counted by the tokenizer in the folder of --config"
-    fewest, most, tokens = min(lengths), max(lengths), sum(lengths)
-    if fewest != most or fewest != result.asked_tokens:
-        length = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
-        yield f"answers have {length} tokens; {result.asked_tokens:,} were asked for"
-    chunks = sum(len(each.arrivals) for each in good)
-    if tokens / chunks >= BUNDLED:
-        yield f"a chunk holds {tokens / chunks:.1f} tokens: ITL is between chunks"
-    if tokens < chunks - len(good):
-        yield f"the server counted {tokens:,} tokens in {chunks:,} chunks: it may leave out reasoning"
-    if result.summary.decode_tps is None and "decode_tps" in result.summary.unknown:
-        yield f"decode is unknown: {result.summary.unknown['decode_tps']}"
+    unsent = f" ({asked - len(exchanges):,} more were not sent)" if len(exchanges) < asked else ""
+    return f"{share}{failed[0].words}{unsent}", failed[0].hint

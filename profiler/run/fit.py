@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 
 from profiler import devices
@@ -18,22 +17,22 @@ from profiler.cost.prediction import Goal, Prediction, Predictor
 from profiler.devices import target as targets
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
-from profiler.models import families, gguf, hub
+from profiler.models import gguf
 from profiler.models.geometry import Geometry
 from profiler.models.resolve import Model, resolve
 from profiler.models.stored import Stored
 from profiler.quants.base import DTYPE_BYTES
-from profiler.run import grid
+from profiler.run import choice, grid
 from profiler.run.grid import counts, model_names, words
 from profiler.run.prompts import contexts_of
 from profiler.run.quantization import QuantVariant, checked, compute_dtype, has, held, variants
-from profiler.run.refusal import Refusal, accepted, together
-from profiler.shell import Command
-from profiler.units import printable
+from profiler.run.refusal import Refusal, accepted, combined_error
+from profiler.shell import Command, command
+from profiler.units import printable, rate_text
 
-CONTEXTS, BATCHES = (8192,), (1,)
+CONTEXTS, BATCHES = (choice.CONTEXT,), (1,)
 MAP_CONTEXTS = ("2k-128k*4", "256k")
-HEADLINE = ("gemma-4-", "qwen3.5-")
+MOST_TRADED = 3  # models of which a goal says what it cost
 MOST = 20_000  # predictions of one call, because every one is printed
 
 
@@ -74,9 +73,14 @@ class FitPrediction:
     prediction: Prediction
     largest_context: int  # at this batch; 0: not even one token
     largest_batch: int  # at this context; 0: not even one
-    parameters: int
+    geometry: Geometry
     placed: Placement
     checkpoint_format: Stored | None = None  # of the model's checkpoint, whatever quantization is predicted
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model."""
+        return self.geometry.parameters
 
     @property
     def verify(self) -> Command | None:
@@ -91,11 +95,16 @@ class FitPrediction:
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """The predictions, and the models that could not be predicted. ``best``: the fastest, if none meets the goal."""
+    """The predictions, and the models that could not be predicted. ``best``: the fastest, if none meets the goal.
+    ``reasons``: sentences on what was chosen, and what was given up for it. ``elsewhere``: where a model that decodes
+    slower than people read, in an engine that nobody named, is faster.
+    """
 
     predictions: list[FitPrediction]
     refused: tuple[Refusal, ...] = ()
     best: FitPrediction | None = None
+    reasons: tuple[str, ...] = ()
+    elsewhere: tuple[str, Command] | None = None
 
 
 def predictions(request: FitRequest) -> FitResult:
@@ -105,20 +114,29 @@ def predictions(request: FitRequest) -> FitResult:
     """
     counted = request.scenario if not request.contexts else None
     request = _with_scenario(request)
-    engine = _engine(request)
-    machines = _machines(request, engine)
+    targets_asked = [targets.find(text) for text in request.on or (None,)]
+    engine = _engine(request, targets_asked)
+    machines = _machines(request, engine, targets_asked)
     _check_options(request, engine, machines)
-    quants = _quants(request, engine)
-    batches = counts("-b", request.batches, BATCHES)
+    contexts, batches = _contexts(request), counts("-b", request.batches, BATCHES)
     asked = words(request.quants)
-    contexts = _contexts(request)
-    first = checked(engine, asked[0]) if asked and not request.models else quants[0]
-    models, refused = accepted(_names(request, engine, machines, first), lambda name: _model(name, request, contexts))
-    _check_count(len(models) * len(contexts) * max(len(quants), len(asked)) * len(batches) * len(machines))
+    if request.quants and not asked:
+        raise ProfileError("-q: the list is empty")
+    if not request.models:
+        asked = tuple(checked(engine, word) for word in asked)
+    plans = [(machine, *_plan(request, engine, machine, asked)) for machine in machines]
+    names = dict.fromkeys(name for _, plan, _ in plans for name in plan)
+    models, refused = accepted(list(names), lambda name: _model(name, request, contexts))
+    resolved = dict(models)
+    cases = [
+        (machine, name, quants) for machine, plan, _ in plans for name, quants in plan.items() if name in resolved
+    ]
+    _check_count(len(contexts) * len(batches) * sum(max(len(quants), len(asked)) for *_, quants in cases))
     found: list[FitPrediction] = []
     impossible: dict[tuple[str, str], Refusal] = {}
     taught = {machine: _learned(machine.target, request) for machine in machines}
-    for machine, (name, model) in product(machines, models):
+    for machine, name, quants in cases:
+        model = resolved[name]
         try:
             as_stored = held(model)
             own, note = contexts_of(counted, model.source) if counted is not None else (contexts, None)
@@ -131,20 +149,72 @@ def predictions(request: FitRequest) -> FitResult:
             impossible[name, error.message] = Refusal(name, error)
     refused += tuple(impossible.values())
     if refused and not found and {name for name, _ in models} <= {name for name, _ in impossible}:
-        raise together(refused)
-    best = None
+        raise combined_error(refused)
+    if request.goal is None:
+        reasons = tuple(dict.fromkeys(reason for *_, why in plans for reason in why))
+        return FitResult(found, refused, reasons=reasons, elsewhere=_elsewhere(found, request))
+    met = ranked(found, request.goal)
+    met = met if request.quants else least_loss(met)
+    best = None if met else max(found, key=_sequence_tps, default=None)
+    return FitResult(met, refused, best, tuple(traded(met, found, request.goal)))
+
+
+def _elsewhere(found: Sequence[FitPrediction], request: FitRequest) -> tuple[str, Command] | None:
+    """Where the one model that was named is faster, if nobody named an engine and it is slow or does not fit."""
+    if request.engine is not None or not request.models or len({(e.model, e.prediction.machine) for e in found}) != 1:
+        return None
+    first = found[0].prediction
+    if any(choice.reads(each.prediction) for each in found) or found[0].named.source.kind == "gguf":
+        return None
+    context, batch = first.request.context, first.request.batch
+    other = choice.instead(found[0].geometry, first.machine, context, batch, choice.LOSSLESS_BITS)
+    if other is None or other.decode is None or other.engine.name == first.engine.name or not choice.reads(other):
+        return None
+    engine, quant = other.engine.name, other.request.quant
+    where = (*(("--on", request.on[0]) if request.on else ()), *(("-b", str(batch)) if batch > 1 else ()))
+    rate = rate_text(other.decode.tps.value)
+    typed = command(
+        "profile", "fit", found[0].named.argument, "--engine", engine, "-q", quant, "-c", str(context), where
+    )
+    return f"{quant} in {engine} decodes at {rate} t/s", typed
+
+
+def _plan(
+    request: FitRequest, engine: Engine, machine: Machine, asked: Sequence[str]
+) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """The models to predict on a machine, each with its quantizations if neither -q nor its checkpoint decides, and
+    the reasons for models that nobody named.
+    """
+    names = model_names(request.models)
+    if request.models and not names:
+        raise ProfileError("no model named", "profile models lists the catalog.")
     if request.goal is not None:
-        best = max(found, key=_sequence_tps, default=None)
-        found = ranked(found, request.goal)
-        found = found if request.quants else most_bits(found)
-    return FitResult(found, refused, None if found else best)
+        return dict.fromkeys(names or choice.names(), choice.usual_quants(engine, machine.target)), []
+    if names:
+        return dict.fromkeys(names, engine.usual_quants), []
+    found: dict[str, tuple[str, ...]] = {}
+    slower = []
+    for family, prefix in choice.FAMILIES.items():
+        choices = choice.Choices(prefix, engine, choice.with_room(machine), tuple(asked), request.path)
+        best = next(choices.ranking(), None)
+        name, quant = choices.smallest() if best is None else (best.name, best.quant)
+        found[name] = (quant,)
+        if best is None:
+            slower.append(f"{family}: no model fits at {choice.CONTEXT // 1024}k; {name} is the smallest")
+        elif not best.reads:
+            slower.append(f"{family}: no model decodes that fast here; {name} {quant} is the fastest that fits")
+    return found, [choice.rule(asked), *slower]
 
 
-def _engine(request: FitRequest) -> Engine:
-    """The engine that was named; for GGUF files llama.cpp, unless what is asked for is only in transformers."""
+def _engine(request: FitRequest, on: Sequence[Target]) -> Engine:
+    """The engine that was named; for GGUF files llama.cpp, unless what is asked for is only in transformers. Without
+    models llama.cpp, where transformers cannot be measured.
+    """
     if request.engine is not None:
         return engines.find(request.engine)
     names, usual = model_names(request.models), engines.find(engines.DEFAULT)
+    if not request.models and request.path is None and not request.quants and not all(map(swept, on)):
+        return engines.find(engines.OF_GGUF)
     if not names or request.path is not None or not all(_is_gguf(name) for name in names):
         return usual
     own = engines.find(engines.OF_GGUF)
@@ -201,10 +271,11 @@ class OneCase:
 
 def one_case(request: FitRequest) -> OneCase:
     """The one case that ``request`` names. Raises ProfileError if it names several."""
-    engine = _engine(request)
-    (machine,) = _machines(request, engine)
+    target = targets.find(request.on[0] if request.on else None)
+    engine = _engine(request, [target])
+    (machine,) = _machines(request, engine, [target])
     _check_options(request, engine, [machine])
-    asked, usual = words(request.quants), _quants(request, engine)
+    asked, usual = words(request.quants), engine.usual_quants
     contexts, batches, names = _contexts(request), counts("-b", request.batches), model_names(request.models)
     if max(map(len, (asked, contexts, batches, names))) > 1:
         raise ProfileError(
@@ -261,11 +332,11 @@ def _cases(
             yield FitPrediction(
                 model=model.name,
                 named=Named(model.source.argument(name), model.source, as_stored=as_stored),
-                cautions=(*model.cautions, *variant.cautions, *machine.target.limits, *unchecked),
+                cautions=(*variant.cautions, *unchecked, *machine.target.limits, *model.cautions),
                 prediction=prediction,
                 largest_context=longest[batch],
                 largest_batch=widest,
-                parameters=model.geometry.parameters,
+                geometry=model.geometry,
                 placed=placement(model.geometry, predictor.storage, prediction.host_bytes),
                 checkpoint_format=checkpoint_format,
             )
@@ -315,30 +386,74 @@ def _extrapolated(engine: Engine, variant: QuantVariant, machine: Machine, reque
 
 
 def ranked(found: Sequence[FitPrediction], goal: Goal) -> list[FitPrediction]:
-    """The predictions that meet the goal at least ``likely``: surest first, then largest model, then most bits."""
-    order = {"yes": 0, "likely": 1}
-    met = [(order[word], each) for each in found if (word := goal.met(each.prediction)) in order]
-    met.sort(key=lambda pair: (pair[0], -pair[1].parameters, -pair[1].prediction.terms.weights.value))
+    """The predictions that meet the goal at least ``likely``, the best first: see ``choice``."""
+    met = [(word, each) for each in found if (word := goal.met(each.prediction)) in ("yes", "likely")]
+    met.sort(key=lambda pair: choice.order(pair[1].geometry, pair[1].prediction, pair[0] == "yes"))
     return [each for _, each in met]
 
 
-def most_bits(ranked: Sequence[FitPrediction]) -> list[FitPrediction]:
-    """The first quantization of each model and case, which is the surest one with the most bits."""
+def least_loss(ranked: Sequence[FitPrediction]) -> list[FitPrediction]:
+    """The first quantization of each model and case, which is the one with the least loss."""
     first: dict[tuple[object, ...], FitPrediction] = {}
     for each in ranked:
-        p = each.prediction
-        first.setdefault((each.model, p.machine, p.request.context, p.request.batch), each)
+        first.setdefault(_case(each), each)
     return list(first.values())
 
 
-def _machines(request: FitRequest, engine: Engine) -> list[Machine]:
+def traded(met: Sequence[FitPrediction], found: Sequence[FitPrediction], goal: Goal) -> Iterator[str]:
+    """What the goal costs: quantizations with less loss and larger models, and why they do not meet it."""
+    for each in met[:MOST_TRADED]:
+        quant, lost = each.prediction.request.quant, choice.loss(each.prediction.request.quant)
+        better = [
+            other
+            for other in found
+            if _case(other) == _case(each)
+            and choice.loss(other.prediction.request.quant) <= lost
+            and _weights(other) > _weights(each)
+        ]
+        if lost and better:
+            nearest = min(better, key=_weights)
+            reason = f"{nearest.prediction.request.quant} {_falls_short(nearest)}"
+            yield f"{printable(each.model, 40)} is in {quant} because {reason}"
+    reached, best = {each.model for each in met}, met[0] if met else None
+    larger: dict[str, FitPrediction] = {}
+    for each in found:
+        if best is not None and each.model not in reached and _size(each) > _size(best):
+            larger[each.model] = max(larger.get(each.model, each), each, key=_sequence_tps)
+    if larger:
+        nearest_first = sorted(larger.values(), key=_size)[:MOST_TRADED]
+        told = (f"{printable(each.model, 40)} {_falls_short(each, named=True)}" for each in nearest_first)
+        yield f"Larger models do not meet the goal: {'; '.join(told)}"
+
+
+def _case(found: FitPrediction) -> tuple[object, ...]:
+    p = found.prediction
+    return found.model, p.machine, p.request.context, p.request.batch
+
+
+def _weights(found: FitPrediction) -> float:
+    return found.prediction.terms.weights.value
+
+
+def _size(found: FitPrediction) -> float:
+    return choice.dense_size(found.geometry)
+
+
+def _falls_short(found: FitPrediction, named: bool = False) -> str:
+    """Why a case does not meet a goal; ``named``: with its quantization."""
+    if found.prediction.decode is None:
+        return "does not fit"
+    in_quant = f" in {found.prediction.request.quant}" if named else ""
+    return f"decodes at {rate_text(_sequence_tps(found))} t/s{in_quant}"
+
+
+def _machines(request: FitRequest, engine: Engine, on: Sequence[Target]) -> list[Machine]:
     """The machines of ``--on``. Devices after a comma belong to the same machine; each ``--on`` is another one."""
     split: Split = request.split or engine.default_split
     if request.ram_bandwidth is not None and not math.isfinite(request.ram_bandwidth):
         raise ProfileError(f"--ram-bandwidth {request.ram_bandwidth} is not a valid bandwidth")
     speed = RAM_BYTES_S if request.ram_bandwidth is None else request.ram_bandwidth * 1e9
-    found = [targets.find(text) for text in request.on or (None,)]
-    return [Machine(target, split, None if target.unified else request.ram_bytes, speed) for target in found]
+    return [Machine(target, split, None if target.unified else request.ram_bytes, speed) for target in on]
 
 
 def _check_options(request: FitRequest, engine: Engine, machines: Sequence[Machine]) -> None:
@@ -353,34 +468,6 @@ def _check_options(request: FitRequest, engine: Engine, machines: Sequence[Machi
                            "Leave --ram out.")  # fmt: skip
     if request.split is not None and all(machine.target.count == 1 for machine in machines):
         raise ProfileError("--split needs several devices", 'For example: --on 2x"rtx 3090"')
-
-
-def _quants(request: FitRequest, engine: Engine) -> tuple[str, ...]:
-    """The quantizations without -q, if the checkpoint does not decide: the engine's usual ones; with a goal, all."""
-    if request.quants and not words(request.quants):
-        raise ProfileError("-q: the list is empty")
-    return tuple(engine.quants) if request.goal else engine.usual_quants
-
-
-def _names(request: FitRequest, engine: Engine, machines: Sequence[Machine], quant: str) -> tuple[str, ...]:
-    names = model_names(request.models)
-    if request.models and not names:
-        raise ProfileError("no model named", "profile models lists the catalog.")
-    if not names:
-        pair = (_headline(prefix, engine, machines[0], quant) for prefix in HEADLINE)
-        names = hub.names() if request.goal else tuple(pair)
-    return names
-
-
-def _headline(prefix: str, engine: Engine, machine: Machine, quant: str) -> str:
-    """The largest model of a family that fits; otherwise the smallest."""
-    shapes = {name: families.geometry(hub.shipped_config(name)) for name in hub.names() if name.startswith(prefix)}
-    names = sorted(shapes, key=lambda name: shapes[name].parameters, reverse=True)
-    for name in names:
-        predictor = _predictor(shapes[name], engine, QuantVariant(quant), machine)
-        if predictor.predict(CONTEXTS[0], 1).verdict.word in ("fits", "tight"):
-            return name
-    return names[-1]
 
 
 def _contexts(request: FitRequest) -> tuple[int, ...]:

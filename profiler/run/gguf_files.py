@@ -10,36 +10,36 @@ from pathlib import Path
 
 from profiler import folders
 from profiler.backends.llama_cpp import synthetic
+from profiler.case import Task
 from profiler.errors import NotFound, ProfileError
 from profiler.models import gguf_mix
 from profiler.registry import unknown
-from profiler.run.grid import GridTask, Subject
+from profiler.run.grid import Subject
 from profiler.units import bytes_text, printable
 
 NO_MODEL = re.compile(r"mmproj|-(?!00001)\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)  # a projector, a further part
 
 
-def announced(tasks: Sequence[GridTask], say: Callable[[str], None]) -> list[GridTask]:
-    """The tasks. Says which GGUF files will be written for them; those of a file that cannot be are refused."""
-    refused: dict[tuple[str, str], str | None] = {}
+def announced(tasks: Sequence[Task], say: Callable[[str], None]) -> list[Task]:
+    """The tasks. Says which GGUF files will be written for them; those of a file that cannot be are left out."""
+    reasons: dict[tuple[str, str], str | None] = {}
     for task in tasks:
         case = task.case
-        if case.weights != "synthetic" or (case.model_id, case.quant) in refused:
+        if case.weights != "synthetic" or (case.model_id, case.quant) in reasons:
             continue
+        assert task.geometry is not None
         try:
             size = synthetic.file_bytes(task.source, task.geometry, case.quant)
         except ProfileError as error:
-            refused[case.model_id, case.quant] = error.message
+            reasons[case.model_id, case.quant] = error.message
             continue
-        refused[case.model_id, case.quant] = None
+        reasons[case.model_id, case.quant] = None
         where = folders.place(synthetic.FOLDER)
         say(
             f"{case.model} {case.quant}: runs from a GGUF file of random weights, {bytes_text(size)}"
             + (f" in {printable(where)}" if where else "")
         )
-    return [
-        replace(task, refused=task.refused or refused.get((task.case.model_id, task.case.quant))) for task in tasks
-    ]
+    return [replace(task, reason=task.reason or reasons.get((task.case.model_id, task.case.quant))) for task in tasks]
 
 
 def of_folder(name: str, weights: str = "auto") -> list[str]:
@@ -60,16 +60,16 @@ def of_folder(name: str, weights: str = "auto") -> list[str]:
     return found or [name]
 
 
-def in_quants(subjects: Sequence[Subject], asked: Sequence[str], others: bool) -> tuple[Subject, ...]:
+def in_quants(subjects: Sequence[Subject], requested: Sequence[str], others: bool) -> tuple[Subject, ...]:
     """The files in one of these quantizations, as read from their tensors, and all models with synthetic weights.
 
     Raises NotFound for a quantization that no file has; ``others``: unless one with synthetic weights can have it.
     """
     has = {each.name: _plain_name(each.checkpoint_format.quant) for each in subjects if each.checkpoint_format}
-    for name in asked:
+    for name in requested:
         if _plain_name(name) not in has.values() and not (others and gguf_mix.known(name)):
             raise unknown("quantization among the files", name, sorted(set(has.values())))
-    wanted = set(map(_plain_name, asked))
+    wanted = set(map(_plain_name, requested))
     return tuple(each for each in subjects if each.weights == "synthetic" or has.get(each.name) in wanted)
 
 

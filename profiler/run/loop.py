@@ -1,4 +1,4 @@
-"""The measuring loop, including the memory and energy of each phase.
+"""The measuring loops, including the memory and energy of each phase.
 
     prefill × (warm-ups + n) → save → (restore → decode) × (warm-ups + n) → release → one step for the peak
 
@@ -11,6 +11,12 @@ warm-ups and invalid ones are marked and excluded from statistics.
 After each repetition the number of processed tokens and the length of the cache are checked, so that no figure
 belongs to a different shape. Time and memory come from separate passes, since the saved cache that makes decode
 repeatable would count towards the peak.
+
+**Programs that time themselves** (``Backend.times_itself``) repeat a phase on their own: the samples are those that
+the program prints, so a row has the rate that a user of the program sees. When a phase has enough of them is decided
+by the same rules, whenever the program has printed some:
+
+    reserve → prefill repetitions → decode repetitions
 
 **Memory.** The peak of a phase, what is still held afterwards, and the difference, which are its activations:
 
@@ -31,16 +37,46 @@ between them (restoring the saved cache) is subtracted in proportion; if it is n
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 
-from profiler.backends.base import Beat, CacheState, Generation, ModelInfo, Session, ShapeMismatch, TimedSession
+from profiler.backends.base import (
+    Beat,
+    CacheState,
+    Generation,
+    ModelInfo,
+    Session,
+    ShapeMismatch,
+    TimedCase,
+    TimedSession,
+)
 from profiler.case import Case
 from profiler.devices.base import Consumed, Meter, Peak, Unwatched, Watcher
 from profiler.results.energy import RESOLVED_S
-from profiler.results.measurement import Energy, Measurement, Memory, Phase, PhaseEnergy, Repetitions, Sample
-from profiler.run.repetitions import Measured, Repeater, Repetition, disturbances, overview_cautions
+from profiler.results.measurement import (
+    PHASES,
+    Caution,
+    Energy,
+    Measurement,
+    Memory,
+    Phase,
+    PhaseEnergy,
+    Repetitions,
+    Sample,
+)
+from profiler.run.repetitions import (
+    MIN_REPS,
+    Effort,
+    Measured,
+    Repeater,
+    Repetition,
+    Stop,
+    disturbances,
+    overview_cautions,
+    stop,
+)
 
 NO_PEAK = Peak(None, None, None)
 
@@ -224,24 +260,48 @@ def measure(session: Session, case: Case, repeater: Repeater) -> Measurement:
     book.enter("decode", phases["decode"].samples, partial(decode_once, UNWATCHED))
     after = generation.cache()
     decode = step_footprint(meter, generation)
-    info, cores = session.info, os.cpu_count() or 1
+    info = session.info
+    cautions = (*info.cautions, *generation.cautions(), *_disturbances(session, case, phases, info.threads))
+    row = _row(case, phases, cautions, book.energy)
+    memory = memory_breakdown(info, prefill, decode, after)
+    return replace(row, memory=memory, threads=info.threads, decode_path=generation.path())
+
+
+def measure_timed(session: TimedSession, case: Case, repeater: Repeater) -> Measurement:
+    """The same for a program that times itself. Raises ShapeMismatch if the program measured something else."""
+    effort = repeater.effort
+    session.watcher.begin(effort.energy)
+    book = EnergyBook(session, repeater)
+    run = session.begin(case)
+    phases = {phase: _repeat_timed(phase, run, session, effort) for phase in PHASES}
+    if effort.energy:
+        for phase, measured in phases.items():
+            _enter_window(book, phase, run, measured)
+    row = _row(case, phases, (*run.cautions(), *_disturbances(session, case, phases, run.threads)), book.energy)
+    return replace(row, memory=run.memory(), threads=run.threads, decode_path=run.path())
+
+
+def _row(
+    case: Case, phases: Mapping[Phase, Measured], cautions: Sequence[Caution], energy: Energy | None
+) -> Measurement:
+    """The row of measured phases, to which the caller adds what only its kind of session knows."""
     return Measurement(
         case,
         environment={},  # the parent adds it
         outcome="ok",
         samples=Repetitions(sample for measured in phases.values() for sample in measured.samples),
-        memory=memory_breakdown(info, prefill, decode, after),
-        cautions=(
-            *info.cautions,
-            *generation.cautions(),
-            *(found for phase, measured in phases.items() for found in disturbances(phase, measured, cores)),
-            *overview_cautions(session.watcher.overview(), case.device),
-        ),
-        energy=book.energy,
-        threads=info.threads,
+        cautions=tuple(cautions),
+        energy=energy,
         stopped={phase: measured.stopped for phase, measured in phases.items()},
-        decode_path=generation.path(),
     )
+
+
+def _disturbances(
+    session: Session | TimedSession, case: Case, phases: Mapping[Phase, Measured], threads: int | None
+) -> list[Caution]:
+    """Cautions about what disturbed the phases, which ran in so many ``threads``."""
+    found = disturbances(phases, os.cpu_count() or 1, threads)
+    return found + overview_cautions(session.watcher.overview(), case.device)
 
 
 def _prefill(meter: Meter, generation: Generation, case: Case, watcher: Watcher) -> Sample:
@@ -259,20 +319,67 @@ def _decode(meter: Meter, generation: Generation, case: Case, beat: Beat, watche
     """``steps`` timed decode steps from the saved cache."""
     generation.restore()
     repetition = Repetition(meter, watcher)
-    marks = [meter.mark()]
+    timestamps = [meter.timestamp()]
     for _ in range(case.steps):
         generation.step()
-        marks.append(meter.mark())
+        timestamps.append(meter.timestamp())
         beat("")
     sample = repetition.end("decode")
     tokens = sum(len(step) for step in generation.tokens)
     if tokens != case.batch * case.steps:
         raise ShapeMismatch(f"decode gave {tokens} tokens instead of {case.batch} × {case.steps}")
     _check_length(generation, case.context + case.steps, "decode")
-    return replace(sample, tokens=tokens, step_s=tuple(meter.elapsed(marks)))
+    return replace(sample, tokens=tokens, step_s=tuple(meter.elapsed(timestamps)))
 
 
 def _check_length(generation: Generation, expected: int, phase: str) -> None:
     length = generation.cache().length
     if length != expected:
         raise ShapeMismatch(f"after {phase} the cache holds {length} tokens instead of {expected}")
+
+
+def _repeat_timed(phase: Phase, run: TimedCase, session: TimedSession, effort: Effort) -> Measured:
+    """Repetitions of one phase, until ``effort`` is satisfied."""
+    before = session.meter.pressure()
+    samples: list[Sample] = []
+    stopped: Stop | None = None
+    session.watcher.start()
+    with closing(run.repeat(phase, effort.reps or MIN_REPS, effort.max_phase_s)) as groups:
+        for group in groups:
+            seen = session.watcher.stop(sum(sample.seconds for sample in group))
+            samples += [
+                replace(
+                    sample,
+                    invalid=seen.invalid,
+                    sm_mhz=seen.sm_mhz,
+                    temperature_c=seen.temperature_c,
+                    capped=seen.capped,
+                )
+                for sample in group
+            ]
+            stopped = _stop_timed(samples, effort)
+            if stopped is not None:
+                break
+            session.watcher.start()
+    if stopped == "cold":
+        samples[0] = replace(samples[0], warmup=False)
+    return Measured(tuple(samples), stopped or "time", before, session.meter.pressure())
+
+
+def _stop_timed(samples: Sequence[Sample], effort: Effort) -> Stop | None:
+    if samples[0].warmup and samples[0].seconds >= effort.max_phase_s:
+        return "cold"  # there is no time for more
+    timed = [sample for sample in samples if not sample.warmup]
+    return stop(timed, effort) if timed else None
+
+
+def _enter_window(book: EnergyBook, phase: Phase, run: TimedCase, measured: Measured) -> None:
+    """The energy of as many further repetitions as the counters need, in one window."""
+    once_s = measured.samples[-1].seconds
+
+    def window() -> list[Sample]:
+        count = max(2, round(RESOLVED_S / once_s) + 1)
+        with closing(run.repeat(phase, count, float("inf"))) as groups:
+            return [sample for group in groups for sample in group][:count]
+
+    book.enter_window(phase, window)

@@ -30,7 +30,7 @@ from profiler.devices.cgroup import oom_kills
 from profiler.devices.cpu import process_bytes
 from profiler.results.environment import SPEED, heap, is_secret
 from profiler.results.measurement import Outcome
-from profiler.run.protocol import LineBuffer, LoadCost, ProtocolError, WorkerTask, encode
+from profiler.run.protocol import LineBuffer, LoadCost, ProtocolError, encode
 from profiler.units import printable
 
 PLACES = re.compile(  # what libraries need in addition to the variables that change speed
@@ -164,9 +164,9 @@ class WorkerProcess:
     def _listen(self, file: int | FileIO, handler: Callable[[], object], events: int = selectors.EVENT_READ) -> None:
         self._selector.register(file, events, handler)
 
-    def send(self, task: WorkerTask) -> None:
-        """Hand over a task without waiting for the worker to read it. Raises ProtocolError if it is too long."""
-        self._unsent += encode(task.to_json(), finite=False)
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Hand over a message without waiting for the worker to read it. Raises ProtocolError if it is too long."""
+        self._unsent += encode(message, finite=False)
         self._listen(self._tasks, self._write_tasks, selectors.EVENT_WRITE)
 
     def wait(self, seconds: float) -> list[dict[str, Any]]:

@@ -81,6 +81,7 @@ _FINAL_LINE = re.compile(r"\banswer\b[*_` ]*[:：]\W*?(\S.*)", re.IGNORECASE)  #
 _ASIDE = re.compile(r"\([^()]*\)")
 _NUMBER = re.compile(r"\d+(?:[:.,]\d+)*")
 _WORD = re.compile(r"[^\W\d_]+")
+_REPEATED = re.compile(r"([\W_])\1+")
 _DECIMAL_COMMA = re.compile(r"\d+,\d{1,2}")
 
 Verdict = Literal["right", "wrong", "none"]
@@ -161,7 +162,9 @@ class EndpointPrompt:
 
     @property
     def characters(self) -> int:
-        return sum(len(message.get("content") or "") for message in self.written.messages) if self.written else 0
+        """Of all messages that somebody wrote; a repeated space or mark counts once, as in an indent or a rule."""
+        written = self.written.messages if self.written else ()
+        return sum(len(_REPEATED.sub(r"\1", message.get("content") or "")) for message in written)
 
     @property
     def most_tokens(self) -> int:

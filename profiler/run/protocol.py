@@ -2,7 +2,7 @@
 
 Not stdout, because libraries print there; never pickle, because a faulty worker must not run code in its parent.
 
-    parent → worker   one WorkerTask a line, the next only after the row of the last is stored
+    parent → worker   one task a line (``task_message``), the next only after the row of the last is stored
     worker → parent   {"type": "beat", "text"} · {"type": "loaded", "load"} · {"type": "row", "row"}
 """
 
@@ -40,7 +40,7 @@ V1_FIELDS = frozenset(  # fields of Case and Effort that workers of every versio
         "max_phase_s",
     ]
 )
-MAX_LINE = 16 * 1024**2  # bytes: enough for a million step times, or for any real config.json
+MAX_LINE_BYTES = 16 * 1024**2  # bytes: enough for a million step times, or for any real config.json
 
 
 class ProtocolError(Exception):
@@ -65,28 +65,24 @@ class LoadCost:
         return cls(message["load_s"], Memory(**message["memory"]), message.get("process_peak_bytes"))
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerTask(Task):
-    """Everything a worker needs to measure one case. The first one also tells it which model to load."""
+def task_message(task: Task, effort: Effort, max_memory_bytes: int | None) -> dict[str, Any]:
+    """What a worker needs to measure a task, as JSON content; workers of earlier versions understand it if possible.
 
-    effort: Effort
-    max_memory_bytes: int | None
+    The first one also tells the worker which model to load. ``max_memory_bytes``: the limit of its host memory.
+    """
+    source = {name: getattr(task.source, name) for name in ("kind", "location", "revision")}
+    return {
+        "case": _compatible(task.case),
+        "source": source | {"config": dict(task.source.config)},
+        "effort": _compatible(effort),
+        "max_memory_bytes": max_memory_bytes,
+    }
 
-    def to_json(self) -> dict[str, Any]:
-        """The task as JSON content that a worker of an earlier version understands where possible."""
-        source = {name: getattr(self.source, name) for name in ("kind", "location", "revision")}
-        return {
-            "case": _compatible(self.case),
-            "source": source | {"config": dict(self.source.config)},
-            "effort": _compatible(self.effort),
-            "max_memory_bytes": self.max_memory_bytes,
-        }
 
-    @classmethod
-    def from_json(cls, message: Mapping[str, Any]) -> WorkerTask:
-        """The inverse of ``to_json``."""
-        case, source, effort = Case(**message["case"]), Source(**message["source"]), Effort(**message["effort"])
-        return cls(case, source, effort, message["max_memory_bytes"])
+def read_task(message: Mapping[str, Any]) -> tuple[Task, Effort, int | None]:
+    """The inverse of ``task_message``: the task has a case and a source only."""
+    task = Task(Case(**message["case"]), Source(**message["source"]))
+    return task, Effort(**message["effort"]), message["max_memory_bytes"]
 
 
 def _compatible(content: Case | Effort) -> dict[str, Any]:
@@ -106,8 +102,8 @@ def encode(message: Mapping[str, Any], finite: bool = True) -> bytes:
         line = json.dumps(message, separators=(",", ":"), allow_nan=not finite).encode() + b"\n"
     except ValueError:
         raise ProtocolError("it contains a number that is not finite") from None
-    if len(line) > MAX_LINE:
-        raise ProtocolError(f"its line has {bytes_text(len(line))}, more than {bytes_text(MAX_LINE)}")
+    if len(line) > MAX_LINE_BYTES:
+        raise ProtocolError(f"its line has {bytes_text(len(line))}, more than {bytes_text(MAX_LINE_BYTES)}")
     return line
 
 
@@ -139,8 +135,8 @@ class LineBuffer:
             del self._rest[: end + 1]
             seen = 0
             yield self._decode(line)
-        if len(self._rest) > MAX_LINE:
-            raise ProtocolError(f"a line of more than {bytes_text(MAX_LINE)}")
+        if len(self._rest) > MAX_LINE_BYTES:
+            raise ProtocolError(f"a line of more than {bytes_text(MAX_LINE_BYTES)}")
 
     def _decode(self, line: bytes) -> dict[str, Any]:
         try:

@@ -34,7 +34,7 @@ class QuantChoice:
 
     quant: Quant
     checkpoint_format: Stored | None = None  # the checkpoint, if it runs as it is stored
-    refused: str | None = None  # why it cannot be measured this way
+    reason: str | None = None  # why it cannot be measured this way
     note: str | None = None  # what transformers does to the weights
 
 
@@ -42,12 +42,14 @@ def choices(
     source: Source,
     weights: str,
     stored: Stored | None,
-    asked: Sequence[Quant],
+    requested: Sequence[Quant],
     device: DeviceInfo,
     gguf: bool = False,
 ) -> list[QuantChoice]:
-    """The quantizations of one model of a sweep; ``asked`` is empty without -q. ``gguf``: the backend runs GGUF files
-    (``Backend.gguf``), and ``asked`` has the quantizations of those that are written with synthetic weights.
+    """The quantizations of one model of a sweep; ``requested`` is empty without -q.
+
+    ``gguf``: the backend runs GGUF files (``Backend.gguf``), and ``requested`` has the quantizations of those that
+    are written with synthetic weights.
 
     A checkpoint runs as it is stored. A quantized one is unpacked into a plain dtype if transformers supports only
     that; quantizing it a second time is refused.
@@ -55,16 +57,16 @@ def choices(
     if gguf:
         if stored is not None:
             return [QuantChoice(checkpoint.quant_of(stored), stored)]
-        return [QuantChoice(quant) for quant in asked]
-    usual: tuple[Quant, ...] = tuple(asked) or (_registered(own_dtype(stored, device)),)
+        return [QuantChoice(quant) for quant in requested]
+    usual: tuple[Quant, ...] = tuple(requested) or (_registered(own_dtype(stored, device)),)
     if weights == "synthetic":
         own = schemes.of(source.config)
-        if not asked and own is not None and own.name in registry.names("quants"):
+        if not requested and own is not None and own.name in registry.names("quants"):
             usual = (_registered(own.name),)
-        return [QuantChoice(quant, refused=_unknown(quant)) for quant in usual]
+        return [QuantChoice(quant, reason=_unknown(quant)) for quant in usual]
     if stored is None or stored.scheme is None:
-        return [QuantChoice(quant, refused=_unknown(quant)) for quant in usual]
-    return [_of_checkpoint(stored, quant, device) for quant in asked] or [_own(stored, device)]
+        return [QuantChoice(quant, reason=_unknown(quant)) for quant in usual]
+    return [_of_checkpoint(stored, quant, device) for quant in requested] or [_own(stored, device)]
 
 
 def _unknown(quant: Quant) -> str | None:
@@ -96,12 +98,12 @@ def _of_checkpoint(stored: Stored, quant: Quant, device: DeviceInfo) -> QuantCho
         return QuantChoice(quant, stored, f"its weights are stored in {stored.quant}: {reason}; {instead}")
     if quant.name not in DTYPE_BYTES:
         return QuantChoice(
-            quant, refused=f"its weights are quantized already ({stored.quant}): leave -q {quant.name} out"
+            quant, reason=f"its weights are quantized already ({stored.quant}): leave -q {quant.name} out"
         )
     reason = checkpoint.not_unpacked(stored)
     if reason is not None:
         return QuantChoice(
-            quant, refused=f"its weights are stored in {stored.quant}: {reason}; leave -q out, or {MEASURE_ANOTHER}"
+            quant, reason=f"its weights are stored in {stored.quant}: {reason}; leave -q out, or {MEASURE_ANOTHER}"
         )
     return QuantChoice(quant, note=f"transformers unpacks {stored.quant} into {quant.name}")
 
@@ -109,7 +111,7 @@ def _of_checkpoint(stored: Stored, quant: Quant, device: DeviceInfo) -> QuantCho
 def never_loaded(model: Model, device: DeviceInfo) -> str | None:
     """Why a checkpoint whose headers are not on this machine could not be loaded; ``None`` if it could."""
     stored = held(model)
-    return None if stored is None or stored.scheme is None else _own(stored, device).refused
+    return None if stored is None or stored.scheme is None else _own(stored, device).reason
 
 
 def _registered(name: str) -> Quant:
@@ -136,7 +138,12 @@ def held(model: Model) -> Stored | None:
 
 
 def variants(
-    model: Model, stored: Stored | None, engine: Engine, target: Target, asked: Sequence[str], usual: Sequence[str]
+    model: Model,
+    stored: Stored | None,
+    engine: Engine,
+    target: Target,
+    requested: Sequence[str],
+    usual: Sequence[str],
 ) -> list[QuantVariant]:
     """The quantizations to predict for ``engine``; ``usual`` are its defaults if nothing else decides.
 
@@ -145,16 +152,17 @@ def variants(
     """
     if stored is None:
         scheme = schemes.of(model.source.config)
-        if scheme is not None and not asked:
+        if scheme is not None and not requested:
             raise ProfileError(
                 f"{model.name}: its config says {scheme.name}, but not enough to compute the size of the weights",
                 "Give a folder with the weights, or choose a quantization with -q.",
             )
-        return [QuantVariant(quant) for quant in dict.fromkeys(checked(engine, quant) for quant in asked or usual)]
-    if not asked:
+        known = dict.fromkeys(checked(engine, quant) for quant in requested or usual)
+        return [QuantVariant(quant) for quant in known]
+    if not requested:
         return _by_itself(model, stored, engine, target, usual)
     found: list[QuantVariant] = []
-    for word in dict.fromkeys(word.casefold() for word in asked):
+    for word in dict.fromkeys(word.casefold() for word in requested):
         in_any_dtype = GGUF not in engine.reads  # loads what is not quantized in any dtype
         if _same(word, stored.quant) and not (in_any_dtype and (stored.gguf or not stored.packed)):
             own = _by_itself(model, stored, engine, target, (word,))

@@ -23,15 +23,15 @@ from profiler.results import environment
 from profiler.results.leases import Holder, Leases
 from profiler.results.measurement import NO_SAMPLES, Caution, Measurement, RunModel
 from profiler.results.store import Store, StoredRow
+from profiler.run import ceilings, supervisor
 from profiler.run import plan as run_plan
-from profiler.run import supervisor
 from profiler.run.grid import Subject
-from profiler.run.plan import Pace, Planned, Skip, SweepPlan
+from profiler.run.plan import Pace, SweepPlan
 from profiler.run.request import ResolvedRequest
+from profiler.run.reuse import ReusableRows, fallbacks
 from profiler.run.supervisor import WorkerLimits
 
 ReusedRows = Mapping[Case, StoredRow]
-Find = Callable[[Planned], StoredRow | None]
 
 
 class SweepListener:
@@ -88,32 +88,26 @@ def sweep(
 
     ``argv``: the arguments of ``profile`` that would request this sweep, stored with the run. Raises StoreError.
     """
-    since = store.newest_id()  # rows that other sweeps store after it are as fresh as our own
-    max_memory = limits.max_memory_bytes
-    prepared = prepare(resolved, device, store if resumed else None, max_memory, store.path if learned else None)
+    learned_from = store.path if learned else None
+    prepared = prepare(resolved, device, store, limits.max_memory_bytes, resumed, learned_from)
     plan, snapshot = prepared.plan, prepared.environment
+    if plan.tasks and not backends.simulated(resolved.backend):
+        ceilings.ensure(device, listener.say)
     recorder = Recorder(store, prepared, resolved, device, listener, argv)
     if prepared.reused:
         listener.reused(len(prepared.reused), len(resolved.tasks))
-    if (fallbacks := run_plan.fallbacks(prepared.reused.values())) is not None:
-        listener.say(fallbacks)
+    if (on_fallbacks := fallbacks(prepared.reused.values())) is not None:
+        listener.say(on_fallbacks)
     recorder.reuse(prepared.reused.values())
     recorder.skip(plan.skipped)
     listener.planned(plan, resolved.budget_s)
 
-    def find(planned: Planned) -> StoredRow | None:
-        if not store.has_newer(planned.case.key, since):
-            return None
-        found = run_plan.reusable_rows([planned.task], store, snapshot, resolved.effort, max_memory)
-        row = found.get(planned.case)
-        return row if row is not None and row.id > since else None
-
-    pace = Pace(plan.cases, resolved.budget_s)
+    pace = Pace(plan.tasks, resolved.budget_s)
     with (
         Leases(store.path, recorder.run, environment.environment_key(snapshot)) as leases,
-        listener.measuring(len(plan.cases), pace.remaining_s),
+        listener.measuring(len(plan.tasks), pace.remaining_s),
     ):
-        queue = Queue(plan.cases, pace, leases, find, recorder)
+        queue = Queue(plan.tasks, pace, leases, prepared.reusable, recorder)
         ending = supervisor.run(queue.tasks(), resolved.effort, limits, snapshot, queue.done, queue.beat)
     store.finish_run(recorder.run, "interrupted" if ending.interrupted else "finished")
     return SweepResult(recorder.run, recorder.rows, ending.interrupted)
@@ -130,6 +124,7 @@ class PreparedSweep:
     """What a sweep knows before it measures anything."""
 
     environment: dict[str, Any]
+    reusable: ReusableRows
     reused: ReusedRows  # instead of measuring these cases again
     available_bytes: int
     plan: SweepPlan  # of the other cases, within the budget if there is one
@@ -141,16 +136,17 @@ def prepare(
     device: DeviceInfo,
     store: Store | None,
     max_memory: int | None,
+    resumed: bool = True,
     learned_from: Path | None = None,
 ) -> PreparedSweep:
-    """Find the rows of ``store`` that the sweep reuses, and plan the other cases. None: reuse nothing.
+    """Find the rows of ``store`` that the sweep reuses, none unless ``resumed``, and plan the other cases.
 
     ``learned_from``: the store whose rows correct the predictions; None: leave them plain.
     """
     snapshot = environment.snapshot(device, backends.find(resolved.backend).versions())
-    reused: ReusedRows = {}
-    if store is not None:
-        reused = run_plan.reusable_rows(resolved.tasks, store, snapshot, resolved.effort, max_memory)
+    reusable = ReusableRows(store, snapshot, resolved.effort, max_memory)
+    found = ((task.case, reusable.find(task.case)) for task in resolved.tasks if resumed)
+    reused = {case: row for case, row in found if row is not None}
     available = available_bytes(device, max_memory)
     missing = [task for task in resolved.tasks if task.case not in reused]
     learned = NOTHING
@@ -160,7 +156,7 @@ def prepare(
     plan = run_plan.make(missing, device, resolved.effort, available, learned)
     if resolved.budget_s is not None:
         plan = run_plan.choose(plan, resolved.budget_s)
-    return PreparedSweep(snapshot, reused, available, plan, learned)
+    return PreparedSweep(snapshot, reusable, reused, available, plan, learned)
 
 
 class Recorder:
@@ -192,12 +188,12 @@ class Recorder:
         for row in found:
             self._show(self._described(row.measurement), row.run)
 
-    def skip(self, skipped: Iterable[Skip]) -> None:
-        """Store a row with the reason for each case that does not run."""
+    def skip(self, skipped: Iterable[Task]) -> None:
+        """Store a row with the reason for each task that does not run."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         rows = [
-            self._with_model(Measurement(entry.case, self.environment, "skipped", entry.reason, started_at=now))
-            for entry in skipped
+            self._with_model(Measurement(task.case, self.environment, "skipped", task.reason, started_at=now))
+            for task in skipped
         ]
         try:
             self.store.append_all(self.run, rows)
@@ -223,7 +219,7 @@ class Recorder:
     def _expected(self, case: Case) -> dict[str, Any]:
         """The prediction for the case; empty for one that cannot be measured."""
         task = self._tasks.get(case.key)
-        if task is None or task.refused is not None:
+        if task is None or task.geometry is None or task.reason is not None:
             return {}
         return stored_prediction(case, task.geometry, self._device, task.checkpoint_format, self._learned)
 
@@ -239,39 +235,39 @@ class Recorder:
 def _run_model(subject: Subject) -> RunModel:
     """What a run says about a model."""
     notes = tuple(Caution(note.code, note.text) for note in subject.notes)
-    return RunModel(subject.model_id, subject.name, notes, subject.checkpoint)
+    return RunModel(subject.model_id, subject.name, notes, subject.checkpoint, dict(subject.source.config))
 
 
 class Queue:
-    """The cases still to be measured. ``find`` looks for rows that other sweeps have stored since this one began."""
+    """The tasks still to be measured, without those whose rows other sweeps have stored since this one began."""
 
     def __init__(
         self,
-        cases: Sequence[Planned],
+        tasks: Sequence[Task],
         pace: Pace,
         leases: Leases,
-        find: Find,
+        reusable: ReusableRows,
         recorder: Recorder,
     ) -> None:
-        self._cases, self._pace, self._leases, self._find = cases, pace, leases, find
+        self._tasks, self._pace, self._leases, self._reusable = tasks, pace, leases, reusable
         self._recorder, self._listener = recorder, recorder.listener
         self._reused: dict[str, int] = {}  # by run: rows that another sweep measured meanwhile
         self._waited_for: tuple[str, str] | None = None
 
     def tasks(self) -> Iterator[Task | None]:
         """The next task each time; None while other sweeps are measuring everything that is left."""
-        waiting: Sequence[Planned] = self._cases
+        waiting = self._tasks
         while waiting:
-            held: list[tuple[Planned, Holder]] = []
-            for planned in waiting:
-                holder = yield from self._turn(planned)
+            held: list[tuple[Task, Holder]] = []
+            for task in waiting:
+                holder = yield from self._turn(task)
                 if holder is not None:
-                    held.append((planned, holder))
+                    held.append((task, holder))
             if len(held) == len(waiting):
                 self._wait(*held[0])
                 yield None
                 self._pace.pause()
-            waiting = [planned for planned, _ in held]
+            waiting = [task for task, _ in held]
         self._say_reused()
 
     def done(self, row: Measurement) -> None:
@@ -285,40 +281,40 @@ class Queue:
         self._leases.renew()
         self._listener.beat(case, phase)
 
-    def _turn(self, planned: Planned) -> Generator[Task, None, Holder | None]:
-        """Skip, reuse or yield one case. If another sweep is measuring it, return that sweep."""
-        case = planned.case
+    def _turn(self, task: Task) -> Generator[Task, None, Holder | None]:
+        """Skip, reuse or yield one task. If another sweep is measuring its case, return that sweep."""
+        case = task.case
         reason = self._pace.refuse(case)
         if reason is not None:
             self._pace.drop(case)
-            self._recorder.skip([Skip(case, reason)])
+            self._recorder.skip([replace(task, reason=reason)])
             return None
-        if self._reuse(planned):
+        if self._reuse(case):
             return None
         holder = self._leases.claim(case.key)
         if holder is not None:
             return holder
-        if self._reuse(planned):  # it was stored since the first look
+        if self._reuse(case):  # it was stored since the first look
             self._leases.release(case.key)
         else:
-            yield planned.task
+            yield task
         return None
 
-    def _reuse(self, planned: Planned) -> bool:
+    def _reuse(self, case: Case) -> bool:
         """Whether another sweep has measured the case since this one began; this run then reuses its row."""
-        row = self._find(planned)
+        row = self._reusable.find_new(case)
         if row is None:
             return False
-        self._pace.drop(planned.case)
+        self._pace.drop(case)
         self._recorder.reuse([row])
         self._reused[row.run] = self._reused.get(row.run, 0) + 1
         return True
 
-    def _wait(self, planned: Planned, holder: Holder) -> None:
+    def _wait(self, task: Task, holder: Holder) -> None:
         """Report what the sweep is waiting for, unless it already did."""
-        if self._waited_for != (waited_for := (planned.case.key, holder.run)):
+        if self._waited_for != (waited_for := (task.case.key, holder.run)):
             self._waited_for = waited_for
-            self._listener.waiting(planned.case, holder.run)
+            self._listener.waiting(task.case, holder.run)
 
     def _say_reused(self) -> None:
         """Say how many rows each of the other sweeps has contributed."""

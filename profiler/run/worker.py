@@ -39,27 +39,27 @@ from typing import Any, cast
 
 from profiler import backends, devices, folders
 from profiler.backends.base import OutOfMemory, Session, TimedSession
-from profiler.case import Case
+from profiler.case import Case, Task
 from profiler.devices import allowance
 from profiler.devices.base import Meter, kind_of
 from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError
-from profiler.results.measurement import Caution, Measurement, Memory, Outcome
-from profiler.run import timed
-from profiler.run.loop import largest, measure, peak_bytes
-from profiler.run.protocol import LineBuffer, LoadCost, ProtocolError, WorkerTask, encode
-from profiler.run.repetitions import Repeater
+from profiler.results.measurement import PHASES, Caution, Measurement, Memory, Outcome, Phase
+from profiler.run.loop import largest, measure, measure_timed, peak_bytes
+from profiler.run.protocol import LineBuffer, LoadCost, ProtocolError, encode, read_task
+from profiler.run.repetitions import Effort, Repeater
 from profiler.units import bytes_text, printable
 
-MAX_CHAIN = 8  # exceptions of one chain that are considered
+MAX_CAUSES = 8  # exceptions of one chain that are considered
 OUTER, INNER = 280, 180  # characters of the two exceptions that are reported: the first one and its innermost cause
 ALONE = OUTER + INNER  # characters of an exception without a cause
 PLACE = 120  # characters of a source line in a message
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 FIRST_TO_GO = "1000"  # oom_score_adj: the kernel kills this process before the one that holds the results
+SentTask = tuple[Task, Effort, int | None]  # a task, how thoroughly to measure it, and the limit of the host memory
 BEAT_S = 0.1  # minimum time between beats of one phase: each costs a system call and wakes the parent
-MAX_REASON = 500  # characters
+MAX_REASON_CHARACTERS = 500  # characters
 
 
 def guard_group(parent: int) -> None:
@@ -132,7 +132,7 @@ def chain(error: BaseException) -> Iterator[tuple[str, BaseException]]:
     seen: set[int] = set()
     link: str = ""
     current: BaseException | None = error
-    while current is not None and id(current) not in seen and len(seen) < MAX_CHAIN:
+    while current is not None and id(current) not in seen and len(seen) < MAX_CAUSES:
         seen.add(id(current))
         yield link, current
         if isinstance(current, BaseExceptionGroup):
@@ -220,55 +220,56 @@ def die_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def read_tasks(fd: int) -> Iterator[WorkerTask]:
+def read_tasks(fd: int) -> Iterator[SentTask]:
     """The tasks that the parent sends, until it closes the pipe."""
     lines = LineBuffer(finite=False)
     while chunk := os.read(fd, 1 << 16):
         for message in lines.feed(chunk):
-            yield WorkerTask.from_json(message)
+            yield read_task(message)
 
 
-def serve(tasks: Iterator[WorkerTask], wire: Wire) -> None:
+def serve(tasks: Iterator[SentTask], wire: Wire) -> None:
     """Load the model of the first task, then measure every task and send its row."""
     session: Session | TimedSession | None = None
     cost = LoadCost()
     measured: set[str] = set()  # keys of cases
-    for task in tasks:
+    settled: set[Phase] = set()
+    for task, effort, max_memory_bytes in tasks:
         try:
             if session is None:
-                session, cost = load(task, wire)
+                session, cost = load(task, max_memory_bytes, wire)
                 wire.send({"type": "loaded", "load": cost.to_json()})
-            if task.max_memory_bytes is not None:
-                limit_memory(task.max_memory_bytes)
-            row = measure_with(session, task, wire, task.case.key in measured)
-            row = with_load_cost(row, cost)
+            if max_memory_bytes is not None:
+                limit_memory(max_memory_bytes)
+            repeater = Repeater(effort, wire.beat, task.case.key in measured, settled)
+            row = with_load_cost(measure_with(session, task.case, repeater), cost)
             measured.add(task.case.key)
+            settled.update(phase for phase in PHASES if phase in row.stopped)
         except Exception as error:
             lift_limit()
-            row = failure(error, task, wire.phase)
+            row = failure(error, task.case, max_memory_bytes, wire.phase)
         if send_row(row, wire) != "ok":
             return
     if session is not None:
         session.close()
 
 
-def measure_with(session: Session | TimedSession, task: WorkerTask, wire: Wire, again: bool) -> Measurement:
-    """Measure a case with the loop that its backend needs; ``again``: this process has measured it before."""
-    repeater = Repeater(task.effort, wire.beat, again)
-    if backends.find(task.case.backend).times_itself:
-        return timed.measure(cast(TimedSession, session), task.case, repeater)
-    return measure(cast(Session, session), task.case, repeater)
+def measure_with(session: Session | TimedSession, case: Case, repeater: Repeater) -> Measurement:
+    """Measure a case with the loop that its backend needs."""
+    if backends.find(case.backend).times_itself:
+        return measure_timed(cast(TimedSession, session), case, repeater)
+    return measure(cast(Session, session), case, repeater)
 
 
-def load(task: WorkerTask, wire: Wire) -> tuple[Session | TimedSession, LoadCost]:
+def load(task: Task, max_memory_bytes: int | None, wire: Wire) -> tuple[Session | TimedSession, LoadCost]:
     """The loaded model of ``task``, and what loading it took. The memory baseline includes the framework."""
     wire.beat("load")
     opened = backends.opener(task.case.backend)
     before = meter_of(task.case)
     before.reset_peak()
     baseline, start = before.peak().process_bytes, before.now()
-    if task.max_memory_bytes is not None:
-        limit_memory(task.max_memory_bytes)
+    if max_memory_bytes is not None:
+        limit_memory(max_memory_bytes)
     session = opened(task.case, task.source, wire.beat)
     seconds, peak = session.meter.now() - start, session.meter.peak()
     memory = Memory(
@@ -307,12 +308,12 @@ def load_peak(memory: Memory) -> list[Caution]:
     return [Caution("load-peak", text)]
 
 
-def failure(error: Exception, task: WorkerTask, phase: str) -> Measurement:
+def failure(error: Exception, case: Case, max_memory_bytes: int | None, phase: str) -> Measurement:
     """The row of a case that raised: out of memory, or failed. The parent knows what loading took."""
     outcome: Outcome = "failed"
     if is_out_of_memory(error):
         words = " ".join(str(error).split()) or type(error).__name__
-        limit = _limit_in_words(task) if kind_of(task.case.device).is_host else ""
+        limit = _limit_in_words(max_memory_bytes) if kind_of(case.device).is_host else ""
         outcome, reason = "oom", f"out of memory in {phase}{limit}: {words}"
     elif isinstance(error, ProfileError):
         reason = one_line(error)
@@ -322,7 +323,7 @@ def failure(error: Exception, task: WorkerTask, phase: str) -> Measurement:
         reason = f"{phase} failed: {words}. {hint}"
     else:
         reason = f"{phase} failed: {one_line(error)}"
-    return Measurement(task.case, {}, outcome, printable(reason, MAX_REASON))
+    return Measurement(case, {}, outcome, printable(reason, MAX_REASON_CHARACTERS))
 
 
 def _limit_reached(error: Exception) -> tuple[str, str] | None:
@@ -331,10 +332,10 @@ def _limit_reached(error: Exception) -> tuple[str, str] | None:
     return next((found for found in causes if found is not None), None)
 
 
-def _limit_in_words(task: WorkerTask) -> str:
+def _limit_in_words(max_memory_bytes: int | None) -> str:
     """The memory limit of this process as a part of a sentence; empty if there is none."""
-    if task.max_memory_bytes is not None:
-        return f" under --max-memory {bytes_text(task.max_memory_bytes)}"
+    if max_memory_bytes is not None:
+        return f" under --max-memory {bytes_text(max_memory_bytes)}"
     limit = allowance.memory_limit()
     return "" if limit is None else f" with {bytes_text(limit.nbytes)} allowed by {limit.where}"
 

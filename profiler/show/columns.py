@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Protocol
@@ -15,25 +14,22 @@ from profiler import backends
 from profiler.case import PROMPT, SERVER, UNSTATED, Case
 from profiler.decode_path import EAGER
 from profiler.results import energy, stats
-from profiler.results.cautions import cautions
 from profiler.results.comparison import Ratio, pair, ratio, too_noisy
-from profiler.results.measurement import DecodePath, Measurement, Phase
+from profiler.results.measurement import PHASES, DecodePath, Measurement, Phase
 from profiler.results.redact import redact
 from profiler.results.stats import Summary
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
 
 TOO_NOISY = "too noisy"  # instead of a figure whose repetitions differ too much to compare
+BUSY = "busy"  # instead of a figure that other processes disturbed so much that it is not the model's
 TOO_FEW = "too few"  # repetitions: there are two, and their interval is wide although they are close
 LONGEST = 100_000  # characters of outside text that are processed
 
 UNSPREAD_DIGITS = 2  # significant digits of a figure measured once, whose spread is unknown
 FEWEST_DIGITS = 2  # of any other figure: a single digit looks like a mistake, and the interval shows its uncertainty
 MOST_DIGITS = 4
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 STAYS = 9  # the ``worth`` of a column that is never dropped
-NOTE_LENGTH = 400  # characters of a note
-CASES_NAMED = 4  # cases that a note names before "and n more"; the rows have its number as well
 SOME_WASTE = 1.01  # bytes read ÷ bytes needed by attention, above which the ratio is shown
 MODELS_NAMED = 6
 RatedRow = tuple[Summary, Measurement]
@@ -61,11 +57,18 @@ def rate_cell(measurement: Measurement, phase: Phase) -> str:
 
 
 def noisy_text(summary: Summary) -> str:
-    """``too noisy: 17–30``: the range of repetitions with a ``wide`` interval; ``too few`` for two that are close."""
+    """``too noisy: 17–30``: the range of repetitions that cannot be compared, and why."""
     if summary.least is None or summary.most is None:
-        return TOO_NOISY
-    ends = (significant(end, FEWEST_DIGITS) for end in (summary.least, summary.most))
-    return f"{TOO_FEW if summary.too_few else TOO_NOISY}: {'–'.join(ends)}"
+        return noisy_word(summary)
+    ends = dict.fromkeys(significant(end, FEWEST_DIGITS) for end in (summary.least, summary.most))
+    return f"{noisy_word(summary)}: {'–'.join(ends)}"
+
+
+def noisy_word(summary: Summary) -> str:
+    """Why a figure cannot be compared: ``busy``, ``too noisy``, or ``too few`` for two repetitions that are close."""
+    if summary.busy:
+        return BUSY
+    return TOO_FEW if summary.too_few else TOO_NOISY
 
 
 def ratio_text(ratio: Ratio, words: str = "") -> str:
@@ -100,7 +103,7 @@ def ttft_cell(measurement: Measurement) -> str:
     if summary is None:
         return UNKNOWN
     if summary.wide:
-        return TOO_NOISY
+        return noisy_word(summary)
     if summary.median < 1:
         return f"{figure(summary.median * 1000, summary.relative_half)} ms"
     return f"{figure(summary.median, summary.relative_half)} s"
@@ -115,8 +118,14 @@ def token_cell(measurement: Measurement) -> str:
     if rate is None:
         return UNKNOWN
     if rate.wide:
-        return TOO_NOISY
+        return noisy_word(rate)
     return figure(1000 * stats.sequences(measurement.case) / rate.median, rate.relative_half)
+
+
+def share_cell(measurement: Measurement, phase: Phase) -> str:
+    """MFU of the prefill or MBU of decode: ``62%``."""
+    share = stats.utilization(measurement, phase)
+    return UNKNOWN if share is None else f"{share:.0%}"
 
 
 def energy_cell(measurement: Measurement, phase: Phase) -> str:
@@ -171,11 +180,9 @@ class Column:
     right: bool = True
 
 
-def figures(numbers: Sequence[Sequence[int]], measurements: Sequence[Measurement]) -> list[Column]:
-    """The columns of the table, the most important first; ``numbers`` comes from ``notes``."""
-    noted = {
-        id(measurement): " ".join(map(str, mine)) for measurement, mine in zip(measurements, numbers, strict=True)
-    }
+def figures(cells: Sequence[str], measurements: Sequence[Measurement]) -> list[Column]:
+    """The columns of the table, the most important first; ``cells`` are those of the column for notes."""
+    noted = {id(measurement): cell for measurement, cell in zip(measurements, cells, strict=True)}
     distinct = _distinct(measurements)
     columns = [
         Column("quant", lambda m: plain(m.case.quant), STAYS, right=False),
@@ -185,6 +192,7 @@ def figures(numbers: Sequence[Sequence[int]], measurements: Sequence[Measurement
         Column("prefill t/s", lambda m: rate_cell(m, "prefill"), 6),
         Column("decode t/s", lambda m: rate_cell(m, "decode"), STAYS),
         Column("TTFT", ttft_cell, STAYS),
+        *(EFFICIENCY if any(m.expected.get("utilization") for m in measurements) else ()),
         Column("ms/token", token_cell, 3),
         *(WEIGHTS if not all(m.case.server is not None for m in distinct) else ()),
         Column("peak", lambda m: bytes_text(m.memory.process_peak_bytes), STAYS),
@@ -201,7 +209,7 @@ def figures(numbers: Sequence[Sequence[int]], measurements: Sequence[Measurement
 def heading(run: str | None, measurements: Sequence[Measurement]) -> list[str]:
     """What all rows have in common: the run, the device and the shared settings."""
     distinct = _distinct(measurements)
-    parts = ["FAKE FIGURES"] if any(backends.made_up(m.case.backend) for m in distinct) else []
+    parts = ["FAKE FIGURES"] if any(backends.simulated(m.case.backend) for m in distinct) else []
     parts += [f"run {plain(run)}"] if run else []
     devices = dict.fromkeys(device_title(m) for m in distinct)
     parts += [title for title in devices if title]
@@ -217,16 +225,24 @@ def legend(measurements: Sequence[Measurement]) -> str | None:
     """Explanations of ±, ranges and joules, if the rows have them."""
     summaries = [summary for m in measurements for phase in PHASES if (summary := stats.rate(m, phase))]
     parts = []
-    if any(summary.low is not None for summary in summaries):
+    if any(summary.low is not None and not summary.busy for summary in summaries):
         served = [m.case.server is not None for m in _distinct(measurements)]
         parts += [] if all(served) else ["t/s: median of the repetitions, all sequences together"]
         parts += ["t/s of a server: median of the requests, per stream; prefill from TTFT"] if any(served) else []
         between = any(summary.between for summary in summaries)
         included = ", which includes process-to-process variation" if between else ""
         parts.append(f"±: distance from the median to the farther end of its 95% interval{included}")
-    if words := dict.fromkeys(TOO_FEW if each.too_few else TOO_NOISY for each in summaries if each.wide):
+    words = dict.fromkeys(noisy_word(each) for each in summaries if each.wide)
+    if BUSY in words:
+        del words[BUSY]
+        parts.append(f"{BUSY}: measured while other processes held the CPU; the range is not the model's speed")
+    if words:
         what = " or ".join(words)
         parts.append(f"{what}: the interval exceeds ±{stats.WIDE:.0%}; the range is that of the repetitions")
+    bases = dict.fromkeys(used["basis"] for m in measurements if (used := m.expected.get("utilization")))
+    if bases:
+        whose = " or ".join(BASES.get(basis, plain(basis)) for basis in bases)
+        parts.append(f"MFU, MBU: FLOPs of prefill and bytes of decode ÷ seconds ÷ the device's rate {whose}")
     scopes = dict.fromkeys(m.energy.scope for m in measurements if m.energy and m.energy.scope)
     if scopes:
         whose = " or of ".join(SCOPES.get(scope, plain(scope)) for scope in scopes)
@@ -291,6 +307,11 @@ def _stated(value: str) -> str:
     return UNKNOWN if value == UNSTATED else plain(value)
 
 
+BASES = {  # of the ceilings behind MFU and MBU
+    "calibrated": "as calibrated",
+    "quick": "as measured in seconds (profile calibrate is more exact)",
+    "data sheet": "by its data sheet",
+}
 SCOPES = {  # what the energy figures cover
     "gpu-board": "the GPU's board alone",
     "cpu-package": "the CPU alone, without memory and other parts",
@@ -300,6 +321,10 @@ SCOPES = {  # what the energy figures cover
 WEIGHTS = (  # shown unless all rows are of servers, which state neither
     Column("weights", lambda m: bytes_text(m.memory.weights_bytes), 4),
     Column("cache", lambda m: bytes_text(m.memory.cache_bytes), 2),
+)
+EFFICIENCY = (  # shown if a ceiling of the device is known
+    Column("MFU", lambda m: share_cell(m, "prefill"), 7),
+    Column("MBU", lambda m: share_cell(m, "decode"), 8),
 )
 ENERGY = (  # shown if a row has energy figures
     Column("J/prompt", lambda m: energy_cell(m, "prefill"), 7),
@@ -319,93 +344,6 @@ SETTINGS = (  # in the heading if all rows agree, otherwise columns
     Column("options", lambda m: _options(m.case), 8, words="{}", usual="", right=False),
 )
 SHOWN_SETTINGS = attrgetter("weights", "dtype", "device", "backend", "path", "fill", "steps", "options")
-
-
-class HasCase(Protocol):
-    """Anything with a case, such as a row."""
-
-    @property
-    def case(self) -> Case: ...
-
-
-@dataclass(slots=True)
-class Note:
-    """A caution or a reason, shown once for all rows that it applies to."""
-
-    number: int  # from 1, in order of first use
-    text: str
-    help: str | None
-    cases: list[HasCase] = field(default_factory=list)
-
-    def named_cases(self, measurements: Sequence[HasCase], total: Counter[str] | None = None) -> str:
-        """The names of the cases; only a model's name if the note applies to all of its cases.
-
-        ``total`` is ``rows_of_models(measurements)``, for callers with many notes.
-        """
-        total = rows_of_models(measurements) if total is None else total
-        if len(self.cases) == len(measurements) > 1:
-            return "all cases"
-        mine = Counter(measurement.case.model for measurement in self.cases)
-        named: list[str] = []
-        for case in (measurement.case for measurement in self.cases):
-            whole = len(total) > 1 and mine[case.model] == total[case.model] > 1
-            alone = f"{case.quant} {case.prompt or f'c={case.context}'} b={case.batch}"
-            named.append(plain(case.model if whole else case.label if len(total) > 1 else alone))
-        named = list(dict.fromkeys(named))
-        more = len(named) - CASES_NAMED
-        return ", ".join(named[:CASES_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def rows_of_models(measurements: Sequence[HasCase]) -> Counter[str]:
-    """The number of rows of each model, by name."""
-    return Counter(measurement.case.model for measurement in measurements)
-
-
-def notes(measurements: Sequence[Measurement]) -> tuple[list[Note], list[list[int]]]:
-    """Notes in order of first use, and the numbers (from 1) of each row's notes; reasons come before cautions."""
-    found: dict[tuple[str, str | None], Note] = {}
-    numbers: list[list[int]] = []
-    for measurement in measurements:
-        mine: list[int] = []
-        for text, help in dict.fromkeys(_note_texts(measurement)):
-            note = found.setdefault((text, help), Note(len(found) + 1, text, help))
-            note.cases.append(measurement)
-            mine.append(note.number)
-        numbers.append(sorted(mine))
-    _refer(list(found.values()), measurements)
-    return list(found.values()), numbers
-
-
-def _refer(found: Sequence[Note], measurements: Sequence[Measurement]) -> None:
-    """Let the note of a skipped case refer to the note of the failed case that caused it."""
-    causes = {
-        plain(m.reason, NOTE_LENGTH): plain(f"{m.outcome}: {m.reason}", NOTE_LENGTH)
-        for m in measurements
-        if m.reason and m.outcome not in ("ok", "skipped")
-    }
-    numbers = {note.text: note.number for note in found}
-    for note in found:
-        if not note.text.startswith("skipped: "):
-            continue
-        parts = note.text.split(": ")
-        for place in range(1, len(parts)):  # the longest first
-            cause = ": ".join(parts[place:])
-            if cause in causes:
-                note.text = f"{note.text.removesuffix(cause)}see note {numbers[causes[cause]]}"
-                break
-
-
-def _note_texts(measurement: Measurement) -> list[tuple[str, str | None]]:
-    """Text and help of all notes on a row."""
-    texts: list[tuple[str, str | None]] = []
-    if measurement.outcome != "ok":
-        reason = measurement.reason or "no reason was recorded"
-        texts.append((plain(f"{measurement.outcome}: {reason}", NOTE_LENGTH), None))
-    texts += [
-        (plain(caution.text, NOTE_LENGTH), plain(caution.help) if caution.help else None)
-        for caution in cautions(measurement)
-    ]
-    return texts
 
 
 def path_lines(measurements: Sequence[Measurement], brief: bool = False) -> list[str]:

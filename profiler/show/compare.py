@@ -14,8 +14,8 @@ from typing import Any
 
 from profiler import console
 from profiler.results import stats
-from profiler.results.comparison import CONFIDENCE, PHASES, ComparedCase, Comparison, Ratio, too_noisy
-from profiler.results.measurement import Measurement, Phase
+from profiler.results.comparison import CONFIDENCE, ComparedCase, Comparison, Ratio, too_noisy
+from profiler.results.measurement import PHASES, Measurement, Phase
 from profiler.results.redact import redact
 from profiler.show import output as show_output
 from profiler.show.columns import TOO_NOISY, context_cell, figure, noisy_text, options_text, plain

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from profiler.backends.endpoint import SLO_SHARE, Percentiles, Users, percentiles
 from profiler.results import stats
-from profiler.results.measurement import Measurement, Phase
+from profiler.results.measurement import Caution, Measurement, Phase
 from profiler.run.endpoint import EndpointResult
 from profiler.run.serving import MeasuredResult, load_s, users_at_slo
 from profiler.show.answers import verdict_text
@@ -105,7 +105,9 @@ def _reached(measured: Sequence[MeasuredResult]) -> list[PageBlock]:
         )
         for each in known
     )
-    caption = "What was predicted, and what was reached of the device's measured ceiling (MBU, MFU)"
+    hardware = (measured[0].row.serving or {}).get("on")
+    of = f"the ceiling in the data sheet of {hardware}" if hardware else "the device's measured ceiling"
+    caption = f"What was predicted, and what was reached of {of} (MBU, MFU)"
     blocks: list[PageBlock] = [Table(tuple(Head(head) for head in heads), rows, caption)] if rows else []
     reasons = dict.fromkeys((each.row.serving or {}).get("unknown", {}).get("decode_mbu") for each in good)
     return blocks + [muted(f"MBU is unknown: {printable(reason, 200)}.") for reason in reasons if reason]
@@ -164,9 +166,10 @@ class _Notes:
     def __init__(self) -> None:
         self._known: dict[str, tuple[int, list[list[str]]]] = {}  # by text without figures: number, figures of each
 
-    def marks(self, failure: str | None, cautions: Iterable[str]) -> str:
+    def marks(self, failure: str | None, cautions: Iterable[Caution]) -> str:
         found: list[tuple[str, list[str]]] = [(failure, [])] if failure else []
-        texts = [caution.replace("\0", "") for caution in cautions]
+        told = (f"{each.text}; try {each.help}" if each.help else each.text for each in cautions)
+        texts = [text.replace("\0", "") for text in told]
         found += [(FIGURE.sub("\0", text), FIGURE.findall(text)) for text in texts]
         numbers = []
         for words, figures in found:

@@ -5,7 +5,8 @@ the output format ``NAME`` and has ``render(run, measurements) -> str``, which r
 newline unless it is empty. Three functions are optional:
 
 - ``left_out(measurements) -> str | None``: a message for stderr about rows that the format cannot represent
-- ``fitted(run, measurements, width) -> str``: the text for a terminal of this width
+- ``fitted(run, measurements, width, most_notes) -> str``: the text for a terminal of this width (None: no terminal),
+  with at most so many notes (None: all)
 - ``stream(run, measurements) -> Iterator[str]``: the text row by row, if no row depends on another
 """
 
@@ -22,6 +23,7 @@ import click
 
 from profiler import console, registry
 from profiler.results.measurement import Measurement
+from profiler.show.notes import MOST_NOTES
 from profiler.units import UNKNOWN, spreadsheet_cell
 
 FORMATS = ("table", "md", "csv", "json", "jsonl")
@@ -158,16 +160,20 @@ def _csv(rows: Sequence[JsonRow]) -> str:
 
 
 def rendered(
-    output: str, run: str | None, measurements: Sequence[Measurement], width: int | None = None
+    output: str,
+    run: str | None,
+    measurements: Sequence[Measurement],
+    width: int | None = None,
+    most_notes: int | None = MOST_NOTES,
 ) -> tuple[str, str | None]:
     """The text of the rows in a format, and a message about rows left out. Raises NotFound for an unknown format.
 
-    ``width`` is that of the terminal in columns; None if the text goes elsewhere.
+    ``width`` is that of the terminal in columns; None if the text goes elsewhere. ``most_notes``: of a table.
     """
     writer = registry.load("show.writers", output, "output format")
     left_out = getattr(writer, "left_out", None)
     fitted = getattr(writer, "fitted", None)
-    text = fitted(run, measurements, width) if fitted and width else writer.render(run, measurements)
+    text = fitted(run, measurements, width, most_notes) if fitted else writer.render(run, measurements)
     return text, left_out(measurements) if left_out else None
 
 

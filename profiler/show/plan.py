@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from profiler.case import Case
-from profiler.cost.cases import CaseEstimate
+from profiler.case import Case, Task
 from profiler.errors import ProfileError
 from profiler.results.measurement import Measurement
 from profiler.results.store import StoredRow
 from profiler.run.grid import Subject
-from profiler.run.plan import Planned, SweepPlan
+from profiler.run.plan import SweepPlan
 from profiler.run.refusal import Refusal
 from profiler.show import output as show_output
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text
@@ -37,11 +36,11 @@ def render(
     """
     if output not in show_output.FORMATS:
         raise ProfileError(f"--dry-run does not support -o {output}", f"Known: {', '.join(show_output.FORMATS)}.")
-    rows = [_row(planned.case, "run") | _estimates(planned, available_bytes) for planned in plan.cases]
+    rows = [_row(task.case, "run") | _estimates(task, available_bytes) for task in plan.tasks]
     rows += [_row(case, "stored", f"measured in run {row.run}") | _measured(row) for case, row in reused.items()]
-    rows += [_row(skip.case, "skip", skip.reason) | _sizes(skip.estimate) for skip in plan.skipped]
+    rows += [_row(task.case, "skip", task.reason) | _sizes(task) for task in plan.skipped]
     by_model = {subject.model_id: subject.notes for subject in subjects}
-    cases = [*(planned.case for planned in plan.cases), *reused, *(skip.case for skip in plan.skipped)]
+    cases = [*(task.case for task in plan.tasks), *reused, *(task.case for task in plan.skipped)]
     for row, case in zip(rows, cases, strict=True):
         row["cautions"] = [{"code": each.code, "text": each.text} for each in by_model.get(case.model_id, ())]
     more = [name for name in ("path", "options") if len({row[name] for row in rows}) > 1]
@@ -57,10 +56,10 @@ def render(
 
 def _notes(plan: SweepPlan) -> list[str]:
     """What the columns ``load`` and ``run`` do not show by themselves."""
-    loads, growing = Counter(planned.case.load_key for planned in plan.cases), dict[tuple[Any, ...], list[float]]()
-    for planned in plan.cases:
-        alike = planned.case.load_key, planned.case.batch, planned.case.steps
-        growing.setdefault(alike, []).append(planned.run_s)
+    loads, growing = Counter(task.case.load_key for task in plan.tasks), dict[tuple[Any, ...], list[float]]()
+    for task in plan.tasks:
+        alike = task.case.load_key, task.case.batch, task.case.steps
+        growing.setdefault(alike, []).append(task.run_s)
     notes = []
     if any(cases > 1 for cases in loads.values()):
         notes.append("load: paid once by cases that share a worker.")
@@ -76,10 +75,10 @@ def about(subjects: Sequence[Subject]) -> list[str]:
 
 def summary(plan: SweepPlan) -> str:
     """The plan in one line."""
-    if not plan.cases:
+    if not plan.tasks:
         return "nothing to run"
-    loads = len({planned.case.load_key for planned in plan.cases})
-    cases, models = len(plan.cases), "model load" if loads == 1 else "model loads"
+    loads = len({task.case.load_key for task in plan.tasks})
+    cases, models = len(plan.tasks), "model load" if loads == 1 else "model loads"
     return f"{cases} case{'s' * (cases != 1)} to run, {loads} {models}, about {seconds_text(plan.seconds)}"
 
 
@@ -99,17 +98,19 @@ def _row(case: Case, action: str, reason: str | None = None) -> dict[str, Any]:
     }
 
 
-def _estimates(planned: Planned, available_bytes: int) -> dict[str, Any]:
-    return _sizes(planned.estimate) | {
-        "load_s": planned.load_s,
-        "run_s": planned.run_s,
-        "may_not_fit": planned.estimate.peak.high > available_bytes,
-        "note": "; ".join(filter(None, (planned.task.note, planned.estimate.left_plain))) or None,
+def _estimates(task: Task, available_bytes: int) -> dict[str, Any]:
+    assert task.estimate is not None
+    return _sizes(task) | {
+        "load_s": task.load_s,
+        "run_s": task.run_s,
+        "may_not_fit": task.estimate.peak.high > available_bytes,
+        "note": "; ".join(filter(None, (task.note, task.estimate.left_plain))) or None,
     }
 
 
-def _sizes(predicted: CaseEstimate | None) -> dict[str, Any]:
-    """The predicted sizes of a case, in bytes."""
+def _sizes(task: Task) -> dict[str, Any]:
+    """The predicted sizes of a task, in bytes; empty if it has no estimate."""
+    predicted = task.estimate
     if predicted is None:
         return {}
     return {

@@ -15,14 +15,14 @@ from typing import Any
 from profiler import console
 from profiler.case import Case
 from profiler.results import stats
-from profiler.results.measurement import Measurement, Phase
+from profiler.results.measurement import PHASES, Measurement
 from profiler.show.columns import figure
 from profiler.units import printable, seconds_text
 
 SHORT_S = 60.0  # a log of a sweep that is estimated to be shorter gets no line per case
 FEW_S = 5.0
+REFRESH_S = 0.4  # between two refreshes of a line, which take CPU time from what is measured
 ROUNDED = ((120.0, 5), (600.0, 15), (math.inf, 60))  # up to how many seconds an estimate is rounded, and to what
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 def show_live(text: str) -> None:
@@ -33,6 +33,33 @@ def show_live(text: str) -> None:
     width = console.size()[0]
     sys.stderr.write(f"\r\x1b[K{printable(text, 500)[: width - 1]}")
     sys.stderr.flush()
+
+
+class Watched:
+    """Context manager around something that takes about ``usual_s``: says so, and follows it on a terminal."""
+
+    def __init__(self, what: str, usual_s: float) -> None:
+        self._what, self._usual_s = what, usual_s
+        self._start, self._shown_at, self._now = time.monotonic(), -math.inf, ""
+
+    def __enter__(self) -> Watched:
+        if not sys.stderr.isatty():
+            console.say(f"{self._what}, which takes {left_text(self._usual_s).removesuffix(' left')}")
+        return self
+
+    def tick(self, now: str) -> None:
+        """Show what is being done, the time since the start and the time left. An empty ``now`` keeps the text."""
+        at = time.monotonic()
+        if not sys.stderr.isatty() or (at - self._shown_at < REFRESH_S and now in ("", self._now)):
+            return
+        self._shown_at, self._now = at, now or self._now
+        elapsed_s = at - self._start
+        doing = f"{self._what}: {self._now}" if self._now else self._what
+        show_live(f"{doing} · {seconds_text(round(elapsed_s))} · {left_text(self._usual_s - elapsed_s)}")
+
+    def __exit__(self, *error: object) -> None:
+        if sys.stderr.isatty():
+            show_live("")
 
 
 class Progress:
@@ -105,20 +132,24 @@ class Progress:
 
     def _left(self, elapsed_s: float | None = None) -> str:
         """The time for the rest, ``elapsed_s`` after the last row. Estimates are no better than a few seconds."""
-        seconds = self._remaining_s() - (time.monotonic() - self._last if elapsed_s is None else elapsed_s)
-        if seconds < -FEW_S:
-            return "longer than expected"
-        if seconds < FEW_S:
-            return "a few seconds left"
-        step = next(step for limit, step in ROUNDED if seconds < limit)
-        rounded = step * round(seconds / step)
-        return f"about {f'{rounded} s' if rounded < 60 else seconds_text(rounded)} left"
+        return left_text(self._remaining_s() - (time.monotonic() - self._last if elapsed_s is None else elapsed_s))
 
     def _line(self, text: str) -> None:
         if self._display is None:
             console.say(text)
         else:
             self._display.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def left_text(seconds: float) -> str:
+    """The estimated time left in words, rounded to what an estimate is worth."""
+    if seconds < -FEW_S:
+        return "longer than expected"
+    if seconds < FEW_S:
+        return "a few seconds left"
+    step = next(step for limit, step in ROUNDED if seconds < limit)
+    rounded = step * round(seconds / step)
+    return f"about {f'{rounded} s' if rounded < 60 else seconds_text(rounded)} left"
 
 
 class _Countdown:

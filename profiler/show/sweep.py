@@ -16,6 +16,7 @@ from profiler.run.plan import SweepPlan
 from profiler.run.request import ResolvedRequest
 from profiler.run.sweep import SweepListener
 from profiler.show import plan as show_plan
+from profiler.show.notes import MOST_NOTES
 from profiler.show.output import rendered
 from profiler.show.progress import Progress
 
@@ -65,8 +66,10 @@ class RowPrinter(ProgressPrinter):
 
     lines = None
 
-    def __init__(self, store: Store, resolved: ResolvedRequest, output: str) -> None:
-        self._store, self._output = store, output
+    def __init__(
+        self, store: Store, resolved: ResolvedRequest, output: str, most_notes: int | None = MOST_NOTES
+    ) -> None:
+        self._store, self._output, self._most_notes = store, output, most_notes
         self.streams = output == STREAMED
         self._place = {task.case.key: index for index, task in enumerate(resolved.tasks)}
         self._shown = 0
@@ -113,7 +116,7 @@ class RowPrinter(ProgressPrinter):
     def _print(self, rows: list[Measurement]) -> None:
         if self._lost is not None:
             return
-        text, left_out = rendered(self._output, self.run, rows, width())
+        text, left_out = rendered(self._output, self.run, rows, width(), self._most_notes)
         try:
             click.echo(text, nl=False)
         except OutputLost as error:  # rows are stored before they are shown, so the sweep continues

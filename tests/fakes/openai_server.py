@@ -50,6 +50,7 @@ class Script:
     fault: str | None = None  # see ``FAULTS``
     fault_after: int = 3  # chunks
     one_answer: bool = False  # a connection that was used once is dead, though nothing says so
+    dies_s: float = 0.0  # after which it is
     bytewise: bool = False
     stamped: bool = False  # every token is the time.perf_counter() at which it was sent
     done: bool = True  # whether the stream ends in [DONE]
@@ -79,6 +80,7 @@ class FakeServer:
         self.context = 8192
         self.get_status = 200
         self.file_type: str | None = None  # as llama-server states it of its model
+        self.described: Body = {}  # more of a model in the list of LM Studio or Ollama
         self.url = ""
         self._used: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
         self._tls, self._port = tls, port
@@ -128,6 +130,7 @@ class FakeServer:
             return web.json_response({"error": "not found"}, status=404)
         assert request.transport is not None
         if request.transport in self._used and self.script.one_answer:
+            await asyncio.sleep(self.script.dies_s)
             request.transport.abort()
             return web.Response()
         self._used.add(request.transport)
@@ -193,7 +196,7 @@ class FakeServer:
             old.append(
                 {"id": name, "object": "model", "type": "llm", "arch": "gemma3", "compatibility_type": "gguf",
                  "quantization": "Q4_K_M", "state": "loaded" if loaded else "not-loaded", "max_context_length": 32768}
-                | ({"loaded_context_length": self.context} if loaded else {})
+                | ({"loaded_context_length": self.context} if loaded else {}) | self.described
             )  # fmt: skip
             instances = [{"id": name, "config": {"context_length": self.context}}] if loaded else []
             new.append(
@@ -210,7 +213,7 @@ class FakeServer:
     def _get_ollama(self, path: str) -> Body | None:
         details = {"format": "gguf", "family": "gemma3", "quantization_level": "Q4_K_M"}
         tags = [
-            {"name": name, "model": name, "size": 241410208, "digest": "b0c1", "details": details}
+            {"name": name, "model": name, "size": 241410208, "digest": "b0c1", "details": details} | self.described
             for name in self.models
         ]
         running = [
@@ -224,6 +227,10 @@ class FakeServer:
             "/api/ps": {"models": running},
             "/v1/models": self._listed(owned_by="library"),
         }.get(path)
+
+    def _get_kobold(self, path: str) -> Body | None:
+        told = {"/api/extra/version": {"result": "KoboldCpp", "version": "1.103"}}
+        return told.get(path) or (self._get_ollama(path) if path != "/api/ps" else None)
 
     def _get_page(self, path: str) -> str:
         return "<!DOCTYPE html><html><body>a router's login</body></html>"
@@ -341,6 +348,8 @@ class FakeServer:
         last: Body = {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}
         if script.timings is not None:
             last |= {"stats" if self.kind == "lmstudio" else "timings": script.timings}
+        if self.kind == "lmstudio":
+            last |= {"runtime": {"name": "llama.cpp-linux-x86_64-avx2", "version": "1.24.0"}}
         return last
 
 
@@ -355,7 +364,7 @@ def _usage(prompt: int, completion: int, script: Script) -> Body:
 
 def _prompt_tokens(asked: Body) -> int:
     text = asked.get("prompt") or " ".join(message["content"] for message in asked["messages"])
-    return 20 + len(text.split()) * 4 // 3
+    return 20 + len(text.split()) * 4 // 3 + sum(not char.isascii() for char in text) // 2
 
 
 def main() -> None:

@@ -19,7 +19,6 @@ from profiler.results.measurement import Measurement, Memory, Sample
 from profiler.run import worker
 from profiler.run.loop import measure
 from profiler.run.process import Launch
-from profiler.run.protocol import WorkerTask
 from profiler.run.repetitions import Effort, Repeater
 
 BASE, CANDIDATE = Variant("base", Launch(("base",))), Variant("candidate", Launch(("candidate",)))
@@ -119,11 +118,11 @@ class LocalBench:
         pass
 
     def block(self, slot: int, task: Task) -> ProcessBlock:
-        task_sent, wire = WorkerTask(task.case, task.source, self.effort, None), Wire()
+        wire = Wire()
         try:
             with mock.patch.dict(os.environ, self.variants[slot].launch.environ):
-                session, cost = worker.load(task_sent, wire)  # type: ignore[arg-type]
+                session, cost = worker.load(task, None, wire)  # type: ignore[arg-type]
                 measured = worker.with_load_cost(measure(session, task.case, Repeater(self.effort, wire.beat)), cost)
         except Exception as error:
-            measured = worker.failure(error, task_sent, wire.phase)
+            measured = worker.failure(error, task.case, None, wire.phase)
         return ProcessBlock(self.variants[slot].name, 2 * self.starts + slot, measured)

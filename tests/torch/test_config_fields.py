@@ -24,6 +24,7 @@ from transformers.modeling_rope_utils import RopeParameters
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from profiler.errors import ProfileError
+from profiler.kernels.versions import with_cache
 from profiler.models import families
 from profiler.models.config import declared
 from profiler.models.families.base import ACTIVATIONS, DTYPES
@@ -111,7 +112,7 @@ def theirs(raw: dict[str, Any]) -> Read:
         model = model.to_empty(device="cpu")
         with torch.no_grad():
             for tokens in (CONTEXT, 1):
-                model(torch.zeros((1, tokens), dtype=torch.long), past_key_values=cache, use_cache=True)
+                model(torch.zeros((1, tokens), dtype=torch.long), **with_cache(cache))
     return Read(
         weights, bool(config.tie_word_embeddings), [kept(layer) for layer in cache.layers], reach(config), small
     )

@@ -17,6 +17,7 @@ from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 
 from profiler.cost import engines, work
 from profiler.cost.engines.base import EngineRequest
+from profiler.kernels.versions import with_cache
 from profiler.models import families, hub
 from profiler.models.geometry import Geometry
 from profiler.models.layers import GatedDelta
@@ -87,7 +88,7 @@ def test_cache_bytes_are_those_of_a_real_cache(name: str, dtype: torch.dtype) ->
             for tokens in (context, 1, 1):
                 ids = torch.randint(1, 80, (batch, tokens))
                 with torch.no_grad():
-                    model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                    model(ids, **with_cache(cache), logits_to_keep=1)
             expected = geometry.cache_bytes(context + 2, batch, dtype.itemsize)
             assert cache_storages(cache) == expected.total, (batch, context, expected)
 
@@ -117,7 +118,7 @@ def test_flops_are_those_of_the_flop_counter(name: str) -> None:
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         for piece in ids[:, :context].split(chunk, dim=1):
-            model(piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            model(piece, **with_cache(cache), logits_to_keep=1)
     engine = engines.find("transformers")
     rules = engine.prefill_rules(geometry, EngineRequest("fp32", context, batch, "fp32", ubatch=chunk), None)
     storage = engine.storage(geometry, "fp32", "fp32")
@@ -127,7 +128,7 @@ def test_flops_are_those_of_the_flop_counter(name: str) -> None:
 
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        model(ids[:, context:], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(ids[:, context:], **with_cache(cache), logits_to_keep=1)
     predicted = work.decode(geometry, storage, context + 1, batch, rules).flops
     assert counter.get_total_flops() == pytest.approx(predicted - unseen_flops(geometry, None, batch), rel=0.01)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import astuple, replace
 
@@ -10,13 +12,14 @@ import pytest
 import torch
 
 from profiler import devices
-from profiler.backends.hf import linear_layers, microbenchmark, synthetic
-from profiler.backends.hf.linear_layers import Stopwatch
-from profiler.commands import calibrate
+from profiler.backends.hf import ceilings, linear_layers, microbenchmark, synthetic
+from profiler.backends.hf.ceilings import Stopwatch
 from profiler.cost.engines.transformers import COUNTS
 from profiler.devices import cpu
-from profiler.devices.calibration import Ceilings, LayerKernel
+from profiler.devices.base import HostWindow, Lap
+from profiler.devices.calibration import SCHEMA, LayerKernel, parse, parse_quick
 
+CEILINGS = {"LOOP_S": 0.01, "QUICK_S": 0.01, "MAX_WAIT": 1.0}  # tests need no idle machine
 MICROBENCHMARK = {
     "LOOP_S": 0.01,
     "RATE_S": 0.005,
@@ -46,7 +49,7 @@ SIZES = {
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    for module, values in ((microbenchmark, MICROBENCHMARK), (linear_layers, LINEAR_LAYERS)):
+    for module, values in ((ceilings, CEILINGS), (microbenchmark, MICROBENCHMARK), (linear_layers, LINEAR_LAYERS)):
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(cpu, "KIND", replace(cpu.KIND, sizes=replace(cpu.KIND.sizes, **SIZES)))
@@ -56,8 +59,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_calibrate_accepts_everything_that_is_measured() -> None:
     found = microbenchmark.Microbenchmark("cpu").all() | {"seconds": 1.0}
-    known = calibrate._ceilings(devices.find("cpu"), json.dumps(found))
-    assert isinstance(known, Ceilings)
+    about = {"schema": SCHEMA, "title": "x", "fingerprint": "y", "measured_at": "z"}
+    known = parse(json.loads(json.dumps(found)) | about)
+    assert known is not None
     assert {LayerKernel("fp32"), LayerKernel("bf16"), LayerKernel("fp16")} <= set(known.layers)
     assert set(known.layers[LayerKernel("fp32")].costs) == {1, 16}
     assert set(known.layers[LayerKernel("fp32")].head) == {1, 16}
@@ -97,9 +101,9 @@ def test_no_cost_is_negative() -> None:
 
 
 def test_a_pool_exceeds_the_caches() -> None:
-    assert linear_layers.past_caches(0, 128, 1024) == 128
-    assert linear_layers.past_caches(200, 128, 1024) == 300
-    assert linear_layers.past_caches(4000, 128, 1024) == 1024
+    assert ceilings.past_caches(0, 128, 1024) == 128
+    assert ceilings.past_caches(200, 128, 1024) == 300
+    assert ceilings.past_caches(4000, 128, 1024) == 1024
     found = linear_layers.LinearLayers(Stopwatch(torch.device("cpu")), cache_bytes=2 * 2**20)
     layers = next(one for one in found._kernels() if one.kernel == LayerKernel("fp32")).pool(
         (256, 256), found.pool_bytes
@@ -114,3 +118,28 @@ def test_decays_do_not_lead_to_denormal_numbers() -> None:
     assert decays.max() < 0
     chunk = (64 * decays).exp()
     assert (chunk >= torch.finfo(torch.float32).tiny).float().mean() > 0.98
+
+
+def test_a_timing_that_other_work_disturbs_is_repeated_and_then_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    laps = iter([Lap(1.0, 1.0, 1.0), Lap(1.0, 1.0, 0.01)])
+    monkeypatch.setattr(ceilings, "PAUSE_S", 0.0)
+    monkeypatch.setattr(ceilings, "MAX_WAIT", 0.1)
+    monkeypatch.setattr(HostWindow, "close", lambda self: next(laps))
+    assert Stopwatch(torch.device("cpu")).time(lambda: None, 0.001).best > 0
+    assert list(laps) == []  # it was timed twice
+    monkeypatch.setattr(HostWindow, "close", lambda self: Lap(1.0, 1.0, 1.0))
+    with pytest.raises(ceilings.Busy, match="took 50% or more of the CPU time that we needed"):
+        Stopwatch(torch.device("cpu")).time(lambda: None, 0.001)
+
+
+def test_two_ceilings_take_no_other_library_than_pytorch() -> None:
+    """They are measured before the first case of a sweep, and importing transformers takes longer than they do."""
+    code = "import sys, profiler.backends.hf.ceilings; print({'transformers', 'bitsandbytes'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_quick_ceilings_are_accepted() -> None:
+    found = ceilings.quick("cpu", 1, 1.0) | {"seconds": 1.0, "title": "x", "fingerprint": "y", "measured_at": "z"}
+    known = parse_quick(found)
+    assert known is not None and known.read_bytes_s > 1e8 and min(known.flops.values()) > 1e8

@@ -20,7 +20,6 @@ import pytest
 from click.testing import CliRunner, Result
 from fakes import invented, stored, tiny
 from fakes.ceilings import MEASURED
-from fakes.drawings import written
 
 from profiler import backends, decode_path, devices, registry
 from profiler.case import Case
@@ -40,8 +39,8 @@ from profiler.quants.base import DTYPE_BYTES, Quant, plain_bytes
 from profiler.results.measurement import Caution, Measurement, Memory, Sample
 from profiler.run import grid
 from profiler.show import report
-from profiler.show.report import charts, quality, selection
 from profiler.show.report import page as report_page
+from profiler.show.report import quality, selection
 from profiler.show.report.blocks import Page, Section
 from profiler.show.report.predictions import Forecast
 from profiler.show.writers import html, md, table
@@ -202,7 +201,7 @@ def test_a_quant_knows_its_own_checkpoints() -> None:
 # Backends
 
 BACKENDS = registry.names("backends")
-OPENED = [name for name in BACKENDS if backends.find(name).served is None]
+OPENED = [name for name in BACKENDS if backends.find(name).server_command is None]
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -229,7 +228,7 @@ def test_a_server_is_measured_by_a_command_of_its_own(name: str, model: str) -> 
     for command in (("sweep",), ("gate", "--base", "HEAD")):
         refused = CliRunner().invoke(main, [*command, "-m", model, "--backend", name], catch_exceptions=False)
         assert refused.exit_code == 2
-        assert f"Use {backends.find(name).served}." in refused.stderr
+        assert f"Use {backends.find(name).server_command}." in refused.stderr
 
 
 @pytest.mark.usefixtures("made_up")
@@ -468,7 +467,7 @@ def test_a_device_kind_that_was_a_file_a_moment_ago_is_found_predicted_and_measu
 def test_a_meter_measures_time_and_a_peak(device: str) -> None:
     meter = devices.meter(device)
     meter.reset_peak()
-    marks = [meter.mark(), meter.mark()]
+    marks = [meter.timestamp(), meter.timestamp()]
     start = meter.now()
     ballast = bytearray(64 * 1024**2)
     assert len(ballast) <= (meter.peak().process_bytes or 0)
@@ -502,13 +501,6 @@ MIXED = [
 WRITERS = registry.names("show.writers")
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are drawn in tests/unit/show/report/."""
-    monkeypatch.setattr(charts, "svg", written)
-
-
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("run", ["20260101-000000-abcd", None])
 @pytest.mark.parametrize("count", range(len(MIXED) + 1))
@@ -517,7 +509,6 @@ def test_a_writer_renders_any_number_of_rows_as_whole_lines(name: str, run: str 
     assert text == "" or text.endswith("\n")
 
 
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_writer_shows_every_row_or_says_that_it_does_not(name: str) -> None:
     writer = registry.load("show.writers", name, "output format")
@@ -531,7 +522,6 @@ def test_a_writer_shows_every_row_or_says_that_it_does_not(name: str) -> None:
         assert re.search(shown, text), shown
 
 
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_writer_lets_no_terminal_control_through(name: str) -> None:
     text = registry.load("show.writers", name, "output format").render("run", MIXED)
@@ -587,18 +577,18 @@ def composed(name: str, rows: Sequence[Measurement]) -> Section:
         "scores": quality.shipped(),
         "runs": (),
         "run": None,
+        "typed": {},
+        "paths": False,
     }
     return SECTIONS[name](*(given[parameter] for parameter in inspect.signature(SECTIONS[name]).parameters))
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_every_section_is_on_the_page_once() -> None:
     shown = [section.anchor for section in report_page.page(MIXED).sections]
     assert sorted(shown) == sorted(composed(name, MIXED).anchor for name in SECTIONS)
     assert len(set(shown)) == len(shown)
 
 
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_section_has_a_name_a_title_and_an_answer_or_the_reason_why_not(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from profiler import foreign
 from profiler.errors import NotFound, ProfileError
 from profiler.foreign import BadContent, Budget, json_value, open_file, toml_value
-from profiler.results import row
+from profiler.results import reading
 from profiler.show.report import quality
 
 
@@ -42,7 +42,7 @@ def special(folder: Path) -> dict[str, Path]:
 
 
 READERS: list[Callable[[Path], Any]] = [foreign.read_bytes, foreign.read_json]
-READERS += [row.read, quality.read]
+READERS += [reading.read, quality.read]
 
 
 @pytest.mark.parametrize("read", READERS)

@@ -5,14 +5,15 @@ tested on stated times.
 
     TTFT      from the request on an open connection to the first token; first reasoning and first answer token apart
     prefill   prompt tokens that were not cached ÷ TTFT; the network and the queue are part of it
-    decode    tokens after the first chunk ÷ (last − first arrival)
+    decode    tokens after the first arrival ÷ (last − first arrival)
     TPOT      (last arrival − first) ÷ (tokens − 1)
     ITL       gaps between arrivals
     E2E       from the request to the end of the stream
 
 A chunk is not a token: servers bundle and buffer. Tokens are counted by the server's ``usage``, never by chunks.
 Without it, the model's tokenizer counts the answer where it is at hand. Otherwise every figure in tokens is
-unknown, and characters per second remain.
+unknown, and characters per second remain. Chunks that a proxy or speculative decoding sends together are one arrival:
+those of the first one were generated before the clock began.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from profiler.backends.base import Backend
 from profiler.results.stats import percentile
 from profiler.units import printable
 
-BACKEND = Backend(predicted=False, served="profile endpoint URL")  # run/serving.py knows the engine of each server
+# run/serving.py knows the engine of each server
+BACKEND = Backend(predicted=False, server_command="profile endpoint URL")
 
 FailureKind = Literal[
     "refused",
@@ -43,21 +45,23 @@ FailureKind = Literal[
     "too-large",
     "empty",
 ]
-BUNDLED = 1.5  # tokens a chunk: from here on, gaps between chunks say little about tokens
+BUNDLED = 1.5  # tokens an arrival: from here on, gaps between arrivals say little about tokens
+TOGETHER_S = 5e-4  # chunks within it are one arrival: the fastest stream of 2026 has longer gaps
 DIFFERS = 0.03  # of the server's own figure: more is said
 NO_USAGE = "the server sent no token counts"
 BUFFERED = "the answer arrived faster than any model writes: something on the way held it back"
 SLO_SHARE = 0.95  # of the requests that must meet the limits of --slo
-MOST_TPS = 1e5  # of one stream; ten times what the fastest hardware of 2026 does
+MOST_TPS = 3e4  # of one stream; twice what the fastest hardware of 2026 is said to do
 ONE_CHUNK = "the whole answer arrived at one moment"
 
 
 class Arrival(NamedTuple):
-    """A chunk with text in it."""
+    """A chunk with text in it, or several that arrived together."""
 
     at: float
     characters: int
     tokens: int | None = None  # of the whole answer so far, where the server counts along
+    chunks: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ class Usage:
     reasoning: int | None = None
     cached: int | None = None
     by: Literal["usage", "tokenizer"] = "usage"  # who counted ``completion``
+    why_unknown: str = NO_USAGE  # if ``completion`` is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +119,7 @@ class Exchange:
     finish: str | None = None
     usage: Usage = Usage()
     timings: ServerTimings = ServerTimings()
-    raw_timings: Mapping[str, Any] = field(default_factory=dict)  # as sent
+    runtime: str | None = None  # what ran the model and its version, where the server says so
     failure: Failure | None = None
 
     @property
@@ -125,10 +130,6 @@ class Exchange:
     @property
     def first_token_s(self) -> float | None:
         return self.arrivals[0].at if self.arrivals else None
-
-    @property
-    def last_token_s(self) -> float | None:
-        return self.arrivals[-1].at if self.arrivals else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ class ExchangeFigures:
     characters_per_s: float | None
     prompt_tokens: int | None
     output_tokens: int | None
-    tokens_per_chunk: float | None
+    tokens_per_chunk: float | None  # chunks that arrived together are one
     prefill_tokens: int | None  # that were processed before the first token: not those in the cache
     decode_s: float | None  # from the first arrival to the last
     decode_tokens: float | None  # that arrived in it
@@ -157,14 +158,13 @@ class ExchangeFigures:
 def figures(exchange: Exchange, cached: bool = False) -> ExchangeFigures:
     """The figures of ``exchange``; ``cached``: its prompt was sent before, so an unknown part of it is cached."""
     unknown: dict[str, str] = {}
-    first, last = exchange.first_token_s, exchange.last_token_s
-    arrivals, tokens = exchange.arrivals, exchange.usage.completion
-    ttft = _since(exchange.sent_s, first)
-    span = last - first if first is not None and last is not None and len(arrivals) > 1 else None
+    arrivals, tokens = joined(exchange.arrivals), exchange.usage.completion
+    ttft = _since(exchange.sent_s, exchange.first_token_s)
+    span = arrivals[-1].at - arrivals[0].at if len(arrivals) > 1 else None
     if not span:
         unknown["decode_tps"] = unknown["characters_per_s"] = ONE_CHUNK
     if tokens is None:
-        unknown |= dict.fromkeys(("decode_tps", "tpot_s", "output_tokens"), NO_USAGE)
+        unknown |= dict.fromkeys(("decode_tps", "tpot_s", "output_tokens"), exchange.usage.why_unknown)
     after = _tokens_after_first(arrivals, tokens)
     if span and (after if after is not None else len(arrivals)) / span > MOST_TPS:
         span = None
@@ -207,19 +207,32 @@ def _processed(exchange: Exchange, cached: bool, unknown: dict[str, str]) -> int
     return processed
 
 
+def joined(arrivals: Sequence[Arrival]) -> list[Arrival]:
+    """Arrivals with the chunks that came within ``TOGETHER_S`` as one."""
+    found: list[Arrival] = []
+    for each in arrivals:
+        if found and each.at - found[-1].at < TOGETHER_S:
+            at, characters, tokens, chunks = found[-1]
+            counted = each.tokens if each.tokens is not None else tokens
+            found[-1] = Arrival(at, characters + each.characters, counted, chunks + each.chunks)
+        else:
+            found.append(each)
+    return found
+
+
 def _tokens_after_first(arrivals: Sequence[Arrival], tokens: int | None) -> float | None:
-    """Tokens that arrived after the first chunk.
+    """Tokens that came after the first arrival.
 
     Exact where the server counts along, or where chunks and tokens are as many (but for an end token without text).
-    Else the first chunk has its share of the tokens by its characters.
+    Else the first arrival has its share of the tokens by its characters.
     """
     if tokens is None or len(arrivals) < 2:
         return None
-    first = arrivals[0]
+    first, chunks = arrivals[0], sum(each.chunks for each in arrivals)
     if first.tokens is not None and 0 < first.tokens <= tokens:
         return tokens - first.tokens
-    if abs(tokens - len(arrivals)) <= 1:
-        return len(arrivals) - 1
+    if abs(tokens - chunks) <= 1:
+        return chunks - first.chunks
     characters = sum(arrival.characters for arrival in arrivals)
     return tokens * (1 - first.characters / characters)
 

@@ -21,12 +21,14 @@ import selectors
 import ssl
 import time
 from collections.abc import Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 import msgspec
@@ -43,6 +45,8 @@ MAX_BODY = 1 << 23  # bytes of an answer that is no stream
 MAX_HEADER = 16384
 MOST_STALE = 600  # connections that may have been given up, one for each stream
 AT_ONCE_S = 5e-5  # a call that found events waiting takes no longer
+STALE_S = 1.0  # within which a connection that was given up shows; later, the server had begun to work
+LEAST_CUT = 8  # characters of a key, from which on its beginning is one: shorter ones, as "sk-", are in many texts
 DRAIN_S = 1.0  # that a server may keep a stream open once it has said that it is over
 BUDGET = Budget(nbytes=MAX_BODY, values=2**19, twice=True)
 WHOLE = ("text/html", "application/json", "application/problem+json")  # content types of what is no stream
@@ -125,8 +129,18 @@ class _Key:
     def header(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._text}"} if self else {}
 
+    def out_of(self, text: str) -> str:
+        """``text`` without the key, as it is or as in a URL."""
+        for form in {self._text, quote(self._text), quote(self._text, safe="")} if self else ():
+            text = text.replace(form, MARK)
+        return text
+
     def clean(self, text: str) -> str:
-        return text.replace(self._text, MARK) if self and self._text in text else text
+        """``out_of`` a text that may have been cut: without a beginning of the key either."""
+        text = self.out_of(text)
+        for length in range(len(self._text) - 1, LEAST_CUT - 1, -1):
+            text = text.replace(self._text[:length], MARK)
+        return text
 
 
 def parse_url(text: str) -> str:
@@ -141,7 +155,8 @@ def parse_url(text: str) -> str:
     except ValueError:
         host = port = None
     if not host or parts.scheme not in ("http", "https"):
-        shown = printable(redact(text.split("?")[0]), 80)
+        _, at, after = text.split("?")[0].rpartition("@")  # before it is a password, which may hold a slash
+        shown = printable(redact(f"…@{after}" if at else after), 80)
         raise ProfileError(f"{shown!r} is not the URL of a server", "Such as http://localhost:1234.")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ProfileError(
@@ -265,7 +280,8 @@ class Client:
     async def _check(self, response: aiohttp.ClientResponse) -> None:
         """StreamStopped for a response that is not the beginning of a stream."""
         if 300 <= response.status < 400:
-            target = printable(self.clean(redact(response.headers.get("Location", "nowhere"))), 120)
+            address, query, _ = response.headers.get("Location", "nowhere").partition("?")
+            target = printable(self.clean(redact(address)), 120) + ("?…" if query else "")
             raise StreamStopped("redirect", f"the server redirects to {target}", "Give that address if you trust it.")
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise StreamStopped("no-stream", "the server compresses the stream, so that no token can be timed")
@@ -363,10 +379,10 @@ class Client:
         failure = exchange.failure
         return replace(
             exchange,
-            answer=self.clean(exchange.answer),
-            reasoning=self.clean(exchange.reasoning),
+            answer=self._key.out_of(exchange.answer),
+            reasoning=self._key.out_of(exchange.reasoning),
             finish=exchange.finish and self.clean(exchange.finish),
-            raw_timings={name: value for name, value in exchange.raw_timings.items() if not isinstance(value, str)},
+            runtime=exchange.runtime and self.clean(exchange.runtime),
             failure=failure and replace(failure, words=self.clean(failure.words)),
         )
 
@@ -384,8 +400,8 @@ async def _reused(session: aiohttp.ClientSession, context: SimpleNamespace, para
 
 
 def _was_stale(times: Mapping[str, float]) -> bool:
-    """Whether a request that failed met a connection that the server had given up."""
-    return "reused" in times and "answered" not in times
+    """Whether a request that failed just now met a connection that the server had given up."""
+    return "answered" not in times and time.perf_counter() - times.get("reused", 0.0) < STALE_S
 
 
 def _clock() -> ReadyClock:
@@ -403,9 +419,17 @@ def _tls(error: aiohttp.ClientError) -> str:
     return printable(str(text).replace("_", " ").lower())
 
 
+def _retry_after_s(text: str) -> float | None:
+    """The seconds that a server asks to wait: a number of them, or until a date (RFC 9110, section 10.2.3)."""
+    if text.isascii() and text.isdigit() and len(text) < 8:
+        return float(text)
+    with suppress(ValueError, TypeError, OverflowError):
+        return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
+    return None
+
+
 def _status(response: aiohttp.ClientResponse, text: str) -> StreamStopped:
-    after = response.headers.get("Retry-After", "")
-    seconds = float(after) if after.isascii() and after.isdigit() and len(after) < 8 else None
+    seconds = _retry_after_s(response.headers.get("Retry-After", ""))
     later = f"; it asks to wait {seconds_text(seconds)}" if seconds is not None else ""
     words = f"HTTP {response.status}{f': {text}' if text else ''}{later}"
     hint = f"Set the key in {KEY}." if response.status in (401, 403) else None

@@ -8,8 +8,11 @@ forwards the port, such as ``ssh -L`` or Docker's proxy, is not the server; then
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
+import socket
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -34,6 +37,7 @@ LISTENING = "0A"  # the state in /proc/net/tcp
 # Addresses in /proc/net/tcp and tcp6 that a connection to the loopback may end at, in the byte order of the host:
 # 0.0.0.0 and ::, 127.0.0.0/8, ::1, and 127.0.0.0/8 as an IPv6 address.
 REACHED = re.compile(r"0+|[0-9A-F]{6}7F|0{24}01000000|0{16}FFFF0000[0-9A-F]{6}7F")
+LOOPBACK = re.compile(r"localhost|127\.[\d.]+|::1|0\.0\.0\.0|::")  # the last two: servers print them as theirs
 FORWARDERS = {
     *(
         "docker-proxy",
@@ -101,8 +105,16 @@ def nothing_known(reason: str, elsewhere: bool = False) -> ServerUse:
 
 
 def is_here(root: str) -> bool:
-    """Whether the URL of a server leads to the loopback."""
-    return re.fullmatch(r"localhost|127\.[\d.]+|::1", urlsplit(root).hostname or "") is not None
+    """Whether the URL of a server leads to this machine: to its loopback, its name, or an address of its own."""
+    host = urlsplit(root).hostname or ""
+    if LOOPBACK.fullmatch(host) or host in (name := socket.gethostname().lower(), f"{name}.local"):
+        return True
+    with suppress(OSError, ValueError):  # an address of another machine, or a name
+        family = socket.AF_INET if ipaddress.ip_address(host).version == 4 else socket.AF_INET6
+        with socket.socket(family) as own:
+            own.bind((host, 0))
+            return True
+    return False
 
 
 def server_processes(root: str) -> tuple[str, frozenset[int]]:
@@ -112,7 +124,9 @@ def server_processes(root: str) -> tuple[str, frozenset[int]]:
     """
     parts = urlsplit(root)
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    inodes, users = _listeners(port)
+    if not (PROC / "net").is_dir():
+        raise Untold("only Linux tells which process listens on a port")
+    inodes, users = _listeners(port, parts.hostname or "")
     if not inodes:
         raise Untold(f"no process of this machine or container listens on port {port}")
     parents = _parents()
@@ -132,18 +146,32 @@ def server_processes(root: str) -> tuple[str, frozenset[int]]:
     return name, found - ours
 
 
-def _listeners(port: int) -> tuple[set[str], set[int]]:
-    """Inodes of the sockets that listen on a port for connections from this machine, and the users who own them."""
+def _listeners(port: int, host: str) -> tuple[set[str], set[int]]:
+    """Inodes of the sockets that listen on a port for connections to ``host``, and the users who own them."""
     inodes, users = set(), set()
+    own = set() if LOOPBACK.fullmatch(host) else set(map(_as_listed, _addresses(host)))
     for name in ("tcp", "tcp6"):
         with suppress(OSError):
             for line in (PROC / "net" / name).read_text().splitlines()[1:]:
                 columns = line.split()
                 address, _, at = columns[1].partition(":")
-                if columns[3] == LISTENING and int(at, 16) == port and REACHED.fullmatch(address):
+                if columns[3] == LISTENING and int(at, 16) == port and (REACHED.fullmatch(address) or address in own):
                     inodes.add(columns[9])
                     users.add(int(columns[7]))
     return inodes, users
+
+
+def _addresses(host: str) -> set[str]:
+    with suppress(OSError):
+        return {str(found[4][0]).partition("%")[0] for found in socket.getaddrinfo(host, None)}
+    return set()
+
+
+def _as_listed(address: str) -> str:
+    """An IP address as ``/proc/net/tcp`` has it: words of 32 bits in the byte order of the host."""
+    packed = ipaddress.ip_address(address).packed
+    words = (packed[at : at + 4] for at in range(0, len(packed), 4))
+    return "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words)
 
 
 def _parents() -> dict[int, int]:

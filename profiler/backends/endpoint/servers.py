@@ -40,7 +40,7 @@ _FTYPE = re.compile(r"(?:all )?([A-Z]+\d\w*)(?: - ([SML])(?:mall|edium|arge)\b)?
 
 PATHS = (
     "/api/v1/models", "/api/v0/models", "/api/version", "/api/tags", "/api/ps", "/props", "/v1/models", "/version",
-    "/server_info", "/get_server_info", "/openapi.json",
+    "/server_info", "/get_server_info", "/openapi.json", "/api/extra/version",
 )  # fmt: skip
 
 
@@ -57,6 +57,8 @@ class ServedModel:
     vram_bytes: int | None = None
     path: str | None = None  # of its file, as the server names it
     digest: str | None = None  # of its content, by the server
+    engine: str | None = None  # that runs it, where it is not the server's usual one
+    host: str | None = None  # the other machine that runs it for this server
 
     @property
     def shown(self) -> str:
@@ -226,6 +228,7 @@ def _lm_studio(said: Said, client: Client) -> Server | None:
                 context=_whole(each.get("loaded_context_length")) or _instance_context(sizes.get(each["id"])),
                 max_context=_whole(each.get("max_context_length")),
                 file_bytes=_whole(sizes.get(each["id"], {}).get("size_bytes")),
+                engine="mlx" if each.get("compatibility_type") == "mlx" else None,
             )
             for each in old
             if each.get("type") != "embeddings"
@@ -239,6 +242,7 @@ def _lm_studio(said: Said, client: Client) -> Server | None:
                 context=_instance_context(each),
                 max_context=_whole(each.get("max_context_length")),
                 file_bytes=_whole(each.get("size_bytes")),
+                engine="mlx" if each.get("format") == "mlx" else None,
             )
             for each in new
             if each.get("type") != "embedding"
@@ -256,7 +260,8 @@ def _instance_context(model: Any) -> int | None:
 
 def _ollama(said: Said, client: Client) -> Server | None:
     version = _dict(said.get("/api/version")).get("version")
-    if not isinstance(version, str) or "models" not in _dict(said.get("/api/tags")):
+    imitated = _dict(said.get("/api/extra/version")).get("result") == "KoboldCpp"
+    if not isinstance(version, str) or "models" not in _dict(said.get("/api/tags")) or imitated:
         return None
     running = {each["name"]: each for each in _items(said, "/api/ps", "models", "name")}
     models = [
@@ -268,8 +273,10 @@ def _ollama(said: Said, client: Client) -> Server | None:
             file_bytes=_whole(each.get("size")),
             vram_bytes=_whole(running.get(each["name"], {}).get("size_vram")),
             digest=_word(each.get("digest"), client),
+            host=_word(each.get("remote_host"), client),  # of a model in its cloud
         )
         for each in _items(said, "/api/tags", "models", "name")
+        if not str(_dict(each.get("details")).get("family")).endswith("bert")  # embeds and does not answer
     ]
     return Server(
         "Ollama", client.root, _word(version, client), tuple(models), "/api/chat", native=True, engine="llama.cpp"
@@ -340,7 +347,9 @@ def _sglang(said: Said, client: Client) -> Server | None:
         return None
     models = _openai_models(said, client, True)
     version = _word(info.get("version"), client)
-    return Server("SGLang", client.root, version, models, fixed_length=MIN_TOKENS, stream_options=EVERY_CHUNK)
+    return Server(
+        "SGLang", client.root, version, models, fixed_length=MIN_TOKENS, stream_options=EVERY_CHUNK, engine="sglang"
+    )
 
 
 def _vllm(said: Said, client: Client) -> Server | None:
@@ -361,13 +370,22 @@ def _transformers(said: Said, client: Client) -> Server | None:
     return Server("transformers serve", client.root, None, models, engine="transformers")
 
 
+def _kobold(said: Said, client: Client) -> Server | None:
+    """KoboldCpp, which answers on Ollama's paths too."""
+    stated = _dict(said.get("/api/extra/version"))
+    if stated.get("result") != "KoboldCpp":
+        return None
+    models = _openai_models(said, client, True)
+    return Server("KoboldCpp", client.root, _word(stated.get("version"), client), models, engine="llama.cpp")
+
+
 def _other(said: Said, client: Client) -> Server | None:
     if not isinstance(_dict(said.get("/v1/models")).get("data"), list):
         return None
     return Server("OpenAI-compatible server", client.root, None, _openai_models(said, client, None))
 
 
-LOOKS = (_lm_studio, _ollama, _llama_server, _sglang, _vllm, _transformers, _other)
+LOOKS = (_lm_studio, _ollama, _kobold, _llama_server, _sglang, _vllm, _transformers, _other)
 
 
 def _items(said: Said, path: str, name: str, identity: str) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ everything a server can make grow is bounded.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -21,6 +22,13 @@ MAX_JOINED = 64  # lines of one event
 MOST_TOKENS = 10**9
 
 OPEN, CLOSE = "<think>", "</think>"
+BOM = b"\xef\xbb\xbf"
+STOPPED = {  # reasons to finish before the answer is whole: OpenAI's form, and LM Studio's own
+    *("abort", "cancelled", "content_filter", "error", "failed", "unload"),
+    *("modelUnloaded", "userStopped"),
+}
+COUNTED_NOTHING = "the server counted no token of an answer that has text"
+NO_REASONING = "the server's token counts leave out the reasoning"
 OLLAMA_TIMINGS = (
     "total_duration", "load_duration", "prompt_eval_count", "prompt_eval_duration", "eval_count", "eval_duration",
 )  # fmt: skip
@@ -78,6 +86,7 @@ class _Chunk(msgspec.Struct):
     error: Any = None
     timings: dict[str, Any] | None = None  # llama-server
     stats: dict[str, Any] | None = None  # LM Studio
+    runtime: Any = None  # LM Studio: name and version of what runs the model
     message: Any = None  # Ollama; vLLM puts an error's text here
     done: bool = False
     done_reason: str | None = None
@@ -105,7 +114,9 @@ class StreamReader:
         self._bytes = self.characters = 0
         self._usage = Usage()
         self._timings: dict[str, Any] = {}
+        self._runtime: str | None = None
         self._first_byte: float | None = None
+        self._reasoned = 0  # chunks that the server marked as reasoning
         self._arrivals: list[Arrival] = []
         self._text = _Text()
 
@@ -152,6 +163,9 @@ class StreamReader:
                 hint="Some servers answer so where a prompt is longer than the context they have loaded.",
             )
         text = self._text
+        ended = [end for end in (self.finish, self._timings.get("stop_reason")) if isinstance(end, str)]
+        if failure is None and (early := STOPPED.intersection(ended)):
+            failure = Failure("error", f"the server ended the answer early: {', '.join(early)}")
         return Exchange(
             sent_s=sent_s,
             end_s=end_s,
@@ -162,11 +176,22 @@ class StreamReader:
             answer="".join(text.answer),
             reasoning="".join(text.reasoning),
             finish=self.finish,
-            usage=self._usage,
+            usage=self._plausible(),
             timings=timings(self._timings),
-            raw_timings=self._timings,
+            runtime=self._runtime,
             failure=failure,
         )
+
+    def _plausible(self) -> Usage:
+        """The counts, without one of the answer that cannot be right: every chunk with text has at least a token."""
+        counted, answered = self._usage.completion, len(self._arrivals) - self._reasoned
+        if counted is None or not self._arrivals:
+            return self._usage
+        if counted == 0:
+            return replace(self._usage, completion=None, why_unknown=COUNTED_NOTHING)
+        if self._reasoned > 1 and counted <= answered + 1 < len(self._arrivals):
+            return replace(self._usage, completion=None, why_unknown=NO_REASONING)
+        return self._usage
 
     def _line(self, line: bytes, at: float) -> None:
         if len(line) > MAX_LINE:
@@ -174,13 +199,11 @@ class StreamReader:
         if line[:5] == b"data:":
             line = line[5:]
         elif line[:1] != b"{":
-            if line[:1] == b":" or line.split(b":", 1)[0].strip() in (b"event", b"id", b"retry"):
-                return
-            raise StreamStopped(
-                "no-stream", f"the answer is not a stream of events: {printable(line[:80].decode('latin-1'))!r}"
-            )
-        if line.strip() == b"[DONE]":
-            self.done = True
+            self._other_line(line, at)
+            return
+        content = line.strip()
+        self.done |= content == b"[DONE]"
+        if content == b"[DONE]" or not (content or self._event):  # some keep a connection alive by nothing
             return
         if self._event:  # an event may be spread over several lines
             self._event.append(line)
@@ -197,6 +220,14 @@ class StreamReader:
         self._event = []
         self._chunk(chunk, at)
 
+    def _other_line(self, line: bytes, at: float) -> None:
+        """A line without data. Raises StreamStopped for one that no stream of events has."""
+        if line.startswith(BOM):
+            self._line(line[len(BOM) :], at)
+        elif line[:1] != b":" and line.split(b":", 1)[0].strip() not in (b"event", b"id", b"retry"):
+            shown = printable(line[:80].decode("latin-1"))
+            raise StreamStopped("no-stream", f"the answer is not a stream of events: {shown!r}")
+
     def _event_is_over(self) -> None:
         text = printable(b"".join(self._event)[:200].decode("utf-8", "replace"), 80)
         raise StreamStopped("broken", f"the server sent broken JSON: {text!r}")
@@ -208,6 +239,9 @@ class StreamReader:
             self._usage = _usage(chunk.usage)
         if chunk.timings or chunk.stats:
             self._timings = chunk.timings or chunk.stats or {}
+        if isinstance(chunk.runtime, dict):
+            parts = (chunk.runtime.get(name) for name in ("name", "version"))
+            self._runtime = printable(" ".join(part for part in parts if isinstance(part, str)), 60) or None
         if chunk.choices:
             choice = chunk.choices[0]
             self.finish = choice.finish_reason or self.finish
@@ -252,6 +286,7 @@ class StreamReader:
             )
         self._arrivals.append(Arrival(at, size, None if usage is None else _count(usage.completion_tokens)))
         if reasoning:
+            self._reasoned += not content
             self._text.add_reasoning(reasoning, at)
         if content:
             self._text.add(content, at)
@@ -448,15 +483,9 @@ def timings(raw: dict[str, Any]) -> ServerTimings:
 
 
 def _steps(
-    raw: dict[str, Any],
-    prompt_n: str,
-    prompt_t: str,
-    output_n: str,
-    output_t: str,
-    scale: float,
-    cached: int | None = None,
-    load: float | None = None,
-) -> ServerTimings:
+    raw: dict[str, Any], prompt_n: str, prompt_t: str, output_n: str, output_t: str, scale: float,
+    cached: int | None = None, load: float | None = None,
+) -> ServerTimings:  # fmt: skip
     tokens, seconds = _count(raw.get(output_n)), _number(raw.get(output_t), scale)
     return ServerTimings(
         prompt_tokens=_count(raw.get(prompt_n)),

@@ -1,4 +1,4 @@
-"""The stopwatch of the microbenchmarks, and the microbenchmarks of linear layers.
+"""The microbenchmarks of linear layers.
 
         seconds = bytes × byte_s + output features × row_s + call_s
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import combinations, cycle
@@ -23,22 +22,16 @@ import torch
 from torch.nn import functional
 
 from profiler import devices, quants, registry
-from profiler.backends.hf.load import DTYPES
-from profiler.devices.base import kind_of
+from profiler.backends.hf.ceilings import DTYPES, Stopwatch, past_caches
 from profiler.devices.calibration import LayerCost, LayerKernel, Layers, LinearLayer
 from profiler.kernels import cuda, native
 from profiler.models.layers import Weight
 from profiler.quants.base import LayerBenchmark, Quant
 
-QUEUED_S = 2e-3  # seconds of runs between two synchronizations of a GPU, each of which takes about ten microseconds
-MOST_QUEUED = 1000  # runs
-MOST_WAIT = 20  # wall time ÷ requested seconds at which timing ends, in case a quota leaves little CPU time
-
 TOKENS = (1, 4, 16, 64, 256)
 ROW_SHAPES = ((4096, 4096), (2048, 1536), (256, 1536))  # shapes for our own kernels on a GPU, without large ones
 TALL, TALL_TOKENS = (65536, 1024), (1, 4, 16)  # an output head, which processes one token per sequence
 POOL_BYTES, POOL_MOST = 128 * 1024**2, 1024**3  # minimum and maximum size of a pool
-PAST_CACHES = 1.5  # size of a pool ÷ size of the caches, within these limits
 POOL_LAYERS, PACKED_LAYERS = 4096, 1024  # maximum number in a pool
 PATTERN = 2**20  # random numbers, repeated through a pool
 RUN_LAYERS = 200  # maximum in a run of one token
@@ -52,82 +45,6 @@ Product = tuple[Callable[[], object], int]
 K = TypeVar("K")
 RATE_S = 0.04  # a rate is the median of runs that take this long
 ROUNDS = 3  # and of this many rounds
-
-
-def _replay(graph: torch.cuda.CUDAGraph, run: object) -> None:
-    graph.replay()
-
-
-class Times(NamedTuple):
-    """Seconds of one run."""
-
-    best: float
-    median: float
-
-
-class Stopwatch:
-    """Times runs on one device."""
-
-    def __init__(self, device: torch.device, running: float = 1.0) -> None:
-        """``running`` is the share of the time for which a CPU quota lets this process run.
-
-        Below 1, a CPU is timed by CPU time instead of wall time, which would also count the time for which the quota
-        stops the process. It is that of this thread, which spins while it waits for other threads, or the average of
-        all threads if it does not spin (OMP_WAIT_POLICY=passive).
-        """
-        self.device, self.kind = device, kind_of(device.type)
-        self.end = time.perf_counter() + self.kind.sizes.calm_s / running
-        self._throttled = running < 1 and self.kind.is_host
-
-    def time(self, run: Callable[[], object], seconds: float) -> Times:
-        """Repeat ``run`` for ``seconds`` after one warm-up. Once ``BenchmarkSizes.calm_s`` have passed, it runs only
-        once more, so that a busy machine finishes too.
-
-        A GPU gets several runs before each synchronization, just as a program queues its operators.
-        """
-        run()
-        self.wait()
-        together = 1 if self.kind.is_host else self._together(run)
-        found: list[float] = []
-        clocks, start = self._clocks(), time.perf_counter()
-        left = seconds if start < self.end else 0.0
-        while not found or (left > 0 and time.perf_counter() < start + MOST_WAIT * seconds):
-            for _ in range(together):
-                run()
-            self.wait()
-            before, clocks = clocks, self._clocks()
-            taken = max(after - at for after, at in zip(clocks, before, strict=True))
-            found.append(taken / together)
-            left -= taken
-        return Times(min(found), statistics.median(found))
-
-    def _clocks(self) -> tuple[float, ...]:
-        """Several clocks; the one that advanced most counts."""
-        if self._throttled:
-            return time.thread_time(), time.process_time() / torch.get_num_threads()
-        return (time.perf_counter(),)
-
-    def captured(self, run: Callable[[], object]) -> Callable[[], object]:
-        """``run`` as a CUDA graph, which takes the device's time without that of launching kernels.
-
-        The returned function keeps ``run``, and so the tensors that the graph reads, alive.
-        """
-        run()
-        self.wait()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            run()
-        return partial(_replay, graph, run)
-
-    def _together(self, run: Callable[[], object]) -> int:
-        start = time.perf_counter()
-        run()
-        self.wait()
-        return max(1, min(round(QUEUED_S / (time.perf_counter() - start)), MOST_QUEUED))
-
-    def wait(self) -> None:
-        """Wait until the device has finished everything queued."""
-        self.kind.wait(self.device)
 
 
 class TimedKernel(NamedTuple):
@@ -202,7 +119,8 @@ class LinearLayers:
     def _rounds(self, runs: Mapping[K, Product]) -> dict[K, float]:
         """Seconds per layer of each run. Every round times all of them, so that a slow minute affects all equally."""
         found: dict[K, list[float]] = {key: [] for key in runs}
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
+            self.watch.doing(f"linear layers, round {number + 1} of {ROUNDS}")
             for key, (run, many) in runs.items():
                 found[key].append(self.watch.time(run, RATE_S).median / many)
         return {key: statistics.median(values) for key, values in found.items()}
@@ -301,13 +219,6 @@ class LinearLayers:
 
 def _multiplied(inputs: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
     return torch.ops.hwprofile.matvec(inputs[0], weight, scale)  # type: ignore[no-any-return]
-
-
-def past_caches(cache_bytes: int, least: int, most: int) -> int:
-    """Size of a pool whose beginning is no longer in the caches when a loop over it starts again, limited to
-    ``least`` and ``most``. Bytes.
-    """
-    return max(least, min(round(PAST_CACHES * cache_bytes), most))
 
 
 def solve(points: Sequence[tuple[float, int, float]]) -> LayerCost:

@@ -9,33 +9,27 @@ settled.
 
 from __future__ import annotations
 
-import json
 import logging
 import statistics
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from profiler import devices
-from profiler.backends.hf.linear_layers import POOL_BYTES, POOL_MOST, RATE_S, LinearLayers, Stopwatch, past_caches
-from profiler.backends.hf.load import DTYPES
+from profiler.backends.hf.ceilings import DTYPES, LOOP_S, CeilingBenchmark, past_caches, report
+from profiler.backends.hf.linear_layers import POOL_BYTES, POOL_MOST, RATE_S, LinearLayers
 from profiler.backends.hf.synthetic import log_decays
-from profiler.devices.base import kind_of
 from profiler.devices.calibration import DELTA, DELTA_TOKENS, STEP_LAYERS, layers_json
 from profiler.devices.cpu import process_bytes
 from profiler.kernels import cuda, native
+from profiler.kernels.versions import with_cache
 
-READ_MOST = 4 * 1024**3  # the most bytes that the reading kernels read
-CACHES_IN_FREE = 24  # caches count as at most free memory ÷ 24, because several pools exist at once
 FRESH_BYTES = 48 * 1024**2  # size of a result so large that malloc maps new pages for it
-LOOP_S = 0.15  # a ceiling is the fastest run within this many seconds
 STEP_S, STEP_ROUNDS = 0.1, 5
 STEP_MODEL = {  # so small that its matrix products take no longer than the rest; its weights exceed the caches
     "num_hidden_layers": STEP_LAYERS,
@@ -57,42 +51,22 @@ HEADS, KV_HEADS, HEAD_DIM = 8, 2, 128
 PASS_DEPTH = 2  # tokens that masked attention reads ÷ tokens of the pass
 
 
-class FastestRates(NamedTuple):
-    """The highest rates that were measured: bytes per second, and FLOP per second by dtype."""
-
-    read_bytes_s: float
-    reader: str  # kernel and threads
-    copy_bytes_s: float
-    flops: dict[str, float]
-
-
-class Microbenchmark:
+class Microbenchmark(CeilingBenchmark):
     """Measures the figures of one device."""
 
     def __init__(self, device: str, threads: int | None = None, running: float = 1.0) -> None:
-        """``threads`` as in a worker, ``running`` as in ``Stopwatch``. The parent determines both, because OpenMP may
-        already have pinned this thread.
-        """
         native.missing()  # builds our CPU kernels before anything is timed
-        self.device = torch.device(device)
-        self.cuda = self.device.type == "cuda"
-        kind = kind_of(device)
-        self.sizes, self.on_host = kind.sizes, kind.is_host
-        kind.select(device)
-        self.threads = min(torch.get_num_threads(), threads or torch.get_num_threads())
-        torch.set_num_threads(self.threads)
-        self.watch = Stopwatch(self.device, running)
-        self.here = here = devices.find(device)
-        self.cache_bytes: int = min(kind.cache_bytes(self.device), here.free_bytes // CACHES_IN_FREE)
-        self.own = dict.fromkeys(("fp32", here.default_dtype))
-        self.read_bytes = past_caches(self.cache_bytes, self.sizes.read_bytes, READ_MOST)
+        super().__init__(device, threads, running)
+        self.own = dict.fromkeys(("fp32", self.here.default_dtype))
 
     def all(self) -> dict[str, Any]:
         """Measures everything. The keys are those of ``calibration.Ceilings``, with ``how`` for a person."""
-        idle = process_bytes("VmRSS") if sys.platform == "linux" else 0
+        idle, doing = process_bytes("VmRSS") if sys.platform == "linux" else 0, self.watch.doing
         with torch.inference_mode():
             before = self.ceilings()
+            doing("attention")
             attention = {name: self.attention(dtype) for name, dtype in DTYPES.items()}
+            doing("operators")
             rates = {
                 "step_s": {name: self.step(DTYPES[name]) for name in self.own},
                 "graph_step_s": self.graph_step(DTYPES[self.here.default_dtype]) if self.cuda else None,
@@ -115,43 +89,6 @@ class Microbenchmark:
             "how": {"read": max(before, after, key=lambda rates: rates.read_bytes_s).reader},
         }
 
-    def ceilings(self) -> FastestRates:
-        """The highest rates of reading, copying and computing."""
-        rate, reader = self.read()
-        return FastestRates(rate, reader, self.copy(), {name: self.flops(dtype) for name, dtype in DTYPES.items()})
-
-    def read(self) -> tuple[float, str]:
-        """The highest rate of reading in bytes per second, and the kernel and number of threads that reached it."""
-        size = self.read_bytes
-        data = torch.ones(size // 4, dtype=torch.float32, device=self.device)
-        matrix, vector = data.view(-1, 8192), torch.ones(8192, device=self.device)
-        half = data[: data.numel() // 2]
-        kernels: dict[str, Callable[[], object]] = {
-            "sum": data.sum,
-            "max": data.max,
-            "matrix times vector": lambda: matrix @ vector,
-            "dot": lambda: torch.dot(half, data[data.numel() // 2 :]),
-            "sum of int64": data.view(torch.int64).sum,
-        }
-        best, rate = "", 0.0
-        for threads in self._thread_counts():
-            torch.set_num_threads(threads)
-            for name, kernel in kernels.items():
-                found = size / self.watch.time(kernel, LOOP_S).best
-                if found > rate:
-                    best, rate = f"{name}, {threads} threads" if self.on_host else name, found
-        torch.set_num_threads(self.threads)
-        return rate, best
-
-    def _thread_counts(self) -> list[int]:
-        return sorted({1, max(1, self.threads // 2), self.threads}) if self.on_host else [self.threads]
-
-    def copy(self) -> float:
-        """Bytes per second of a copy, which counts both the bytes read and the bytes written."""
-        source = torch.ones(self.read_bytes // 8, dtype=torch.float32, device=self.device)
-        target = torch.empty_like(source)
-        return 2 * source.numel() * 4 / self.watch.time(lambda: target.copy_(source), LOOP_S).best
-
     def fresh(self) -> float:
         """Extra seconds per byte written to freshly mapped pages."""
         source = torch.ones(FRESH_BYTES // 4, device=self.device)
@@ -159,14 +96,6 @@ class Microbenchmark:
         fresh = self.watch.time(lambda: source + 1, LOOP_S).median
         reused = self.watch.time(lambda: torch.add(source, 1, out=target), LOOP_S).median
         return max(0.0, fresh - reused) / FRESH_BYTES
-
-    def flops(self, dtype: torch.dtype) -> float:
-        """FLOP per second of a large matrix product."""
-        tokens, rows, columns = self.sizes.peak
-        left = torch.randn(tokens, columns, device=self.device).to(dtype)
-        right = torch.randn(rows, columns, device=self.device).to(dtype)
-        seconds = self.watch.time(lambda: functional.linear(left, right), LOOP_S).best
-        return 2 * tokens * rows * columns / seconds
 
     def step(self, dtype: torch.dtype) -> float:
         """Seconds of a small Llama's decode step in transformers, without its linear layers.
@@ -223,14 +152,12 @@ class Microbenchmark:
         }
         ids = torch.ones(1, tokens, dtype=torch.long, device=self.device)
         cache = DynamicCache(config=model.config)
-        model(
-            input_ids=ids.expand(-1, STEP_MODEL_DEPTH) if tokens == 1 else ids, past_key_values=cache, use_cache=True
-        )
+        model(input_ids=ids.expand(-1, STEP_MODEL_DEPTH) if tokens == 1 else ids, **with_cache(cache))
         filled = [(layer.keys, layer.values) for layer in cache.layers]
 
         def step() -> None:
             held = cache if tokens == 1 else DynamicCache(config=model.config)  # decode appends; prefill does not
-            model(input_ids=ids, past_key_values=held, use_cache=True, logits_to_keep=1)
+            model(input_ids=ids, **with_cache(held), logits_to_keep=1)
             if self.cuda:  # cuDNN makes a plan for each new length, which takes longer than the step
                 for layer, kept in zip(cache.layers, filled, strict=True):
                     layer.keys, layer.values = kept
@@ -340,13 +267,11 @@ class Microbenchmark:
         return self.watch.captured(step) if self.cuda else step
 
 
-def main() -> None:
-    """Measures the device named on the command line and prints the figures as JSON."""
-    start = time.perf_counter()
+def measured(device: str, threads: int | None, running: float) -> dict[str, Any]:
+    """Every figure of a device, with the keys of ``calibration.Ceilings``."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # otherwise it logs a line for every matrix product
-    found = Microbenchmark(sys.argv[1], int(sys.argv[2]) or None, float(sys.argv[3])).all()
-    print(json.dumps(found | {"seconds": time.perf_counter() - start}))
+    return Microbenchmark(device, threads, running).all()
 
 
 if __name__ == "__main__":
-    main()
+    report(measured)

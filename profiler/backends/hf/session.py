@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 from bitsandbytes import cextension
@@ -31,6 +32,7 @@ from profiler.errors import ProfileError
 from profiler.kernels.graph import CompiledRunner, CudaGraphRunner
 from profiler.kernels.runner import RunnerStats, StaticRunner
 from profiler.kernels.state import SavedState
+from profiler.kernels.versions import untested, with_cache
 from profiler.models import scheme
 from profiler.results.measurement import Caution, DecodePath
 from profiler.units import bytes_text, printable
@@ -47,6 +49,7 @@ NO_LIBRARY = "ErrorHandlerMockBNBNativeLibrary"  # bitsandbytes' stand-in for a 
 # Quantized weights, as they are named by bitsandbytes, by AWQ and GPTQ, and by compressed-tensors.
 QUANTIZED_NAMES = ("weight", "qweight", "weight_packed")
 PLAIN_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+NOT_FINITE_LOGITS: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()  # of models that were checked
 SEED_TOKENS = 8  # a random cache takes its shapes and its scale from a real one of this many tokens
 
 NOT_FINITE = "the model's logits are NaN or infinite: its tokens mean nothing, and its speed may not be typical"
@@ -171,16 +174,18 @@ class HfGeneration:
         return None
 
     def cautions(self) -> tuple[Caution, ...]:
-        """A caution if the model's logits are NaN or infinite. A short pass after the measurement checks that."""
-        cache = DynamicCache(config=self.model.config.get_text_config())
-        try:
-            with memory_errors(), torch.inference_mode():
-                ids = self.ids[:1, :SEED_TOKENS]
-                logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-                finite = bool((logits < torch.inf).all())  # which NaN is not; -inf rules a token out
-        except OutOfMemory:  # the case itself has fitted
-            return ()
-        return () if finite else (Caution("not-finite", NOT_FINITE, BETTER.get(self.model.dtype)),)
+        """A caution if the model's logits are NaN or infinite. A short pass after its first case checks that."""
+        if self.model not in NOT_FINITE_LOGITS:
+            cache = DynamicCache(config=self.model.config.get_text_config())
+            try:
+                with memory_errors(), torch.inference_mode():
+                    ids = self.ids[:1, :SEED_TOKENS]
+                    logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+                    NOT_FINITE_LOGITS[self.model] = not bool((logits < torch.inf).all())  # -inf rules a token out
+            except OutOfMemory:  # the case itself has fitted
+                return ()
+        found = Caution("not-finite", NOT_FINITE, BETTER.get(self.model.dtype))
+        return (found,) if NOT_FINITE_LOGITS[self.model] else ()
 
     def _reset(self) -> None:
         self.kv = DynamicCache(config=self.model.config.get_text_config())
@@ -190,7 +195,7 @@ class HfGeneration:
     def _forward(self, ids: torch.Tensor | None) -> torch.Tensor:
         """Run the model over ``ids [batch, tokens]`` after what the cache holds, and choose the next token."""
         with memory_errors(), torch.inference_mode():
-            output = self.model(input_ids=ids, past_key_values=self.kv, use_cache=True, logits_to_keep=1)
+            output = self.model(input_ids=ids, **with_cache(self.kv), logits_to_keep=1)
             self.next = output.logits[:, -1:].argmax(dim=-1)
         return self.next
 
@@ -252,6 +257,8 @@ def describe(model: PreTrainedModel, cautions: tuple[Caution, ...] = ()) -> Mode
                 part = _part(name, module, tensor)
                 plain[part] = plain.get(part, 0) + storage.nbytes()
             storages[storage.data_ptr()] = storage.nbytes()
+    if text := untested():
+        cautions = (Caution("untested-version", text), *cautions)
     total, left = sum(storages.values()), sum(plain.values())
     mapped = _left_mapped_bytes(model)
     if left == total:

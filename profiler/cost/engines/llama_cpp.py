@@ -267,7 +267,7 @@ def _held(item: Held) -> Held:
     """Tables are on the host. Weights that are loaded but never read are on the device, and count as tables there."""
     if gguf_tensors.is_unread(item.weight, item.layer):
         return replace(item, weight=replace(item.weight, role="embedding"), layer=None)
-    return replace(item, on_host=item.weight.role == "embedding")
+    return replace(item, on_host=True) if item.weight.role == "embedding" else item
 
 
 def _batched(model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command:

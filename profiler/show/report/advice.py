@@ -1,46 +1,94 @@
-"""What should I run on this machine? One paragraph per machine, with figures."""
+"""What should I run on this machine? One paragraph per machine, with figures, and what to measure next.
+
+Measured and predicted cases are ranked by the same rule, so that the paragraph never contradicts the map below it. It
+is the one by which ``fit`` and ``sweep`` choose (``run/choice.py``): first the model's quality class, by its size,
+then the quantization that loses least, all of them fast enough to read along. Only a measured case is recommended; a
+predicted one that ranks higher is what to measure next.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from profiler.cost import engines
-from profiler.cost.prediction import LIMITS
-from profiler.quants.base import DTYPE_BYTES
-from profiler.shell import command
-from profiler.show.report import selection
+from profiler.cost.engines.transformers import usual_path
+from profiler.cost.prediction import LIMITS, Prediction
+from profiler.decode_path import EAGER
+from profiler.models import hub
+from profiler.run.choice import LOSSLESS_BITS, READING_TPS, dense_size, loss, size_class
+from profiler.shell import Command, command
+from profiler.show.report import ceiling, selection
 from profiler.show.report.blocks import Code, PageBlock, Section, Text, muted
+from profiler.show.report.memory import MapGrid, MapLine
 from profiler.show.report.predictions import Forecast
 from profiler.show.report.selection import CaseResult, MachineRows
-from profiler.units import bytes_text, seconds_text
+from profiler.units import bytes_text, seconds_text, significant
 
-READING_TPS = 5.3  # 238 words a minute (Brysbaert 2019, J. Mem. Lang. 109:104047), four tokens to three words
 NEAR = 0.5  # of the ceiling; above it, other software can gain little
+RULE = (
+    "Among measured cases that fit with headroom and whose repetitions are comparable, the rule chooses the largest"
+    " model, by doublings of its size, that generates faster than people read, and of its quantizations the one that"
+    f" loses least and still does; from {LOSSLESS_BITS} bits on there is no loss. If none is fast enough, it chooses"
+    " the fastest. A predicted case that ranks higher is what to measure next. People read"
+    f" {READING_TPS} tokens per second. Cases whose intervals overlap may be equally fast. Larger is not always"
+    " better: the section on quality below compares models with known scores."
+)
 
 
-def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> Section:
-    """A paragraph for each machine, and the rule behind it."""
+@dataclass(frozen=True, slots=True)
+class RankedCase:
+    """A case that is fast enough, measured or predicted. ``size``: parameters, as of a dense model."""
+
+    size: float
+    quant: str
+    tps: float
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """Larger is better: quality class, loss by the quantization, size, speed."""
+        return size_class(max(self.size, 1), self.quant), -loss(self.quant), self.size, self.tps
+
+
+@dataclass(frozen=True, slots=True)
+class NextCase:
+    """A predicted case that ranks higher than every measured one."""
+
+    ranked: RankedCase
+    line: MapLine
+    context: int
+    batch: int
+    prediction: Prediction
+
+
+def section(
+    machines: Sequence[MachineRows], forecasts: Sequence[Forecast], typed: Mapping[str, str] | None = None
+) -> Section:
+    """A paragraph and a picture for each machine, and the rule behind it.
+
+    ``typed``: what named a model on the command line, by its name; None if no command line is known.
+    """
     several = len(machines) > 1
     blocks: list[PageBlock] = []
     chosen: list[CaseResult] = []
-    for machine, forecast in zip(machines, forecasts, strict=True):
-        best, text = _paragraph(machine, forecast)
-        chosen += [best] if best is not None and forecast.parameters(best.model) is not None else []
-        blocks.append(Text(f"{machine.title}: {text}" if several else text, lead=True))
+    for machine, forecast, bars in zip(machines, forecasts, ceiling.bars(machines), strict=True):
+        where = f"{machine.title}: " if several else ""
+        best, opening, more = _paragraph(machine, forecast)
+        chosen += [best] if best is not None and hub.find(best.model) and best.model in forecast.shapes else []
+        blocks.append(Text(f"{where}{opening}", lead=True))
+        found = _next(machine, forecast, best)
+        if found is not None:
+            told = _sweep(found, forecast, typed or {})
+            blocks.append(Text(_why_next(found, best, told)))
+            blocks += [Code((str(told),))] if told is not None else []
+        blocks += [bars] if bars is not None else []
+        blocks += [Text(more)] if more else []
     if chosen:
         blocks += [
             muted("Predictions for llama.cpp, with the command and the settings that run it:"),
             Code(tuple(dict.fromkeys(map(_in_llama_cpp, chosen)))),
         ]
-    blocks.append(
-        muted(
-            "The rule: among measured cases that fit with headroom and whose repetitions are comparable, choose the"
-            " largest model that generates faster than people read, in its fastest quantization; if there is none,"
-            f" the fastest. People read {READING_TPS} tokens per second. Cases whose intervals overlap may be"
-            " equally fast. Larger is not always better: the section on quality below compares models with known"
-            " scores."
-        )
-    )
+    blocks.append(Text(RULE, muted=True, folded="How this was chosen"))
     return Section("run", "What should I run on this machine?", tuple(blocks))
 
 
@@ -49,36 +97,130 @@ def _in_llama_cpp(result: CaseResult) -> str:
     return str(command("profile", "fit", result.model, "--engine", engines.OF_GGUF, sizes))
 
 
-def _paragraph(machine: MachineRows, forecast: Forecast) -> tuple[CaseResult | None, str]:
-    """The case that is recommended, and why."""
+def _paragraph(machine: MachineRows, forecast: Forecast) -> tuple[CaseResult | None, str, str]:
+    """The case that is recommended, the main statement, and its details."""
     usable = [result for result in machine.fewest if _clear(result)]
     if not usable:
-        return None, f"Nothing here can be recommended: {_why_nothing(machine)}."
+        return None, f"Nothing measured here can be recommended: {_why_nothing(machine)}.", ""
     fast = [result for result in usable if result.least_tps >= READING_TPS or _surely(result) >= READING_TPS]
-    sizes = {model: _parameters(model, machine, forecast) for model in {result.model for result in fast}}
-    ranked = all(sizes.values())
+    unsized = [model for model in dict.fromkeys(each.model for each in fast) if not forecast.parameters(model)]
     fastest = max(usable, key=_median)
-    best = max(fast, key=lambda result: (sizes[result.model] or 0, _median(result))) if fast and ranked else fastest
-    sentences = [_opening(best, fast, usable, ranked), _prefill(best), _memory(best, forecast), _bound(best)]
-    if best.model != fastest.model:
+    best = fastest
+    if fast and (not unsized or len({each.model for each in fast}) == 1):
+        best = max(fast, key=lambda result: _ranked(result, forecast).rank)
+    best = _usual_prompt(best, usable)
+    sentences = [_prefill(best), _memory(best, forecast), _bound(best)]
+    if (best.model, best.group.settings) != (fastest.model, fastest.group.settings):
         sentences.append(f"The fastest is {selection.case(fastest)}: {selection.ranged(fastest.decode)} t/s.")
-    return best, " ".join(sentence for sentence in sentences if sentence)
+    return best, _opening(best, fast, usable, unsized), " ".join(each for each in sentences if each)
 
 
-def _opening(best: CaseResult, fast: Sequence[CaseResult], usable: Sequence[CaseResult], ranked: bool) -> str:
-    what = f"{best.model} in {best.series}"
-    figure = f"{selection.ranged(best.decode)} t/s at {selection.tokens(best.case.context)} tokens of context"
+def _usual_prompt(best: CaseResult, usable: Sequence[CaseResult]) -> CaseResult:
+    """The case itself; of written prompts, the one with the median rate, because nobody chooses a model for one."""
+    if best.case.prompt is None:
+        return best
+    alike = [each for each in usable if (each.model, each.group.settings) == (best.model, best.group.settings)]
+    ordered = sorted((each for each in alike if each.case.prompt), key=_median)
+    return ordered[len(ordered) // 2]
+
+
+def _ranked(result: CaseResult, forecast: Forecast) -> RankedCase:
+    return RankedCase(_size(result.model, forecast), result.case.quant, _median(result))
+
+
+def _size(model: str, forecast: Forecast) -> float:
+    shapes = forecast.shapes.get(model)
+    return dense_size(shapes) if shapes is not None else float(forecast.parameters(model) or 0)
+
+
+def _opening(
+    best: CaseResult, fast: Sequence[CaseResult], usable: Sequence[CaseResult], unsized: Sequence[str]
+) -> str:
+    what = f"{best.model} in {best.group.settings}"
+    figure = f"{selection.ranged(best.decode)} t/s {_at(best)}"
     if len(usable) == 1:
-        return f"Only {what} has comparable measurements: it decodes at {figure}."
+        slow = "" if fast else ", slower than people read"
+        return f"Only {what} has comparable measurements. It decodes at {figure}{slow}."
     if not fast:
         return (
             f"Nothing measured here certainly generates as fast as people read. The closest is {what}: it decodes at"
             f" {figure}."
         )
-    why = (
-        "the largest model that is fast enough, in its fastest quantization" if ranked else "the fastest one measured"
+    others = {each.group.settings for each in fast if each.model == best.model}
+    which = "the largest measured model that writes faster than people read"
+    if len({each.model for each in fast}) == 1:
+        which = "it writes faster than people read"
+    elif unsized:
+        which = f"the fastest one measured, because the size of {selection.several(unsized, 2)} is not known"
+    if len(others) > 1 and not unsized:
+        which += ", in the quantization that loses least of those that do"
+    return f"Run {what}: {which}. It decodes at {figure}."
+
+
+def _at(result: CaseResult) -> str:
+    if result.case.prompt is None:
+        return f"at {selection.tokens_text(result.case.context)} of context"
+    return f"with the prompt {selection.prompt(result)}"
+
+
+def _next(machine: MachineRows, forecast: Forecast, best: CaseResult | None) -> NextCase | None:
+    """The predicted case that ranks highest, if it ranks above the best measured one."""
+    grid = MapGrid.of(machine, forecast)
+    contexts = [best.case.context] if best is not None else grid.contexts[:1]
+    batch = best.case.batch if best is not None else machine.batch
+    alike = [each for each in machine.results if each.case.batch == batch and each.case.context in contexts]
+    measured = {(each.model, each.series, each.case.context) for each in alike if each.outcome != "skipped"}
+    found = []
+    for line in grid.lines if best is None or best.case.server is None else ():
+        parameters = forecast.parameters(line.model)
+        for context in contexts if line.like is not None and parameters else ():
+            if (line.model, line.series, context) in measured:
+                continue
+            prediction = forecast.predict(line.model, line.quant, context, batch, line.like)
+            if prediction is None or prediction.decode is None or prediction.verdict.word != "fits":
+                continue
+            tps = prediction.decode.tps.value
+            if tps / batch >= READING_TPS:
+                ranked = RankedCase(_size(line.model, forecast), line.quant, tps)
+                found.append(NextCase(ranked, line, context, batch, prediction))
+    if not found:
+        return None
+    first = max(found, key=lambda each: each.ranked.rank)
+    if best is None or max(_surely(best), best.least_tps) < READING_TPS:
+        return first
+    known = _ranked(best, forecast)
+    return first if known.size and first.ranked.rank[:2] > known.rank[:2] else None
+
+
+def _why_next(found: NextCase, best: CaseResult | None, told: Command | None) -> str:
+    assert found.prediction.decode is not None  # _next
+    tps = found.prediction.decode.tps
+    span = f"{significant(tps.value, 2)} t/s ({significant(tps.low, 2)}–{significant(tps.high, 2)})"
+    better = "is larger and " if best is not None and found.line.model != best.model else ""
+    if best is not None and not better and max(_surely(best), best.least_tps) >= READING_TPS:
+        better = "loses less and "
+    how = ":" if told is not None else f", with weights in {found.line.quant}."
+    return (
+        f"{found.line.model} in {found.line.series} {better}is predicted to decode at {span} at"
+        f" {selection.tokens_text(found.context)} of context, faster than people read. Measure this next{how}"
     )
-    return f"Run {what}, {why}: it decodes at {figure}."
+
+
+def _sweep(found: NextCase, forecast: Forecast, typed: Mapping[str, str]) -> Command | None:
+    """The command that measures a predicted case; None if the file that it needs is not known."""
+    like = found.line.like
+    assert like is not None  # _next
+    catalog = hub.find(like.model) if like.model in hub.names() else None
+    name = typed.get(like.model) or (catalog if found.line.model in forecast.shapes else None)
+    gguf = like.backend == "llama.cpp"
+    if name is None or (gguf and like.weights == "real"):
+        return None
+    where = ("--backend", like.backend) if gguf else ()
+    target = forecast.machine.target if forecast.machine is not None else None
+    usual = EAGER if target is None else usual_path(target)
+    path = ("--path", forecast.path) if not gguf and forecast.path != usual else ()
+    sizes = ("-q", found.line.quant, "-c", str(found.context), "-b", str(found.batch))
+    return command("profile", "sweep", "-m", name, sizes, where, path)
 
 
 def _prefill(best: CaseResult) -> str:
@@ -138,18 +280,3 @@ def _surely(result: CaseResult) -> float:
 
 def _median(result: CaseResult) -> float:
     return result.decode_tps or 0.0
-
-
-def _parameters(model: str, machine: MachineRows, forecast: Forecast) -> float | None:
-    """From the catalog, otherwise from the size of unquantized weights; None if neither is known."""
-    known = forecast.parameters(model)
-    if known is not None:
-        return known
-    counted = [
-        result.memory.weights_bytes / DTYPE_BYTES[group.case.quant]
-        for group, results in machine.groups.items()
-        if group.model == model and group.case.quant in DTYPE_BYTES
-        for result in results
-        if result.ok and result.memory.weights_bytes
-    ]
-    return max(counted, default=None)

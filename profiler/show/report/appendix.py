@@ -6,14 +6,17 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import PurePath
 from typing import Any
 
 from profiler.results.redact import redact_argv
 from profiler.results.store import Run
 from profiler.shell import command
-from profiler.show.columns import NOTE_LENGTH, Note, plain, rows_of_models, server_title
+from profiler.show.columns import plain, server_title
+from profiler.show.notes import NOTE_LENGTH, Note, rows_of_models
 from profiler.show.report import selection
-from profiler.show.report.blocks import Code, Head, Listing, PageBlock, Section, Table, muted
+from profiler.show.report.blocks import Code, Head, PageBlock, Section, Table, muted
 from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import UNKNOWN, bytes_text
 
@@ -25,6 +28,8 @@ MOST_COMMANDS = 12
 MOST_VALUES = 4  # values of one property, if rows differ
 COMMAND_LENGTH = 2000
 FILES = ("--store", "--html")  # options that name output files
+GGUF = ".gguf"
+ABSOLUTE = re.compile(r"/.|~[\w.-]*/|[A-Za-z]:[\\/]")  # the beginning of an absolute path
 
 
 def skipped(machines: Sequence[MachineRows]) -> Section:
@@ -56,16 +61,23 @@ def skipped(machines: Sequence[MachineRows]) -> Section:
 
 
 def cautions(machines: Sequence[MachineRows]) -> Section:
-    """All cautions, each shown once with the cases that it applies to."""
+    """Cautions by kind, each once with the number of its cases and their names; kinds with most cases first."""
     blocks: list[PageBlock] = []
     for machine in machines:
-        where = f"{machine.title}: " if len(machines) > 1 else ""
         found = _alike(machine)
         total = rows_of_models(machine.ok) if found else None
-        items = tuple(f"{where}{_caution(each, machine.ok, total)}" for each in found[:MOST])
-        blocks += [Listing(items)] if items else []
+        kinds = Counter[str]()
+        for alike in found:
+            kinds[alike.kind] += len(alike.note.cases)
+        found.sort(key=lambda each: (-kinds[each.kind], each.kind, -len(each.note.cases)))
+        rows = tuple(_caution(each, machine.ok, total) for each in found[:MOST])
+        heads = (Head("kind", right=False), Head("cases"), Head("caution", right=False), Head("where", right=False))
+        count = len({id(case) for each in found for case in each.note.cases})
+        named = f"{count:,} of {len(machine.ok):,} cases have cautions"
+        caption = f"{machine.title}: {named}" if len(machines) > 1 else named
+        blocks += [Table(heads, rows, caption)] if rows else []
         if len(found) > MOST:
-            blocks.append(muted(f"{where}only {MOST} of {len(found):,} cautions are shown."))
+            blocks.append(muted(f"Only {MOST} of {len(found):,} cautions are shown."))
     return Section("cautions", "Which cautions apply?", tuple(blocks or [muted("There are no cautions.")]))
 
 
@@ -73,6 +85,7 @@ def cautions(machines: Sequence[MachineRows]) -> Section:
 class _Alike:
     """One note for cautions that differ only in their figures."""
 
+    kind: str  # the caution's code, in words
     note: Note
     vary: bool = False
 
@@ -83,17 +96,24 @@ def _alike(machine: MachineRows) -> list[_Alike]:
         for caution in result.cautions:
             text = plain(caution.text, NOTE_LENGTH)
             helps = plain(caution.help) if caution.help else None
-            alike = found.setdefault((caution.code, _FIGURES.sub("0", text)), _Alike(Note(0, text, helps)))
+            alike = found.setdefault(
+                (caution.code, _FIGURES.sub("0", text)), _Alike(_kind(caution.code), Note(0, text, helps))
+            )
             alike.vary |= text != alike.note.text
             alike.note.help = helps if helps == alike.note.help else None
             alike.note.cases.append(result)
     return list(found.values())
 
 
-def _caution(alike: _Alike, rows: Sequence[CaseResult], total: Counter[str] | None) -> str:
+def _kind(code: str) -> str:
+    return plain(code, 40).replace("-", " ")
+
+
+def _caution(alike: _Alike, rows: Sequence[CaseResult], total: Counter[str] | None) -> tuple[str, ...]:
     note = alike.note
     helps = f"; try {note.help}" if note.help else ""
-    return f"{note.text}{helps} ({'the figures vary: ' if alike.vary else ''}{note.named_cases(rows, total)})"
+    varies = " (the figures vary)" if alike.vary else ""
+    return alike.kind, f"{len(note.cases):,}", f"{note.text}{helps}{varies}", note.named_cases(rows, total)
 
 
 def environment(machines: Sequence[MachineRows]) -> Section:
@@ -119,10 +139,10 @@ def environment(machines: Sequence[MachineRows]) -> Section:
     return Section("environment", "What was it measured on?", tuple(blocks), "Measured on")
 
 
-def commands(runs: Sequence[Run], run: str | None) -> Section:
-    """The command lines of the runs in the report, newest last."""
+def commands(runs: Sequence[Run], run: str | None, paths: bool = False) -> Section:
+    """The command lines of the runs in the report, newest last. ``paths``: with absolute paths in full."""
     title = "How do I repeat it?"
-    lines = list(dict.fromkeys(_command(each) for each in runs))
+    lines = list(dict.fromkeys(_command(each, paths) for each in runs))
     if not lines:
         shown = f"profile runs show {plain(run)}" if run else "profile runs show RUN"
         return Section(
@@ -136,17 +156,44 @@ def commands(runs: Sequence[Run], run: str | None) -> Section:
             muted(f"These are the newest {MOST_COMMANDS} of {len(lines):,}; profile runs -o json has all of them.")
         )
     blocks.append(
-        muted("Add --fresh to measure stored cases again. File and folder names are those of the original commands.")
+        muted(
+            "Add --fresh to measure stored cases again."
+            + ("" if paths else " Absolute paths are shortened to names; profile report --paths shows them in full.")
+        )
     )
     return Section("repeat", title, tuple(blocks))
 
 
-def _command(run: Run) -> str:
+def _command(run: Run, paths: bool) -> str:
     """The command to paste. One that is too long is replaced by a comment, because a truncated one would differ."""
-    shown = str(command("profile", redact_argv(list(_measuring(run.argv)))))
+    words = redact_argv(list(_measuring(run.argv)))
+    shown = str(command("profile", words if paths else map(local_name, words)))
     if len(shown) <= COMMAND_LENGTH:
         return shown
     return f"# run {plain(run.id)}: a command of {len(shown):,} characters, which profile runs -o json prints"
+
+
+def local_name(word: str) -> str:
+    """A word of a command with absolute paths replaced by their names: ``-m=/home/me/a.gguf`` → ``-m=./a.gguf``."""
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    parts = (f"./{PurePath(part).name}" if ABSOLUTE.match(part) else part for part in value.split(","))
+    return f"{option}{equals}{','.join(parts)}"
+
+
+def typed_models(runs: Sequence[Run], paths: bool = False) -> dict[str, str]:
+    """What named each model on the command lines of the runs, by the model's name; the newest counts."""
+    found: dict[str, str] = {}
+    for run in runs:
+        values = [
+            value.partition("=")[2] if value.startswith("--model=") else following
+            for value, following in pairwise([*run.argv, ""])
+            if value in ("-m", "--model") or value.startswith("--model=")
+        ]
+        for word in (word for value in values for word in value.split(",") if word):
+            base = PurePath(word).name
+            shown = word if paths else local_name(word)
+            found[base[: -len(GGUF)] if base.casefold().endswith(GGUF) else base] = shown
+    return found
 
 
 def _measuring(argv: Sequence[str]) -> Iterable[str]:

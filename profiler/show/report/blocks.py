@@ -1,9 +1,14 @@
-"""The elements of a page. All text is ready for display (``columns.plain``); a writer escapes it for its format."""
+"""The elements of a page. All text is ready for display (``columns.plain``); a writer escapes it for its format.
+
+``keys`` are the model and the quantization that a row, a bar or a chart is about, by which a reader may filter.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
+
+from profiler.show.report.charts import Keys, Plot
 
 Tone = Literal["fits", "tight", "offload", "no", "none"]
 
@@ -15,6 +20,7 @@ class Text:
     text: str
     muted: bool = False
     lead: bool = False  # the main statement of the page
+    folded: str = ""  # the title under which formats that can fold hide the paragraph at first
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +38,12 @@ class Table:
     columns: tuple[Head, ...]
     rows: tuple[tuple[str, ...], ...]
     caption: str | None = None
+    keys: tuple[Keys | None, ...] = ()  # of each row; empty: of none
 
 
 @dataclass(frozen=True, slots=True)
 class MapCell:
-    """A cell of a map. ``detail`` also states the ``tone``, because not everyone can tell the colours apart."""
+    """A cell of a map. ``detail`` also states the ``tone``, because not everyone can tell the colors apart."""
 
     value: str
     span: str = ""  # the range of an uncertain figure
@@ -54,15 +61,36 @@ class Map:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[MapCell, ...]], ...]
     caption: str | None = None
-    key: str = ""  # explains the details of its cells, for writers that show them
+    keys: tuple[Keys | None, ...] = ()  # of each row; empty: of none
+    column_keys: tuple[Keys | None, ...] = ()  # of each column
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A figure against its ceiling, both as shares of the longest bar of its block. ``ceiling``: None if unknown."""
+
+    label: str
+    text: str  # the figure in words
+    value: float
+    ceiling: float | None = None
+    keys: Keys | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """Horizontal bars with a common scale."""
+
+    title: str
+    rows: tuple[Bar, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart as a Vega-Lite specification (``charts.py``), and a title that says what it shows."""
+    """A chart, and a title that says what it shows. ``model``: the only model in it, if it has only one."""
 
     title: str
-    spec: dict[str, Any] = field(hash=False)
+    plot: Plot = field(hash=False)
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +115,7 @@ class Code:
     lines: tuple[str, ...]
 
 
-PageBlock = Text | Table | Map | Figures | Listing | Code
+PageBlock = Text | Table | Map | Bars | Figures | Listing | Code
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,24 +1,25 @@
-"""How close to the ceiling? The roofline of the device, and the share of it that each phase reaches."""
+"""How close to the ceiling? Speed against the ceiling, the roofline of the device, and the share of each phase."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
-from profiler.cost.machine import flops_ceiling
+from profiler.cost.machine import Machine, flops_ceiling
 from profiler.cost.prediction import LIMITS
+from profiler.quants.base import DTYPE_BYTES
 from profiler.results import stats
-from profiler.results.measurement import Phase
+from profiler.results.measurement import PHASES, Phase
+from profiler.show.columns import BASES
 from profiler.show.report import charts, selection
-from profiler.show.report.blocks import Chart, Figures, Head, PageBlock, Section, Table, muted
-from profiler.show.report.predictions import Forecast
+from profiler.show.report.blocks import Bar, Bars, Chart, Figures, Head, PageBlock, Section, Table, muted
+from profiler.show.report.predictions import PLAIN_DTYPE, Forecast
 from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import UNKNOWN, significant
 
 MOST_POINTS = 30  # cases in the roofline; more would overlap
-MOST_SHARES = 16  # lines in the chart of shares
+MOST_BARS = 8  # of the picture on the first screen
 MOST_ROWS = 60
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 ABOVE = {f"{phase}-above-ceiling" for phase in PHASES}  # caution codes
 
 
@@ -33,37 +34,113 @@ def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> S
             figures.append(roof)
         else:
             notes.append(muted(f"No roofline{where}: {roof}."))
-        shares = _shares(machine, where)
-        if shares is not None:
-            figures.append(shares)
     blocks: list[PageBlock] = [Figures(tuple(figures))] if figures else []
     blocks += notes
     blocks += _table(machines)
     return Section("ceiling", "How close is it to the hardware's limit?", tuple(blocks), "Hardware's limit")
 
 
+def bars(machines: Sequence[MachineRows]) -> list[Bars | None]:
+    """Measured decode against its ceiling: for each machine a bar for each model and quantization, all at the same
+    context if they have it, and all machines on one scale. None for a machine without a measured decode.
+    """
+    shown = [
+        [(result, _ceiling(result)) for result in _one_each([each for each in machine.fewest if _has_rate(each)])]
+        for machine in machines
+    ]
+    rates = [rate for mine in shown for result, ceiling in mine for rate in (result.decode_tps, ceiling) if rate]
+    longest = max(rates, default=1.0)
+    several = len(machines) > 1
+    return [
+        _bars(mine, longest, machine.title if several else "") if mine else None
+        for machine, mine in zip(machines, shown, strict=True)
+    ]
+
+
+def _bars(shown: Sequence[tuple[CaseResult, float | None]], longest: float, where: str) -> Bars:
+    contexts = {result.case.context for result, _ in shown if result.case.prompt is None}
+    rows = tuple(
+        Bar(
+            f"{result.model} · {result.group.settings}{_size(result, len(contexts) > 1)}",
+            _against(result, ceiling),
+            (result.decode_tps or 0) / longest,
+            ceiling and ceiling / longest,
+            result.keys,
+        )
+        for result, ceiling in shown
+    )
+    bases = dict.fromkeys(result.ceiling_basis for result, _ in shown if result.ceiling_basis)
+    known = f" against the device's ceiling {selection.joined(bases)}" if bases else ""
+    at = f" at {selection.tokens_text(*contexts)} of context" if len(contexts) == 1 else ""
+    return Bars(f"Decode{at}{known}{f' · {where}' if where else ''}", rows)
+
+
+def _has_rate(result: CaseResult) -> bool:
+    return result.comparable and bool(result.decode_tps)
+
+
+def _ceiling(result: CaseResult) -> float | None:
+    """Decode at the ceiling, in tokens per second."""
+    share = _share(result)
+    return (result.decode_tps or 0.0) / share if share else None
+
+
+def _one_each(results: Sequence[CaseResult]) -> list[CaseResult]:
+    """One result for each model and quantization: at the most frequent context, or with the median prompt."""
+    groups: dict[tuple[str, str], list[CaseResult]] = {}
+    for result in results:
+        groups.setdefault((result.model, result.group.settings), []).append(result)
+    counts = Counter(at for mine in groups.values() for at in {result.case.context for result in mine})
+    common = min(counts, key=lambda at: (-counts[at], at), default=0)
+    chosen = []
+    for mine in groups.values():
+        ordered = sorted(mine, key=lambda result: result.decode_tps or 0)
+        at = [result for result in mine if result.case.context == common and result.case.prompt is None]
+        written = all(result.case.prompt for result in mine)
+        chosen.append(ordered[len(ordered) // 2] if written else (at or mine)[0])
+    kept = sorted(chosen, key=lambda result: -(result.decode_tps or 0))[:MOST_BARS]
+    return [result for result in chosen if result in kept]
+
+
+def _share(result: CaseResult) -> float | None:
+    return result.shares.get("decode")
+
+
+def _size(result: CaseResult, differ: bool) -> str:
+    if result.case.prompt is not None:
+        return f" · {selection.prompt(result)}"
+    return f" · {charts.count_text(result.case.context)}" if differ else ""
+
+
+def _against(result: CaseResult, ceiling: float | None) -> str:
+    rate = selection.rate(result.decode)
+    return f"{rate} t/s" if not ceiling else f"{rate} of {significant(ceiling, 2)} t/s, {_share(result):.0%}"
+
+
 def _roofline(machine: MachineRows, forecast: Forecast, where: str) -> Chart | str:
     """The chart, or the reason why there is none."""
     if forecast.machine is None:
         return "the rows do not say which device they were measured on"
-    if forecast.machine.target.guessed:
+    on = Machine(forecast.machine.target.at_quick)
+    if on.target.guessed:
         return (
-            "this device was not calibrated with the library versions of these rows; profile calibrate takes a minute"
+            "this machine has no calibration of the device with the library versions of these rows; profile calibrate"
+            " takes a minute"
         )
     known = [result for result in machine.at.get(machine.batch, ()) if result.model in forecast.shapes]
     points = [point for result in _spread_out(known) for point in _points(result, forecast)]
     if not points:
-        return "FLOPs and bytes are known only for models in the catalog, and none of those was measured"
-    bytes_s = forecast.machine.ceiling_bytes_s
-    dtypes = {result.case.dtype for result in known}
-    flop_s = max(flops_ceiling(forecast.machine, dtype, dtype, in_int8=False) for dtype in dtypes)
-    series = machine.palette(dict.fromkeys(point["series"] for point in points))
-    basis = "as measured" if forecast.machine.target.ceilings else "from the data sheet"
-    title = f"Roofline, {basis}: {significant(bytes_s / 1e9)} GB/s, {significant(flop_s / 1e9)} GFLOP/s{where}"
+        return "FLOPs and bytes are known only for models whose shapes are stored or in the catalog"
+    bytes_s = on.ceiling_bytes_s
+    dtypes = {result.case.dtype for result in known} & DTYPE_BYTES.keys() or {PLAIN_DTYPE}
+    flop_s = max(flops_ceiling(on, dtype, dtype, in_int8=False) for dtype in dtypes)
+    series = machine.palette(dict.fromkeys(point.series for point in points))
+    basis = "calibrated" if on.target.ceilings else "quick" if on.target.quick else "data sheet"
+    title = f"Roofline, {BASES[basis]}: {charts.rates_text(bytes_s, flop_s)}{where}"
     return Chart(title, charts.roofline(points, bytes_s, flop_s, series))
 
 
-def _points(result: CaseResult, forecast: Forecast) -> list[dict[str, Any]]:
+def _points(result: CaseResult, forecast: Forecast) -> list[charts.Mark]:
     needed = forecast.needed(result)
     points = []
     for (nbytes, flops), phase in zip(needed or (), PHASES, strict=False):
@@ -73,7 +150,8 @@ def _points(result: CaseResult, forecast: Forecast) -> list[dict[str, Any]]:
         speed = flops / seconds
         where = f"{significant(speed / 1e9)} GFLOP/s at {significant(flops / nbytes)} FLOP per byte"
         said = f"{selection.case(result)}, {phase}: {where}"
-        points.append({"x": flops / nbytes, "y": speed, "series": result.series, "phase": phase, "said": said})
+        shape = "square" if phase == "prefill" else "circle"
+        points.append(charts.Mark(flops / nbytes, speed, result.series, said, shape=shape, keys=result.keys))
     return points
 
 
@@ -85,41 +163,31 @@ def _seconds(result: CaseResult, phase: Phase) -> float | None:
     return stats.sequences(result.case) * (result.case.context if phase == "prefill" else 1) / tps
 
 
-def _shares(machine: MachineRows, where: str) -> Chart | None:
-    points = []
-    for result in _spread_out(machine.calibrated, MOST_SHARES):
-        found = result.shares
-        for phase in PHASES:
-            share = found[phase]
-            if share is not None:
-                label = selection.case(result)
-                points.append({"x": share, "label": label, "phase": phase, "said": f"{label}, {phase}: {share:.0%}"})
-    return Chart(f"Share of the ceiling{where}", charts.shares(points)) if points else None
-
-
 def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     rows = [(machine, result) for machine in machines for result in machine.calibrated[:MOST_ROWS]]
     if not rows:
         return [
             muted(
-                "There are no shares of the ceiling, because the device was not calibrated when these rows were"
-                " measured. profile calibrate takes a minute; later sweeps have them."
+                "There are no shares of the ceiling, because none was known when these rows were measured. Later"
+                " sweeps measure it in seconds; profile calibrate is more exact."
             )
         ]
     several = len(machines) > 1
     columns = (
         *((Head("machine", right=False),) if several else ()),
         Head("case", right=False),
-        Head("prefill"),
-        Head("decode"),
+        Head("prefill MFU"),
+        Head("decode MBU"),
         Head("decode is limited by", right=False),
     )
     table = tuple(
         (*((machine.title,) if several else ()), selection.case(result), *_cells(result))
         for machine, result in rows[:MOST_ROWS]
     )
+    keys = tuple(result.keys for _, result in rows[:MOST_ROWS])
+    bases = dict.fromkeys(result.ceiling_basis for _, result in rows if result.ceiling_basis)
     blocks: list[PageBlock] = [
-        Table(columns, table, "Share of the ceiling: time at the measured ceilings ÷ measured time")
+        Table(columns, table, f"MFU of prefill and MBU of decode, ceilings {selection.joined(bases)}", keys)
     ]
     count = sum(len(machine.calibrated) for machine in machines)
     if count > MOST_ROWS:
@@ -145,7 +213,7 @@ def _cells(result: CaseResult) -> tuple[str, str, str]:
     return prefill, decode, str(result.bound) if result.bound in LIMITS else UNKNOWN
 
 
-def _spread_out(results: Sequence[CaseResult], most: int = MOST_POINTS) -> list[CaseResult]:
-    """At most ``most`` of the results, evenly spaced."""
-    step = max(1, -(-len(results) // most))
+def _spread_out(results: Sequence[CaseResult]) -> list[CaseResult]:
+    """At most ``MOST_POINTS`` of the results, evenly spaced."""
+    step = max(1, -(-len(results) // MOST_POINTS))
     return list(results[::step])

@@ -1,32 +1,29 @@
-"""The charts of a report: colours, Vega-Lite specifications, and their drawings.
+"""The charts of a report: colors, plots, and their drawings as SVG.
 
-**Colours.** Charts are drawn once, with the light values. The page's style sheet matches these values
+**Colors.** Charts are drawn once, with the light values. The page's style sheet matches these values
 (``[fill="#0969da"]``) and replaces them by variables, so that one drawing follows the reader's theme and also works
 as a separate image. The contrast to the background is at least 4.5:1 for text and 3:1 for marks in both themes (WCAG
 2.2, 1.4.3 and 1.4.11); a test checks it.
 
-**Specifications** are plain Vega-Lite. A wrapper such as Altair would add half a second to every report, and five
-packages; the validation that it offers is done in tests. All charts are narrow, so that a page can put them side by
-side, and a phone one below the other at a readable size.
+**Plots** are data: two axes, lines and marks. ``curves``, ``stacks``, ``roofline`` and ``frontier`` make the kinds
+that a report has. All are narrow, so that a page can put them side by side, and a phone one below the other.
 
-**Drawings** are made offline: Vega runs inside ``vl-convert`` and makes no requests. It runs in a separate process,
-because V8 crashes the process if memory allocation fails.
+**Drawings** are plain SVG 1.1 and complete by themselves: a mark has its figures as a ``<title>``, which browsers
+show on hover and screen readers read. ``data-`` attributes say what the page's script needs to zoom and to filter. We
+draw them ourselves because a charting library would cost more than the report: Vega inside V8 took a second and 60
+MiB to start, and what it draws does not say which mark belongs to which model.
 """
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from profiler.errors import ProfileError
-from profiler.units import printable
+from profiler.units import KIB, significant
 
-COLOURS = {  # name: (light, dark)
+COLORS = {  # name: (light, dark)
     "ground": ("#ffffff", "#0d1117"),
     "ink": ("#1f2328", "#e6edf3"),
     "muted": ("#59636e", "#9198a1"),
@@ -40,9 +37,9 @@ COLOURS = {  # name: (light, dark)
     "s7": ("#9a6700", "#d29922"),
     "s8": ("#6e7781", "#8b949e"),
 }
-SERIES = tuple(COLOURS[f"s{number}"][0] for number in range(1, 9))
-GROUND, INK, MUTED, LINE = (COLOURS[name][0] for name in ("ground", "ink", "muted", "line"))
-TONES = {  # backgrounds of a map's cells, whose text has the colour ``ink``
+SERIES = tuple(COLORS[f"s{number}"][0] for number in range(1, 9))
+GROUND, INK, MUTED, LINE = (COLORS[name][0] for name in ("ground", "ink", "muted", "line"))
+TONES = {  # backgrounds of a map's cells, whose text has the color ``ink``
     "fits": ("#dafbe1", "#12361f"),
     "tight": ("#fff1c2", "#3d2e00"),
     "offload": ("#ffe2cc", "#4a2408"),
@@ -50,369 +47,316 @@ TONES = {  # backgrounds of a map's cells, whose text has the colour ``ink``
     "none": ("#f6f8fa", "#161b22"),
 }
 
-Spec = dict[str, Any]
-ChartPoint = dict[str, Any]
-Palette = Mapping[str, int]  # series → number of its colour
-WIDTH, HEIGHT = 300, 190  # of the plot without axes, in pixels
-WIDTH_WITH_LABELS = 170  # of a plot with labelled lines, in pixels
-SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
-SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
-LETTER_WIDTH, SYMBOL_WIDTH, LEGEND_LETTERS = 6.0, 26.0, 22  # pixels at 11 px; letters that a legend shows
+Palette = Mapping[str, int]  # series → number of its color
+Keys = tuple[str, str]  # model and quantization, by which a reader filters
+
+WIDTH, HEIGHT = 320, 190  # of the plot without axes, in pixels
+ABOVE, BELOW, RIGHT, LETTER = 22, 36, 16, 6.2  # pixels around the plot; the width of a letter at 11 px
 HEADROOM = 1.15  # upper end of an axis ÷ its highest figure
-TOKENS = "datum.value >= 1024 && datum.value % 1024 == 0 ? datum.value / 1024 + 'k' : datum.value"
+TICKS = 5  # about so many on an axis
+SYMBOL_WIDTH, LEGEND_LETTERS, LEGEND_LINE = 24.0, 40, 16
+BAR = 0.68  # width of a bar ÷ distance of the bars
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
-
-# Reads a specification in JSON per line, and writes a drawing or an error per line.
-PROGRAM = """
-import json, resource, sys
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-import vl_convert
-for line in sys.stdin.buffer:
-    try:
-        answer = {"svg": vl_convert.vegalite_to_svg(json.loads(line), allowed_base_urls=[])}
-    except Exception as error:
-        answer = {"error": f"{type(error).__name__}: {error}"}
-    sys.stdout.buffer.write(json.dumps(answer).encode() + b"\\n")
-    sys.stdout.buffer.flush()
-"""
-FAILED = "the charts cannot be drawn"
-WITHOUT = "profile report without --html and --md needs no charts."
+SHAPES = {
+    "circle": "M-4,0A4,4 0 1 1 4,0A4,4 0 1 1 -4,0Z",
+    "square": "M-3.5,-3.5H3.5V3.5H-3.5Z",
+    "triangle-up": "M0,-4.6L4.4,3.4H-4.4Z",
+    "diamond": "M0,-5L5,0L0,5L-5,0Z",
+    "cross": "M-1.5,-4.5H1.5V-1.5H4.5V1.5H1.5V4.5H-1.5V1.5H-4.5V-1.5H-1.5Z",
+    "triangle-down": "M0,4.6L4.4,-3.4H-4.4Z",
+    "triangle-right": "M4.6,0L-3.4,4.4V-4.4Z",
+    "triangle-left": "M-4.6,0L3.4,4.4V-4.4Z",
+}
 
 
-def curves(points: Sequence[ChartPoint], x: str, y: str, series: Palette) -> Spec:
-    """A line for each ``series`` with error bars (``low``, ``high``), over a logarithmic axis of tokens or sequences.
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """From ``low`` to ``high``. ``ticks``: values and labels; None: round figures."""
+
+    title: str
+    low: float
+    high: float
+    log: bool = False
+    ticks: tuple[tuple[float, str], ...] | None = None
+
+    def at(self, value: float) -> float:
+        """The place of a value: 0 at ``low``, 1 at ``high``."""
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A point or, with a ``base``, a bar. ``said``: all of it in words. ``low`` and ``high``: its interval."""
+
+    x: float
+    y: float
+    series: str
+    said: str
+    low: float | None = None
+    high: float | None = None
+    base: float | None = None
+    shape: str | None = None  # of ``SHAPES``; None: the shape of the series; ``tick``: a short line
+    pale: bool = False
+    keys: Keys | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Joined points of a series; without one, in the color of text."""
+
+    points: tuple[tuple[float, float], ...]
+    series: str | None = None
+    dashed: bool = False
+    keys: Keys | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """What a chart shows. ``zooms``: whether its axes are continuous, so that a reader may look closer."""
+
+    x: Axis
+    y: Axis
+    palette: Palette = field(hash=False)
+    marks: tuple[Mark, ...] = ()
+    lines: tuple[Line, ...] = ()
+    zooms: bool = True
+    shapes: tuple[str, ...] = ()  # explained in the legend, by the order of ``SHAPES``
+
+
+def curves(marks: Sequence[Mark], x: str, y: str, series: Palette) -> Plot:
+    """A line for each series with error bars, over a logarithmic axis of tokens or sequences.
 
     The figures determine the axis, and bars are cut off at its top.
     """
-    top = max(point["y"] for point in points) * HEADROOM
-    top = max([top, *(point["high"] for point in points if point["high"] is not None and point["high"] < 2 * top)])
-    values = [point | {"bar": None if point["high"] is None else min(point["high"], top)} for point in points]
-    at = sorted({point["x"] for point in points})
-    across = {
-        "field": "x",
-        "type": "quantitative",
-        "title": x,
-        "scale": {"type": "log", "base": 2, "domain": [at[0] / 1.2, at[-1] * 1.2], "nice": False},
-        "axis": {"values": at, "labelExpr": TOKENS, "grid": False, "labelOverlap": True},
-    }
-    up = {"field": "y", "type": "quantitative", "title": y, "scale": {"domain": [0, top], "nice": False}}
-    colour = _colour("series", series)
-    shape = {"field": "series", "type": "nominal", "scale": {"domain": list(series), "range": _shapes(series)}}
-    return _chart(
-        values,
-        [
-            {"mark": {"type": "line", "strokeWidth": 1.8}, "encoding": {"x": across, "y": up, "color": colour}},
-            {
-                "transform": [{"filter": "datum.bar != null"}],
-                "mark": {"type": "rule", "strokeWidth": 1.2},
-                "encoding": {"x": across, "y": up | {"field": "low"}, "y2": {"field": "bar"}, "color": colour},
-            },
-            {
-                "mark": {"type": "point", "filled": True, "size": 46, "opacity": 1},
-                "encoding": {"x": across, "y": up, "color": colour, "shape": shape, "description": _said()},
-            },
-        ],
+    top = max(mark.y for mark in marks) * HEADROOM
+    top = max([top, *(mark.high for mark in marks if mark.high is not None and mark.high < 2 * top)])
+    at = sorted({mark.x for mark in marks})
+    across = Axis(x, at[0] / 1.2, at[-1] * 1.2, True, tuple((value, count_text(value)) for value in at))
+    cut = tuple(mark if mark.high is None else replace(mark, high=min(mark.high, top)) for mark in marks)
+    lines = tuple(
+        Line(tuple((mark.x, mark.y) for mark in mine), name, keys=mine[0].keys)
+        for name in series
+        if (mine := sorted((mark for mark in marks if mark.series == name), key=lambda mark: mark.x))
     )
+    return Plot(across, Axis(y, 0, top), series, cut, lines)
 
 
 def stacks(
-    parts: Sequence[ChartPoint], names: Palette, limit: float | None, marks: Sequence[ChartPoint] = ()
-) -> Spec:
-    """Stacked bars in GiB of each ``part`` at each ``x``; ``marks`` are short lines, ``limit`` is a dashed line.
-
-    Predicted bars are pale.
+    bars: Sequence[tuple[str, Mark]], names: Palette, limit: float | None, ticks: Sequence[tuple[str, Mark]] = ()
+) -> Plot:
+    """Bars in GiB by the label of their place, stacked in the given order; ``ticks`` are short lines, ``limit`` is a
+    dashed line.
     """
-    at = list(dict.fromkeys(point["x"] for point in parts))
-    across = {"field": "x", "type": "ordinal", "title": "context", "sort": at, "axis": {"labelAngle": 0}}
-    up = {"type": "quantitative", "title": "GiB", "axis": {"tickCount": 5}}
-    layers: list[Spec] = [
-        {
-            "data": {"values": list(parts)},
-            "mark": {"type": "bar"},
-            "encoding": {
-                "x": across,
-                "y": up | {"field": "y", "stack": "zero"},
-                "color": _colour("part", names),
-                "order": {"field": "place", "type": "quantitative"},
-                "opacity": {
-                    "field": "how",
-                    "type": "nominal",
-                    "scale": {"domain": ["measured", "predicted"], "range": [1, 0.45]},
-                    "legend": None,
-                },
-                "description": _said(),
-            },
-        }
-    ]
-    if marks:
-        layers.append(
-            {
-                "data": {"values": list(marks)},
-                "mark": {"type": "tick", "thickness": 2, "color": INK},
-                "encoding": {"x": across, "y": up | {"field": "y"}, "description": _said()},
-            }
-        )
-    if limit is not None:
-        layers.append(_level(limit))
-    return _base() | {"layer": layers}
+    labels = list(dict.fromkeys(label for label, _ in bars))
+    heights, marks = dict.fromkeys(labels, 0.0), []
+    for label, mark in bars:
+        base, heights[label] = heights[label], heights[label] + mark.y
+        marks.append(replace(mark, x=labels.index(label), y=heights[label], base=base))
+    marks += [replace(mark, x=labels.index(label), shape="tick") for label, mark in ticks]
+    top = max([*(mark.y for mark in marks), limit or 0]) * 1.05
+    across = Axis("context", -0.5, len(labels) - 0.5, ticks=tuple(enumerate(labels)))
+    lines = () if limit is None else (Line(((-0.5, limit), (len(labels) - 0.5, limit)), None, dashed=True),)
+    return Plot(across, Axis("GiB", 0, top), names, tuple(marks), lines, zooms=False)
 
 
-def roofline(points: Sequence[ChartPoint], bytes_s: float, flop_s: float, series: Palette) -> Spec:
+def roofline(marks: Sequence[Mark], bytes_s: float, flop_s: float, series: Palette) -> Plot:
     """FLOP/s over FLOP per byte, with the roof given by ``bytes_s`` and ``flop_s``."""
     ridge = flop_s / bytes_s
-    left = min([ridge, *(point["x"] for point in points)]) / 2
-    right = max([ridge, *(point["x"] for point in points)]) * 2
-    floor = min(point["y"] for point in points) / 2
-    roof = [{"x": x, "y": min(flop_s, x * bytes_s)} for x in (left, ridge, right)]
-    across = _log("x", "FLOP per byte", [left, right], "~g")
-    up = _log("y", "FLOP/s", [min(floor, roof[0]["y"]), flop_s * 2], "~s")
-    shape = {
-        "field": "phase",
-        "type": "nominal",
-        "scale": {"domain": ["prefill", "decode"], "range": ["square", "circle"]},
-        "legend": {"title": None, "symbolFillColor": INK, "symbolStrokeColor": INK},
-    }
-    return _base() | {
-        "layer": [
-            {
-                "data": {"values": roof},
-                "mark": {"type": "line", "color": INK, "strokeWidth": 2},
-                "encoding": {"x": across, "y": up},
-            },
-            {
-                "data": {"values": list(points)},
-                "mark": {"type": "point", "filled": True, "size": 52, "opacity": 0.9},
-                "encoding": {
-                    "x": across,
-                    "y": up,
-                    "color": _colour("series", series),
-                    "shape": shape,
-                    "description": _said(),
-                },
-            },
-        ]
-    }
+    left = min([ridge, *(mark.x for mark in marks)]) / 2
+    right = max([ridge, *(mark.x for mark in marks)]) * 2
+    floor = min([mark.y for mark in marks] + [left * bytes_s]) / 2
+    roof = Line(tuple((x, min(flop_s, x * bytes_s)) for x in (left, ridge, right)))
+    across, up = Axis("FLOP per byte", left, right, True), Axis("FLOP/s", floor, flop_s * 2, True)
+    return Plot(across, up, series, tuple(marks), (roof,), shapes=("decode", "prefill"))
 
 
-def shares(points: Sequence[ChartPoint]) -> Spec:
-    """A dot per ``label`` and phase between 0 and 1, and a line at the ceiling."""
-    labels = list(dict.fromkeys(point["label"] for point in points))
-    top = max([1.0, *(point["x"] * 1.05 for point in points)])
-    return _base(height=max(60, 17 * len(labels))) | {
-        "width": WIDTH_WITH_LABELS,
-        "layer": [
-            {
-                "data": {"values": list(points)},
-                "mark": {"type": "point", "filled": True, "size": 52, "opacity": 1},
-                "encoding": {
-                    "x": {
-                        "field": "x",
-                        "type": "quantitative",
-                        "title": "share of the ceiling",
-                        "axis": {"format": "%", "tickCount": 5},
-                        "scale": {"domain": [0, top], "nice": False},
-                    },
-                    "y": {
-                        "field": "label",
-                        "type": "nominal",
-                        "sort": labels,
-                        "title": None,
-                        "axis": {"grid": True, "labelLimit": 190},
-                    },
-                    "color": _colour("phase", {"prefill": 0, "decode": 1}),
-                    "shape": {
-                        "field": "phase",
-                        "type": "nominal",
-                        "scale": {"domain": ["prefill", "decode"], "range": ["square", "circle"]},
-                    },
-                    "description": _said(),
-                },
-            },
-            {
-                "data": {"values": [{"x": 1}]},
-                "mark": {"type": "rule", "color": INK, "strokeWidth": 1.5},
-                "encoding": {"x": {"field": "x", "type": "quantitative"}},
-            },
-        ],
-    }
-
-
-def frontier(points: Sequence[ChartPoint], x: str, y: str, series: Palette, zero: bool = True) -> Spec:
-    """Cases by two figures; those on the frontier of their series are highlighted and joined.
+def frontier(marks: Sequence[Mark], x: str, y: str, series: Palette, zero: bool = True) -> Plot:
+    """Cases by two figures. The ones that are not ``pale`` are the frontier of their series, and joined.
 
     ``zero``: whether the ``y`` axis starts at 0.
     """
-    across = {"field": "x", "type": "quantitative", "title": x, "scale": {"zero": True}}
-    up = {"field": "y", "type": "quantitative", "title": y, "axis": {"tickCount": 5}, "scale": {"zero": zero}}
-    best = sorted((point for point in points if point["best"]), key=lambda point: point["x"])
-    return _base() | {
-        "layer": [
-            {
-                "data": {"values": best},
-                "mark": {"type": "line", "strokeDash": [4, 3]},
-                "encoding": {"x": across, "y": up, "color": _colour("series", series)},
-            },
-            {
-                "data": {"values": list(points)},
-                "mark": {"type": "point", "filled": True, "size": 60},
-                "encoding": {
-                    "x": across,
-                    "y": up,
-                    "color": _colour("series", series),
-                    "shape": {
-                        "field": "series",
-                        "type": "nominal",
-                        "scale": {"domain": list(series), "range": _shapes(series)},
-                    },
-                    "opacity": {
-                        "field": "best",
-                        "type": "nominal",
-                        "scale": {"domain": [True, False], "range": [1, 0.35]},
-                        "legend": None,
-                    },
-                    "description": _said(),
-                },
-            },
-        ]
-    }
+    lines = []
+    for name in series:
+        best = sorted((mark.x, mark.y) for mark in marks if mark.series == name and not mark.pale)
+        lines += [Line(tuple(best), name, True, next(m.keys for m in marks if m.series == name))] if best else []
+    highs, lows = max(mark.y for mark in marks), min(mark.y for mark in marks)
+    space = (highs - lows or abs(highs) or 1) * (HEADROOM - 1)
+    up = Axis(y, 0 if zero else lows - space, highs * HEADROOM if zero else highs + space)
+    return Plot(Axis(x, 0, max(mark.x for mark in marks) * HEADROOM), up, series, tuple(marks), tuple(lines))
 
 
-def _base(height: int = HEIGHT) -> Spec:
-    axis = {"labelColor": MUTED, "titleColor": MUTED, "titleFontWeight": "normal", "labelFontSize": 11}
-    lines = {"gridColor": LINE, "domainColor": LINE, "tickColor": LINE, "titleFontSize": 11}
-    return {
-        "$schema": SCHEMA,
-        "width": WIDTH,
-        "height": height,
-        "background": GROUND,
-        "config": {
-            "font": FONT,
-            "view": {"stroke": None},
-            "axis": axis | lines,
-            "legend": {"orient": "bottom", "labelColor": INK, "titleColor": MUTED, "labelFontSize": 11}
-            | {"symbolOpacity": 1, "title": None, "labelLimit": LEGEND_LETTERS * LETTER_WIDTH},
-        },
-    }
+def count_text(value: float) -> str:
+    """``512``, ``32k``."""
+    whole = round(value)
+    return f"{whole // KIB}k" if whole >= KIB and whole % KIB == 0 else f"{whole:,}"
 
 
-def _chart(values: Sequence[ChartPoint], layers: Sequence[Spec]) -> Spec:
-    return _base() | {"data": {"values": list(values)}, "layer": list(layers)}
+def tick_text(value: float) -> str:
+    """``0.5``, ``20``, ``1.5k``, ``20G``."""
+    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor and not (letter == "k" and abs(value) < 1e4):
+            return f"{value / factor:.4g}{letter}"
+    return f"{value:,.4g}" if abs(value) < 1e3 else f"{value:,.0f}"
 
 
-def _colour(field: str, palette: Palette) -> Spec:
-    colours = [SERIES[place % len(SERIES)] for place in palette.values()]
-    scale = {"domain": list(palette), "range": colours}
-    legend = {"title": None, "columns": _columns(palette)}
-    return {"field": field, "type": "nominal", "scale": scale, "legend": legend}
+def round_ticks(axis: Axis) -> tuple[tuple[float, str], ...]:
+    """Round figures on an axis: 1, 2 or 5 times a power of ten."""
+    if axis.ticks is not None:
+        return axis.ticks
+    if axis.log:
+        first, last = math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high))
+        steps = (1,) if last - first > 3 else (1, 2, 5)
+        values = [step * 10.0**power for power in range(first, last + 1) for step in steps]
+    else:
+        rough = (axis.high - axis.low) / TICKS
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.99)
+        values = [step * number for number in range(math.ceil(axis.low / step), math.floor(axis.high / step) + 1)]
+    return tuple((value, tick_text(value)) for value in values if axis.low <= value <= axis.high)
 
 
-def _columns(names: Iterable[str]) -> int:
-    """The number of legend columns that fit the width of the plot; a wider legend would shrink the chart."""
-    longest = max((min(len(name), LEGEND_LETTERS) for name in names), default=1)
-    return max(1, min(4, int(WIDTH / (longest * LETTER_WIDTH + SYMBOL_WIDTH))))
+def svg(plot: Plot) -> str:
+    """The chart as SVG 1.1 in light colors."""
+    ups = round_ticks(plot.y)
+    left = max([len(label) for _, label in ups], default=1) * LETTER + 12
+    legend, depth = _legend(plot, left)
+    width, height = left + WIDTH + RIGHT, ABOVE + HEIGHT + BELOW + depth
+    scales = "".join(
+        f' data-{name}="{"log" if axis.log else "linear"} {axis.low:.6g} {axis.high:.6g}"'
+        for name, axis in (("x", plot.x), ("y", plot.y))
+    )
+    fixed = " data-fixed" if plot.x.ticks is not None else ""
+    zooms = scales + fixed.replace("fixed", 'fixed=""') if plot.zooms else ""
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}"'
+        f' viewBox="0 0 {width:.0f} {height:.0f}" font-family="{FONT}" font-size="11"{zooms}>',
+        f'<rect width="{width:.0f}" height="{height:.0f}" fill="{GROUND}"/>',
+        f'<text x="2" y="12" fill="{MUTED}">{_escaped(plot.y.title)}</text>',
+        _up(plot, ups, left),
+        _across(plot, left),
+        f'<svg class="plot" x="{left:.0f}" y="{ABOVE}" width="{WIDTH}" height="{HEIGHT}" overflow="visible">',
+        f'<g class="lines" fill="none">{"".join(_lines(plot))}</g>',
+        f'<g class="marks">{"".join(_mark(plot, mark) for mark in plot.marks)}</g>',
+        "</svg>",
+        legend,
+        "</svg>",
+    ]
+    return "".join(parts)
 
 
-def _shapes(palette: Palette) -> list[str]:
-    return [SHAPES[place % len(SHAPES)] for place in palette.values()]
+def _up(plot: Plot, ticks: Sequence[tuple[float, str]], left: float) -> str:
+    found = []
+    for value, label in ticks:
+        y = (1 - plot.y.at(value)) * HEIGHT
+        found.append(
+            f'<g transform="translate(0,{y:.1f})"><path d="M0,0H{WIDTH}" stroke="{LINE}" fill="none"/>'
+            f'<text x="-6" y="4" fill="{MUTED}" text-anchor="end">{_escaped(label)}</text></g>'
+        )
+    return f'<g class="up" transform="translate({left:.0f},{ABOVE})">{"".join(found)}</g>'
 
 
-def _said() -> Spec:
-    """The description of a mark, for screen readers and on hover."""
-    return {"field": "said", "type": "nominal"}
+def _across(plot: Plot, left: float) -> str:
+    found, free = [], -math.inf
+    for value, label in round_ticks(plot.x):
+        x, half = plot.x.at(value) * WIDTH, len(label) * LETTER / 2
+        shown = x - half > free  # a label that would touch the one before is left out
+        free = x + half + 4 if shown else free
+        text = f'<text y="16" fill="{MUTED}" text-anchor="middle">{_escaped(label)}</text>' if shown else ""
+        found.append(f'<g transform="translate({x:.1f},0)"><path d="M0,0V4" stroke="{LINE}" fill="none"/>{text}</g>')
+    bottom = ABOVE + HEIGHT
+    return (
+        f'<path d="M{left:.0f},{bottom}h{WIDTH}" stroke="{MUTED}" fill="none"/>'
+        f'<g class="across" transform="translate({left:.0f},{bottom})">{"".join(found)}</g>'
+        f'<text x="{left + WIDTH:.0f}" y="{bottom + 31}" fill="{MUTED}" text-anchor="end">'
+        f"{_escaped(plot.x.title)}</text>"
+    )
 
 
-def _log(field: str, title: str, domain: list[float], form: str) -> Spec:
-    return {
-        "field": field,
-        "type": "quantitative",
-        "title": title,
-        "scale": {"type": "log", "domain": domain, "nice": False},
-        "axis": {"format": form, "grid": False, "labelOverlap": True},
-    }
-
-
-def _level(limit: float) -> Spec:
-    return {
-        "data": {"values": [{"y": limit}]},
-        "mark": {"type": "rule", "color": SERIES[1], "strokeWidth": 2, "strokeDash": [6, 3]},
-        "encoding": {"y": {"field": "y", "type": "quantitative"}},
-    }
-
-
-_open: list[_Pen | None] = []  # the drawing process of each active ``kept``; None until something is drawn
-
-
-def svg(spec: Spec) -> str:
-    """The chart as SVG 1.1 in light colours. The first one takes a second to start Vega. Raises ProfileError."""
-    if not _open:
-        with kept():
-            return svg(spec)
-    pen = _open[-1] = _open[-1] or _Pen()
-    return pen.draw(spec)
-
-
-@contextmanager
-def kept() -> Iterator[None]:
-    """Use one process for all drawings inside this context."""
-    _open.append(None)
-    try:
-        yield
-    finally:
-        pen = _open.pop()
-        if pen is not None:
-            pen.close()
-
-
-class _Pen:
-    """The drawing process."""
-
-    def __init__(self) -> None:
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", PROGRAM],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
+def _lines(plot: Plot) -> list[str]:
+    """Lines, then the error bars of marks. Their strokes keep their width when the group is scaled."""
+    found = []
+    for line in plot.lines:
+        places = [_place(plot, x, y) for x, y in line.points]
+        path = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        dash = ' stroke-dasharray="6 4"' if line.dashed else ""
+        stroke = INK if line.series is None else _color(plot, line.series)
+        found.append(f'<path d="{path}" stroke="{stroke}" stroke-width="1.8"{dash}{_kept(line.keys)}/>')
+    for mark in plot.marks:
+        if mark.low is not None and mark.high is not None:
+            (x, low), (_, high) = _place(plot, mark.x, mark.low), _place(plot, mark.x, mark.high)
+            stroke = _color(plot, mark.series)
+            found.append(
+                f'<path d="M{x:.1f},{low:.1f}V{high:.1f}" stroke="{stroke}" stroke-width="1.2"{_kept(mark.keys)}/>'
             )
-        except OSError as error:
-            raise ProfileError(f"{FAILED}: cannot start a process: {error.strerror}", WITHOUT) from None
+    return [each.replace("<path ", '<path vector-effect="non-scaling-stroke" ', 1) for each in found]
 
-    def draw(self, spec: Spec) -> str:
-        orders, answers = self._process.stdin, self._process.stdout
-        assert orders is not None and answers is not None  # asked for above
-        try:
-            orders.write(json.dumps(spec).encode() + b"\n")
-            orders.flush()
-            line = answers.readline()
-        except BrokenPipeError:
-            line = b""
-        if not line.endswith(b"\n"):
-            raise ProfileError(f"{FAILED}: {self._ending()}", f"{self._remedy()} {WITHOUT}")
-        answer: dict[str, Any] = json.loads(line)
-        if "svg" not in answer:
-            raise ProfileError(f"{FAILED}: vl-convert: {printable(answer['error'])}", WITHOUT)
-        return str(answer["svg"])
 
-    def _ending(self) -> str:
-        code = self._process.wait()
-        if code >= 0:
-            return f"vl-convert, which draws them, failed to start (exit code {code})"
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        return f"vl-convert, which draws them, was killed by {name}, which happens when memory runs out"
+def _mark(plot: Plot, mark: Mark) -> str:
+    x, y = _place(plot, mark.x, mark.y)
+    wide = BAR * WIDTH / (plot.x.high - plot.x.low)
+    if mark.base is not None:
+        _, bottom = _place(plot, mark.x, mark.base)
+        shape = f"M{-wide / 2:.1f},0h{wide:.1f}v{bottom - y:.1f}h{-wide:.1f}Z"
+    elif mark.shape == "tick":
+        shape = f"M{-wide / 2:.1f},-1h{wide:.1f}v2h{-wide:.1f}Z"
+    else:
+        shape = SHAPES[mark.shape or _shape(plot, mark.series)]
+    fill = INK if mark.shape == "tick" else _color(plot, mark.series)
+    pale = ' opacity="0.4"' if mark.pale else ""
+    return (
+        f'<path class="mark" d="{shape}" transform="translate({x:.1f},{y:.1f})" fill="{fill}"{pale}'
+        f"{_kept(mark.keys)}>"
+        f"<title>{_escaped(mark.said)}</title></path>"
+    )
 
-    def _remedy(self) -> str:
-        if self._process.returncode > 0:
-            return "Reinstall it: pip install --force-reinstall vl-convert-python."
-        import resource
 
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit == resource.RLIM_INFINITY:
-            return "Free some memory."
-        return f"It reserves more address space than the limit allows (ulimit -v {limit // 1024}); raise the limit."
+def _place(plot: Plot, x: float, y: float) -> tuple[float, float]:
+    return plot.x.at(x) * WIDTH, (1 - plot.y.at(max(y, plot.y.low))) * HEIGHT
 
-    def close(self) -> None:
-        self._process.kill()  # it has nothing to clean up
-        self._process.communicate()
+
+def _color(plot: Plot, series: str) -> str:
+    return SERIES[plot.palette[series] % len(SERIES)]
+
+
+def _shape(plot: Plot, series: str) -> str:
+    return [*SHAPES][plot.palette[series] % len(SHAPES)]
+
+
+def _kept(keys: Keys | None) -> str:
+    """The attributes by which the page's script filters."""
+    if keys is None:
+        return ""
+    return f' data-model="{_escaped(keys[0])}" data-quant="{_escaped(keys[1])}"'
+
+
+def _legend(plot: Plot, left: float) -> tuple[str, float]:
+    """The series below the plot in as many columns as fit, and the height that they take."""
+    points = any(mark.base is None and mark.shape is None for mark in plot.marks)
+    entries = [
+        (name, _color(plot, name), SHAPES[_shape(plot, name) if points else "square"]) for name in plot.palette
+    ]
+    entries += [(name, MUTED, list(SHAPES.values())[place]) for place, name in enumerate(plot.shapes)]
+    shown = [name if len(name) <= LEGEND_LETTERS else f"{name[: LEGEND_LETTERS - 1]}…" for name, *_ in entries]
+    if not entries:
+        return "", 0
+    room = left + WIDTH + RIGHT - 8
+    columns = max(1, min(4, int(room / (max(map(len, shown)) * LETTER + SYMBOL_WIDTH))))
+    found = []
+    for place, (text, (_, color, shape)) in enumerate(zip(shown, entries, strict=True)):
+        x, y = 10 + place % columns * room / columns, ABOVE + HEIGHT + BELOW + place // columns * LEGEND_LINE + 10
+        found.append(
+            f'<g transform="translate({x:.0f},{y:.0f})"><path d="{shape}" fill="{color}"/>'
+            f'<text x="10" y="4" fill="{INK}">{_escaped(text)}</text></g>'
+        )
+    return f'<g class="legend">{"".join(found)}</g>', -(-len(entries) // columns) * LEGEND_LINE + 6
+
+
+def _escaped(text: str) -> str:
+    return html.escape(text, quote=True)
+
+
+def rates_text(bytes_s: float, flop_s: float) -> str:
+    """The two ceilings of a roofline, for its title."""
+    return f"{significant(bytes_s / 1e9)} GB/s, {significant(flop_s / 1e9)} GFLOP/s"

@@ -67,4 +67,4 @@ def _table(known: Sequence[tuple[MachineRows, CaseResult, Joules]], several: boo
         )
         for machine, result, joules in known
     )
-    return Table(columns, rows)
+    return Table(columns, rows, keys=tuple(result.keys for _, result, _ in known))

@@ -30,7 +30,7 @@ def write_rows(path: Path, store: Store, run: str) -> None:
     from profiler.show.report.page import page
 
     runs = [each for each in store.runs(counted=False) if each.id == run]
-    write_html(path, page(store.rows(run), run, runs))
+    write_html(path, page(store.rows(run), run, runs, configs=store.configs()))
 
 
 def write_markdown(path: Path, page: Page) -> None:
@@ -52,9 +52,8 @@ def write_markdown(path: Path, page: Page) -> None:
     images: dict[int, str] = {}
     if figures:
         files.make_folder(folder)
-    with charts.kept():
-        for number, figure in enumerate(figures, 1):
-            image = folder / f"{number:02}.svg"
-            files.write(image, charts.svg(figure.spec))
-            images[id(figure)] = md.address(folder.name, image.name)
+    for number, figure in enumerate(figures, 1):
+        image = folder / f"{number:02}.svg"
+        files.write(image, charts.svg(figure.plot))
+        images[id(figure)] = md.address(folder.name, image.name)
     files.write(path, md.markdown(page, images))

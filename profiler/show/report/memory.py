@@ -8,27 +8,34 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
-from profiler import registry
+from profiler import backends
+from profiler.case import Case
+from profiler.cost import engines
 from profiler.cost.prediction import LIMITS, Prediction
 from profiler.models.geometry import CacheBytes
 from profiler.results import measurement
 from profiler.results.measurement import Memory
-from profiler.show.columns import TOO_NOISY, plain
+from profiler.show.columns import noisy_word, plain, ttft_cell
 from profiler.show.report import charts, selection
-from profiler.show.report.blocks import Chart, Figures, Head, Map, MapCell, PageBlock, Section, Table, muted
+from profiler.show.report.blocks import Chart, Figures, Head, Map, MapCell, PageBlock, Section, Table, Text, muted
 from profiler.show.report.predictions import Forecast
 from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import GIB, UNKNOWN, bytes_text, significant
 
 CONTEXTS = (2048, 8192, 32_768, 131_072)  # predicted in addition, up to the model's largest context
-FORMATS = ("int8", "nf4")  # predicted in addition, because people try them when a model does not fit
+FORMATS = {  # predicted in addition, because people try them when a model does not fit
+    "transformers": ("int8", "nf4"),
+    "llama.cpp": ("q8_0", "q4_k_m"),
+}
+MapRows = tuple[tuple[str, tuple[MapCell, ...]], ...]
+StackedBar = tuple[str, charts.Mark]  # the label of its place, and the bar
 MOST_CONTEXTS = 10  # columns
 MOST_MAP_ROWS = 40
 
-PARTS = {  # from bottom to top, with their colours; the framework is grey, because users cannot change it
+PARTS = {  # from bottom to top, with their colors; the framework is grey, because users cannot change it
     "framework": 7,
     "weights": 0,
     "cache": 1,  # of older rows, without its parts
@@ -48,47 +55,67 @@ def map_section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) 
     """A map for each machine."""
     blocks: list[PageBlock] = []
     for machine, forecast in zip(machines, forecasts, strict=True):
-        key = _key() if machine is machines[-1] else ""
-        blocks += _machine(machine, forecast, len(machines) > 1, key)
-    blocks.append(
-        muted(
-            "Decode in tokens per second. Figures with ~ are predicted, the others measured; those with ? are too"
-            " noisy: their repetitions differ too much to compare. fits: at least 5% and 512 MiB remain at the peak;"
-            " tight: less than that; no: it needs more memory than there is."
-        )
-    )
+        blocks += _machine(machine, forecast, len(machines) > 1)
+    blocks.append(Text(_key(), muted=True, folded="How to read the map"))
     return Section("fits", "What fits?", tuple(blocks))
 
 
-def _machine(machine: MachineRows, forecast: Forecast, several: bool, key: str) -> list[PageBlock]:
-    mapped = [result for result in machine.results if result.case.prompt is None]
-    results = {_place(result): result for result in mapped if result.case.batch == machine.batch}
-    contexts = _map_contexts(machine, sorted({context for *_, context in results}), forecast)
-    lines = [
-        (f"{model} · {series}", quant, model, series)
-        for model in machine.models
-        for series, quant in _formats(machine, model, forecast)
-    ]
+@dataclass(frozen=True, slots=True)
+class MapLine:
+    """A line of the map. ``like``: a measured case with the engine and the options of predictions; None: there are
+    none.
+    """
+
+    model: str
+    series: str
+    quant: str
+    like: Case | None
+
+    @property
+    def label(self) -> str:
+        return f"{self.model} · {self.series}"
+
+
+@dataclass(frozen=True, slots=True)
+class MapGrid:
+    """What the map of a machine shows, for readers that look for the best case in it."""
+
+    contexts: list[int]
+    lines: list[MapLine]
+    results: dict[tuple[str, str, int], CaseResult]  # by model, series and context
+
+    @classmethod
+    def of(cls, machine: MachineRows, forecast: Forecast) -> MapGrid:
+        """The map at the most frequent batch, without written prompts."""
+        mapped = [each for each in machine.at_batch if each.case.prompt is None]
+        results = {(each.model, each.series, each.case.context): each for each in mapped}
+        contexts = _map_contexts(machine, sorted({context for *_, context in results}), forecast)
+        lines = [line for model in machine.models for line in _map_lines(machine, model, forecast)]
+        return cls(contexts, lines, results)
+
+
+def _machine(machine: MachineRows, forecast: Forecast, several: bool) -> list[PageBlock]:
+    grid = MapGrid.of(machine, forecast)
     rows = tuple(
         (
-            label,
+            line.label,
             tuple(
-                _cell(results.get((model, series, at)), forecast, model, quant, at, machine.batch) for at in contexts
+                _cell(grid.results.get((line.model, line.series, at)), forecast, line, at, machine.batch)
+                for at in grid.contexts
             ),
         )
-        for label, quant, model, series in lines[:MOST_MAP_ROWS]
+        for line in grid.lines[:MOST_MAP_ROWS]
     )
     where = machine.title if several else ""
-    batch = f"{machine.batch:,} sequence{'s' * (machine.batch != 1)}"
-    caption = " · ".join(part for part in (where, batch) if part)
-    blocks: list[PageBlock] = (
-        [Map("model · quantization", tuple(map(selection.tokens, contexts)), rows, caption, key)] if rows else []
-    )
-    if prompts := len(machine.results) - len(mapped):
-        cases = "1 case" if prompts == 1 else f"{prompts:,} cases"
-        blocks.append(muted(f"{cases} with a written prompt: see the table of all measured rates."))
-    if len(lines) > MOST_MAP_ROWS:
-        blocks.append(muted(f"{len(lines) - MOST_MAP_ROWS:,} more models and quantizations are not shown."))
+    batch = f"decode t/s of {machine.batch:,} sequence{'s' * (machine.batch != 1)}"
+    rows, usual = _without_usual(rows)
+    caption = " · ".join(part for part in (where, batch, "~ predicted", usual) if part)
+    keys = tuple((line.model, line.quant) for line in grid.lines[:MOST_MAP_ROWS])
+    contexts = tuple(map(charts.count_text, grid.contexts))
+    blocks: list[PageBlock] = [Map("model · quantization", contexts, rows, caption, keys)] if rows else []
+    blocks += _prompts(machine, where)
+    if len(grid.lines) > MOST_MAP_ROWS:
+        blocks.append(muted(f"{len(grid.lines) - MOST_MAP_ROWS:,} more models and quantizations are not shown."))
     reasons: dict[str, list[str]] = {}
     for model, reason in forecast.missing.items():
         reasons.setdefault(reason, []).append(model)
@@ -98,8 +125,54 @@ def _machine(machine: MachineRows, forecast: Forecast, several: bool, key: str) 
     return blocks
 
 
-def _place(result: CaseResult) -> tuple[str, str, int]:
-    return result.model, result.series, result.case.context
+def _without_usual(rows: MapRows) -> tuple[MapRows, str]:
+    """The rows without the detail that most cells have, and a sentence that says so once."""
+    details = Counter(cell.detail for _, cells in rows for cell in cells if cell.value)
+    usual, count = next(iter(details.most_common(1)), ("", 0))
+    if not usual or count < max(2, details.total() / 2):
+        return rows, ""
+    shown = tuple(
+        (label, tuple(replace(cell, detail="") if cell.detail == usual else cell for cell in cells))
+        for label, cells in rows
+    )
+    return shown, f"cells without a word: {usual}"
+
+
+def _prompts(machine: MachineRows, where: str) -> list[PageBlock]:
+    """A map of prompts and models, for rows of written prompts."""
+    written = [result for result in machine.results if result.case.prompt is not None]
+    several = len({result.case.batch for result in written}) > 1
+    cells: dict[tuple[str, str], CaseResult] = {}
+    keys: dict[str, charts.Keys] = {}
+    for result in written:
+        streams = f" · {result.case.batch:,} streams" if several else ""
+        column = f"{result.model} · {result.group.settings}{streams}"
+        cells.setdefault((plain(result.case.prompt, 40), column), result)
+        keys.setdefault(column, result.keys)
+    prompts = sorted({prompt for prompt, _ in cells})
+    columns = list(keys)[:MOST_CONTEXTS]
+    if not prompts:
+        return []
+    rows = tuple(
+        (prompt, tuple(_of_prompt(cells.get((prompt, column))) for column in columns))
+        for prompt in prompts[:MOST_MAP_ROWS]
+    )
+    rows, usual = _without_usual(rows)
+    caption = " · ".join(part for part in (where, "decode t/s of one stream by prompt", usual) if part)
+    found: list[PageBlock] = [
+        Map("prompt", tuple(columns), rows, caption, column_keys=tuple(keys[column] for column in columns))
+    ]
+    if len(prompts) > MOST_MAP_ROWS:
+        found.append(muted(f"{len(prompts) - MOST_MAP_ROWS:,} more prompts are not shown."))
+    return found
+
+
+def _of_prompt(result: CaseResult | None) -> MapCell:
+    if result is None:
+        return MapCell("", title="not measured")
+    cell = _measured(result)
+    first = ttft_cell(result.measurement) if result.ok else ""
+    return replace(cell, detail="" if not first[:1].isdigit() else f"TTFT {first}")
 
 
 def _map_contexts(machine: MachineRows, measured: Sequence[int], forecast: Forecast) -> list[int]:
@@ -111,27 +184,40 @@ def _map_contexts(machine: MachineRows, measured: Sequence[int], forecast: Forec
     return sorted({*measured[::step], *measured[-1:], *others})
 
 
-def _formats(machine: MachineRows, model: str, forecast: Forecast) -> list[tuple[str, str | None]]:
-    """The lines of a model, measured ones first, each with the quantization to predict, or None."""
+def _map_lines(machine: MachineRows, model: str, forecast: Forecast) -> list[MapLine]:
+    """The lines of a model: the measured ones, then quantizations that are predicted in addition."""
     mine = [group for group in machine.groups if group.model == model and group.case.prompt is None]
-    found: dict[str, str | None] = {}
+    found: dict[str, MapLine] = {}
     for group in mine:
-        found.setdefault(group.series, group.case.quant)
-        if group.case.path != forecast.path:
-            found[group.series] = None
+        like = group.case if _alike(group.case, forecast) else None
+        known = found.setdefault(group.series, MapLine(model, group.series, plain(group.case.quant, 60), like))
+        if like is None and known.like is not None:
+            found[group.series] = replace(known, like=None)
     if model in forecast.shapes:
-        measured = {group.case.quant for group in mine}
-        known = registry.names("quants")
-        found |= {quant: quant for quant in FORMATS if quant in known and quant not in measured}
-    return list(found.items())
+        for engine, quants in FORMATS.items():
+            alike = [group.case for group in mine if _engine_of(group.case) == engine]
+            measured = {case.quant for case in alike}
+            words = "" if engine == engines.DEFAULT or len({_engine_of(g.case) for g in mine}) == 1 else f" {engine}"
+            for quant in quants:
+                if alike and quant not in measured and f"{quant}{words}" not in found:
+                    found[f"{quant}{words}"] = MapLine(model, f"{quant}{words}", quant, alike[0])
+    return list(found.values())
 
 
-def _cell(
-    result: CaseResult | None, forecast: Forecast, model: str, quant: str | None, context: int, batch: int
-) -> MapCell:
+def _alike(case: Case, forecast: Forecast) -> bool:
+    """Whether predictions are for cases like this one, which is measured in the decode path of most rows."""
+    return case.path == forecast.path or _engine_of(case) != engines.DEFAULT
+
+
+def _engine_of(case: Case) -> str | None:
+    backend = backends.of_row(case.backend)
+    return None if backend is None or case.server is not None else backend.engine
+
+
+def _cell(result: CaseResult | None, forecast: Forecast, line: MapLine, context: int, batch: int) -> MapCell:
     if result is not None and result.outcome != "skipped":
         return _measured(result)
-    cell = None if quant is None else _predicted(forecast, model, quant, context, batch)
+    cell = _predicted(forecast, line, context, batch)
     if cell is None and result is not None:
         reason = plain(result.reason or "no reason was recorded", 300)
         return MapCell(UNKNOWN, detail="skipped", title=f"skipped: {reason}")
@@ -151,12 +237,12 @@ def _measured(result: CaseResult) -> MapCell:
     title = f"measured: {selection.ranged(result.decode)} t/s{peak}"
     value, span = selection.rate(result.decode), ""
     if result.decode is not None and result.decode.wide:
-        value, span = f"{value}?", TOO_NOISY
+        value, span = f"{value}?", noisy_word(result.decode)
     return MapCell(value, span, " · ".join(part for part in parts if part), verdict, True, title)
 
 
-def _predicted(forecast: Forecast, model: str, quant: str, context: int, batch: int) -> MapCell | None:
-    found = forecast.predict(model, quant, context, batch)
+def _predicted(forecast: Forecast, line: MapLine, context: int, batch: int) -> MapCell | None:
+    found = None if line.like is None else forecast.predict(line.model, line.quant, context, batch, line.like)
     if found is None:
         return None
     word, why = found.verdict.word, found.binds
@@ -172,8 +258,10 @@ def _predicted(forecast: Forecast, model: str, quant: str, context: int, batch: 
 def _key() -> str:
     limits = "; ".join(f"{word} ({means})" for word, means in LIMITS.items())
     return (
-        "Framed and bold: measured. The range below a prediction should hold nine cases in ten. After the verdict"
-        f" comes what is predicted to limit decode: {limits}."
+        "Decode in tokens per second. Framed and bold: measured; those with ? are too noisy: their repetitions differ"
+        " too much to compare. ~: predicted; the range below a prediction should hold nine cases in ten. fits: at"
+        " least 5% and 512 MiB remain at the peak; tight: less than that; no: it needs more memory than there is."
+        f" After the verdict comes what is predicted to limit decode: {limits}."
     )
 
 
@@ -190,7 +278,7 @@ def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> S
         blocks.append(Figures(tuple(panels)))
         blocks.append(
             muted(
-                f"Memory at the peak of prefill and decode, for the {MOST_PANELS} largest models. Full colour:"
+                f"Memory at the peak of prefill and decode, for the {MOST_PANELS} largest models. Full color:"
                 " measured; pale: predicted. Short line: peak while loading. Dashed line: memory of the device."
             )
         )
@@ -260,23 +348,25 @@ def _panel(machine: MachineRows, forecast: Forecast, model: str, several: bool) 
         return None
     series = Counter(result.series for result in mine).most_common(1)[0][0]
     results = {result.case.context: result for result in mine if result.series == series}
-    bars: list[dict[str, Any]] = []
-    marks: list[dict[str, Any]] = []
+    bars: list[StackedBar] = []
+    loading: list[StackedBar] = []
     for at in _contexts(results, forecast, model):
         result = results.get(at)
         if result is not None:
-            bars += _bars(at, split[id(result)], "measured")
+            bars += _bars(at, split[id(result)], "measured", result)
             load = result.memory.load_peak_bytes
-            marks += [] if load is None else [_mark(at, load)]
+            loading += [] if load is None else [_loading(at, load, result)]
             continue
-        like = next(iter(results.values())).case
-        prediction = forecast.predict(model, like.quant, at, machine.batch) if like.path == forecast.path else None
+        first = next(iter(results.values()))
+        like = first.case
+        prediction = forecast.predict(model, like.quant, at, machine.batch, like) if _alike(like, forecast) else None
         if prediction is not None:
             whole = any("cache" in found for found in split.values())
             cache = None if whole else forecast.cache(model, like, at)
-            bars += _bars(at, predicted_parts(prediction, cache), "predicted")
+            bars += _bars(at, predicted_parts(prediction, cache), "predicted", first)
     limit = next(iter(results.values())).limit_bytes
-    return Chart(*_drawn(f"{model} {series}", bars, marks, limit, machine.title if several else ""))
+    title, plot = _drawn(f"{model} {series}", bars, loading, limit, machine.title if several else "")
+    return Chart(title, plot, model)
 
 
 def _contexts(results: dict[int, CaseResult], forecast: Forecast, model: str) -> list[int]:
@@ -286,33 +376,37 @@ def _contexts(results: dict[int, CaseResult], forecast: Forecast, model: str) ->
     return sorted({*sorted(results)[::step], *others})
 
 
-def _bars(at: int, found: dict[str, int], how: str) -> list[dict[str, Any]]:
+def _bars(at: int, found: dict[str, int], how: str, of: CaseResult) -> list[StackedBar]:
     return [
-        {
-            "x": selection.tokens(at),
-            "y": nbytes / GIB,
-            "part": name,
-            "place": list(PARTS).index(name),
-            "how": how,
-            "said": f"{how}, context {at:,}: {name} {bytes_text(nbytes)}",
-        }
-        for name, nbytes in found.items()
-        if nbytes
+        (
+            charts.count_text(at),
+            charts.Mark(
+                0,
+                found[name] / GIB,
+                name,
+                f"{how}, context {at:,}: {name} {bytes_text(found[name])}",
+                pale=how == "predicted",
+                keys=of.keys,
+            ),
+        )
+        for name in PARTS
+        if found.get(name)
     ]
 
 
-def _mark(at: int, nbytes: int) -> dict[str, Any]:
-    return {"x": selection.tokens(at), "y": nbytes / GIB, "said": f"peak while loading: {bytes_text(nbytes)}"}
+def _loading(at: int, nbytes: int, of: CaseResult) -> StackedBar:
+    said = f"peak while loading: {bytes_text(nbytes)}"
+    return charts.count_text(at), charts.Mark(0, nbytes / GIB, "", said, keys=of.keys)
 
 
 def _drawn(
-    title: str, bars: list[dict[str, Any]], marks: list[dict[str, Any]], limit: int | None, where: str
-) -> tuple[str, charts.Spec]:
+    title: str, bars: list[StackedBar], loading: list[StackedBar], limit: int | None, where: str
+) -> tuple[str, charts.Plot]:
     """The chart and its title, which states the limit if the chart does not show it."""
-    heights = Counter[str]()
-    for bar in bars:
-        heights[bar["x"]] += bar["y"]
-    top = max([*heights.values(), *(mark["y"] for mark in marks)])
+    heights: dict[str, float] = {}
+    for label, mark in bars:
+        heights[label] = heights.get(label, 0.0) + mark.y
+    top = max([*heights.values(), *(mark.y for _, mark in loading)])
     near = limit is not None and limit / GIB <= IN_SIGHT * top
     said = (
         ""
@@ -321,10 +415,10 @@ def _drawn(
         if near
         else f", far below the device's {bytes_text(limit)}"
     )
-    used = {bar["part"] for bar in bars}
-    names = {name: colour for name, colour in PARTS.items() if name in used}
-    spec = charts.stacks(bars, names, limit / GIB if near and limit else None, marks)
-    return f"{title}{said}{f' · {where}' if where else ''}", spec
+    used = {mark.series for _, mark in bars}
+    names = {name: color for name, color in PARTS.items() if name in used}
+    plot = charts.stacks(bars, names, limit / GIB if near and limit else None, loading)
+    return f"{title}{said}{f' · {where}' if where else ''}", plot
 
 
 def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
@@ -342,7 +436,7 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
         for machine, result in rows[:MOST_ROWS]
     )
     caption = "Weights and cache; then the total memory at the peak of each phase"
-    blocks: list[PageBlock] = [Table(columns, table, caption)]
+    blocks: list[PageBlock] = [Table(columns, table, caption, tuple(result.keys for _, result in rows[:MOST_ROWS]))]
     count = sum(len(machine.weighed) for machine in machines)
     if count > MOST_ROWS:
         blocks.append(muted(f"Only {MOST_ROWS} of {count:,} cases are shown; profile runs show RUN -o csv has all."))

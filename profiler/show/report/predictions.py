@@ -1,21 +1,24 @@
 """Predictions for the models of a report, on the device that its rows were measured on.
 
-A stored row has a model's name but not its shapes. So a model is predicted only if its name is in the catalog and the
-measured size of its weights matches the catalog's shapes; another model of the same name would differ.
+A run stores the configs of its models, and a config has the shapes. Rows without one, such as those of a file, have
+only the model's name. So such a model is predicted only if its name is in the catalog and the measured size of its
+weights matches the catalog's shapes; another model of the same name would differ.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from profiler import backends, devices
-from profiler.case import Case, digest
+from profiler.case import UNSTATED, Case, digest
 from profiler.cost import engines
-from profiler.cost.cases import mean_depth
+from profiler.cost.cases import is_placed, kv_of, mean_depth
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import Prediction, Predictor
 from profiler.decode_path import EAGER
@@ -29,8 +32,12 @@ from profiler.quants.base import DTYPE_BYTES
 from profiler.show.columns import plain
 from profiler.show.report.selection import CaseGroup, CaseResult, MachineRows
 
+Configs = Mapping[str, Mapping[str, Any]]  # the config of a model by its id, as a run stores it
+
 # Relative difference in bytes. Buffers and tied tables differ by less, other sizes of a family by far more.
 SAME = 0.02
+SIZE = re.compile(r"(?<![a-z0-9.])(\d{1,4}(?:\.\d{1,3})?)([mb])(?![a-z0-9])", re.IGNORECASE)  # 135M, 30B-A3B
+NAMED = {"m": 1e6, "b": 1e9}
 PLAIN_DTYPE = "bf16"  # if no row states one
 
 
@@ -106,16 +113,17 @@ class Forecast:
     shapes: dict[str, Geometry]  # of the models that can be predicted
     missing: dict[str, str]  # model → why it cannot be predicted
     path: str = EAGER  # the decode path for predictions: the one of most rows
-    _known: dict[tuple[str, str, str, str], Predictor | None] = field(default_factory=dict)
+    _known: dict[tuple[str, ...], Predictor | None] = field(default_factory=dict)
     doubted: set[str] = field(default_factory=set)  # models that may only bear the name of the catalog's
+    counts: dict[str, int] = field(default_factory=dict)  # parameters of models that are not in ``shapes``
 
     @classmethod
-    def of(cls, machine: MachineRows) -> Forecast:
+    def of(cls, machine: MachineRows, configs: Configs = MappingProxyType({})) -> Forecast:
         """Predictions for the models of a machine."""
         device = place_found(machine.environment)
         dtypes, paths = Counter[str](), Counter[str]()
         for group, results in machine.groups.items():
-            if group.case.server is not None:  # which states neither
+            if group.case.server is not None or group.is_gguf:  # which state neither
                 continue
             paths[group.case.path] += len(results)
             if group.case.quant not in DTYPE_BYTES:
@@ -125,24 +133,29 @@ class Forecast:
         path = paths.most_common(1)[0][0] if paths else EAGER
         found = cls(None if device is None else Machine(device), dtype, {}, {}, path)
         for model in machine.models:
-            reason = found._add(
-                model,
-                {
-                    group: rows
-                    for group, rows in machine.groups.items()
-                    if group.model == model and group.case.server is None
-                },
-            )
+            groups = {group: rows for group, rows in machine.groups.items() if group.model == model}
+            own_rows = {group: rows for group, rows in groups.items() if group.case.server is None}
+            reason = found._add(model, own_rows, configs)
             if reason is not None:
                 found.missing[model] = reason
+            if model not in found.shapes and (count := _counted(groups, configs)) is not None:
+                found.counts[model] = count
         return found
 
-    def predict(self, model: str, quant: str, context: int, batch: int) -> Prediction | None:
-        """The prediction of a case; None if its model, quantization or context is not supported."""
-        predictor = self._predictor(model, quant, self._dtype(quant), self.path)
+    def predict(
+        self, model: str, quant: str, context: int, batch: int, like: Case | None = None
+    ) -> Prediction | None:
+        """The prediction of a case; None if its model, quantization or context is not supported.
+
+        ``like``: a measured case with the same engine and options; None: transformers without any.
+        """
+        engine = engines.DEFAULT if like is None else _engine(like)
+        if engine is None or (like is not None and is_placed(like)):
+            return None
+        predictor = self._predictor(model, quant, self._dtype(quant), self.path, engine)
         if predictor is None or not 0 < context <= predictor.geometry.max_position:
             return None
-        return predictor.predict(context, batch)
+        return predictor.predict(context, batch, None if like is None else kv_of(like))
 
     def largest_context(self, result: CaseResult) -> int | None:
         """The largest context, in tokens, at which the case of a row still fits."""
@@ -160,44 +173,49 @@ class Forecast:
 
     def cache(self, model: str, like: Case, context: int) -> CacheBytes:
         """The cache of a known model by kind of layer, with the dtype and batch of ``like``."""
-        return self.shapes[model].cache_bytes(context, like.batch, DTYPE_BYTES[like.dtype])
+        width = DTYPE_BYTES.get(like.dtype, DTYPE_BYTES[PLAIN_DTYPE])
+        return self.shapes[model].cache_bytes(context, like.batch, width)
 
     def longest(self, models: Sequence[str]) -> int:
         """The largest context that any of ``models`` supports; 0 if none is known."""
         return max((self.shapes[model].max_position for model in models if model in self.shapes), default=0)
 
     def parameters(self, model: str) -> int | None:
-        """The number of parameters of a model; None if its shapes are unknown."""
-        return self.shapes[model].parameters if model in self.shapes else None
+        """The number of parameters of a model; None if it is not known."""
+        return self.shapes[model].parameters if model in self.shapes else self.counts.get(model)
 
     def _dtype(self, quant: str) -> str:
         return quant if quant in DTYPE_BYTES else self.dtype
 
     def _of(self, model: str, case: Case) -> Predictor | None:
-        if case.server is not None:  # run/serving.py predicts its rows when they are measured
-            return None
-        return self._predictor(model, case.quant, case.dtype, case.path)
+        engine = _engine(case)  # a server's rows are predicted by run/serving.py when they are measured
+        return None if engine is None else self._predictor(model, case.quant, case.dtype, case.path, engine)
 
-    def _predictor(self, model: str, quant: str, dtype: str, path: str) -> Predictor | None:
-        name = (model, quant, dtype, path)
+    def _predictor(self, model: str, quant: str, dtype: str, path: str, engine: str) -> Predictor | None:
+        name = (model, quant, dtype, path, engine)
         if name not in self._known:
             self._known[name] = None
             if self.machine is not None and model in self.shapes:
-                engine = engines.find(engines.DEFAULT)
+                found = engines.find(engine)
+                dtype = PLAIN_DTYPE if dtype == UNSTATED else dtype
                 with suppress(ProfileError, KeyError):  # an unsupported quantization or dtype
                     self._known[name] = Predictor(
-                        self.shapes[model], engine, engine.check(quant), self.machine, dtype, path
+                        self.shapes[model], found, found.check(quant), self.machine, dtype, path
                     )
         return self._known[name]
 
-    def _add(self, model: str, groups: Mapping[CaseGroup, Sequence[CaseResult]]) -> str | None:
+    def _add(self, model: str, groups: Mapping[CaseGroup, Sequence[CaseResult]], configs: Configs) -> str | None:
         """Add a model, or return why it cannot be predicted."""
         if self.machine is None:
             return "the rows do not say which device they were measured on"
         names = dict.fromkeys(group.case.backend for group in groups)
-        if not any((backend := backends.of_row(name)) is not None and backend.predicted for name in names):
+        if not any(_engine(group.case) for group in groups):
             which = f"backend {plain(', '.join(names))}" if names else "server"
             return f"the {which} cannot be predicted"
+        stored = _stored_shapes(groups, configs)
+        if stored is not None:
+            self.shapes[model] = stored
+            return None
         name = hub.find(model)
         if name is None:
             return "its rows do not contain its shapes, and no model in the catalog has this name"
@@ -222,3 +240,40 @@ class Forecast:
                     return "its weights differ in size from the catalog's model of that name"
                 sure = True
         return None if sure else "no row has the size of its weights, and the name alone is not sufficient"
+
+
+def _engine(case: Case) -> str | None:
+    """The engine that predicts a row's case; None for a server, and for a backend that is not predicted."""
+    backend = backends.of_row(case.backend)
+    return backend.engine if case.server is None and backend is not None and backend.predicted else None
+
+
+def _stored_shapes(groups: Iterable[CaseGroup], configs: Configs) -> Geometry | None:
+    """The shapes of a model by the config that a run stored."""
+    for config in (configs[group.case.model_id] for group in groups if group.case.model_id in configs):
+        with suppress(ProfileError):  # a family that only a newer version serves
+            return families.geometry(config)
+    return None
+
+
+def _counted(groups: Mapping[CaseGroup, Sequence[CaseResult]], configs: Configs) -> int | None:
+    """The parameters of a model by its config, its files, the size of unquantized weights, or, for a server's model,
+    by its name.
+    """
+    shapes = _stored_shapes(groups, configs)
+    if shapes is not None:
+        return shapes.parameters
+    stated = [group.parameters for group in groups if group.parameters]
+    sizes = [
+        round(result.memory.weights_bytes / DTYPE_BYTES[group.case.quant])
+        for group, results in groups.items()
+        if group.case.quant in DTYPE_BYTES
+        for result in results
+        if result.ok and result.memory.weights_bytes
+    ]
+    named = [
+        round(float(size[1]) * NAMED[size[2].casefold()])
+        for group in groups
+        if group.case.server is not None and (size := SIZE.search(group.case.model))
+    ]
+    return max(stated or sizes or named, default=None)

@@ -195,7 +195,7 @@ def section(machines: Sequence[MachineRows], scores: Sequence[Score]) -> Section
         if not rated:
             blocks.append(muted(f"No frontier{where}: no case has both a comparable decode rate and a peak."))
             continue
-        at = f"at {selection.tokens(context)} tokens{where}"
+        at = f"at {charts.count_text(context)} tokens{where}"
         judged = [one for one in rated if one.quality is not None]
         best = _by_model(rated)
         figures.append(_memory(rated, best, at))
@@ -266,23 +266,23 @@ def _drawn(rated: Sequence[FrontierCase], best: Sequence[FrontierCase]) -> list[
     return [*best, *others[:: max(1, -(-len(others) // MOST_POINTS))]]
 
 
-def _points(rated: Sequence[FrontierCase], best: Sequence[FrontierCase], up: Any) -> list[dict[str, Any]]:
+def _points(rated: Sequence[FrontierCase], best: Sequence[FrontierCase], up: Any) -> list[charts.Mark]:
     chosen = {id(one) for one in best}
     return [
-        {
-            "x": one.tps,
-            "y": up(one),
-            "series": one.result.model,
-            "best": id(one) in chosen,
-            "said": f"{selection.case(one.result)}: "
-            f"{selection.rate(one.result.decode)} t/s, {bytes_text(one.nbytes)}",
-        }
+        charts.Mark(
+            one.tps,
+            up(one),
+            one.result.model,
+            f"{selection.case(one.result)}: {selection.rate(one.result.decode)} t/s, {bytes_text(one.nbytes)}",
+            pale=id(one) not in chosen,
+            keys=one.result.keys,
+        )
         for one in rated
     ]
 
 
-def _models(points: Sequence[dict[str, Any]]) -> dict[str, int]:
-    names = dict.fromkeys(point["series"] for point in points)
+def _models(points: Sequence[charts.Mark]) -> dict[str, int]:
+    names = dict.fromkeys(point.series for point in points)
     return {name: place for place, name in enumerate(names)}
 
 
@@ -307,6 +307,7 @@ def _table(best: Sequence[FrontierCase], benchmark: str | None, at: str) -> Tabl
         rows,
         f"For each model, the quantizations that no other one beats in both speed and memory, {at}, by the medians:"
         " cases whose intervals overlap may be equally fast",
+        tuple(one.result.keys for one in best[:MOST_ROWS]),
     )
 
 

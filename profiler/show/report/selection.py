@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +18,12 @@ from profiler.results import energy, stats
 from profiler.results.cautions import cautions
 from profiler.results.measurement import Caution, Measurement, Memory, Phase
 from profiler.results.stats import Centre, Summary
-from profiler.show.columns import SETTINGS, device_memory, device_title, figure, noisy_text, plain
+from profiler.show.columns import BASES, SETTINGS, device_memory, device_title, figure, noisy_text, plain
 from profiler.show.report.blocks import Tone
-from profiler.units import KIB, UNKNOWN
+from profiler.units import UNKNOWN
 
 ID_SHOWN = 6  # hex digits of a model's id: two of a handful of models coincide with odds of one in a million
+GGUF_TYPE = re.compile(r"I?Q\d|TQ\d|MXFP4")  # tensor types that only GGUF files have
 _CASE = attrgetter(*IDENTITY)
 _SIZE = attrgetter("case.context", "case.batch", "case.steps")
 _SETTINGS = attrgetter(  # including the fields that ``SETTINGS`` show
@@ -39,8 +41,16 @@ class CaseGroup:
 
     case: Case  # that of one row
     names: tuple[str, str]  # model and quantization, as stored
+    parameters: int | None = None  # of the weights' files
+    is_gguf: bool = False
     model: str = ""  # printable
     series: str = ""  # the quantization, and settings that distinguish the group from others of its model
+    settings: str = ""  # the same without the prompt, which is not a setting
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        """The model and the quantization by which a reader filters."""
+        return self.model, plain(self.case.quant, 60)
 
 
 @dataclass(slots=True, eq=False)
@@ -74,6 +84,10 @@ class CaseResult:
     @property
     def series(self) -> str:
         return self.group.series
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        return self.group.keys
 
     @property
     def measurement(self) -> Measurement:
@@ -110,6 +124,8 @@ class CaseResult:
     @property
     def comparable(self) -> bool:
         """Whether decode was measured precisely enough to compare its median."""
+        if any(caution.code == "decode-busy" for caution in self.cautions):
+            return False
         if self.centre is None or self.centre.near:
             return self.centre is not None
         decode = self.decode
@@ -117,8 +133,19 @@ class CaseResult:
 
     @property
     def ceiling_s(self) -> Mapping[str, float] | None:
-        """Seconds of a prefill and of a step at the ceiling; None if not calibrated."""
-        return self.expected.get("ceiling_s")
+        """Seconds of a prefill and of a step at the ceilings behind MFU and MBU; None if no ceiling is known.
+
+        Rows of older versions have the seconds at the ceilings of each operator, if the device was calibrated.
+        """
+        used = self.expected.get("utilization")
+        return {"prefill": used["prefill_s"], "step": used["step_s"]} if used else self.expected.get("ceiling_s")
+
+    @property
+    def ceiling_basis(self) -> str | None:
+        """Where the ceilings come from, in words."""
+        used = self.expected.get("utilization")
+        basis = used["basis"] if used else "calibrated" if self.ceiling_s else None
+        return basis and BASES.get(basis, plain(basis))
 
     @property
     def bound(self) -> str | None:
@@ -127,7 +154,7 @@ class CaseResult:
 
     @property
     def shares(self) -> Mapping[Phase, float | None]:
-        """Time at the ceiling ÷ measured time; empty if not calibrated."""
+        """Time at the ceiling ÷ measured time: MFU of prefill, MBU of decode; empty if no ceiling is known."""
         at = self.ceiling_s
         return stats.shares(self.case, at, self.prefill_tps, self.decode_tps) if at else {}
 
@@ -199,8 +226,13 @@ class MachineRows:
         """Rows with a result at the smallest batch."""
         return self.at[min(self.at)] if self.at else ()
 
+    @property
+    def at_batch(self) -> Sequence[CaseResult]:
+        """All rows at the most frequent batch, those without a result included."""
+        return [result for result in self.results if result.case.batch == self.batch]
+
     def palette(self, names: Iterable[str]) -> dict[str, int]:
-        """Colour numbers of series, the same for a series in every chart of this machine."""
+        """Color numbers of series, the same for a series in every chart of this machine."""
         series = list(dict.fromkeys(group.series for group in self.groups))
         return {name: series.index(name) for name in names}
 
@@ -210,51 +242,61 @@ class MachineRows:
         return max(self.results, key=lambda row: (row.case.server is None, row.started_at or "")).environment
 
 
-def machines(measurements: Iterable[Measurement]) -> list[MachineRows]:
+def machines(
+    measurements: Iterable[Measurement], others: Iterable[tuple[str, Iterable[Measurement]]] = ()
+) -> list[MachineRows]:
     """Machines in the order of their first row. If a case has several rows, the newest successful one counts.
+
+    ``others`` are the rows of files, each with its name. They are machines of their own even if they are of the same
+    device, because somebody who names a file wants to see it beside the rest.
 
     Only the values that every section needs are kept of each row, because a store may have more rows than fit in
     memory.
     """
     found: dict[tuple[Any, ...], _Cases] = {}
-    places: dict[tuple[int, str], _Cases] = {}
     kept: list[dict[str, Any]] = []
-    for row in measurements:
-        place = id(row.environment), row.case.backend  # many rows share an environment, and ``kept`` holds on to it
-        cases = places.get(place)
-        if cases is None:
-            cases = places[place] = found.setdefault(_identity(row), _Cases())
-            kept.append(row.environment)
-        cases.add(row)
+    for source, rows in (("", measurements), *others):
+        places: dict[tuple[int, str], _Cases] = {}
+        for row in rows:
+            place = id(row.environment), row.case.backend  # many rows share an environment, and ``kept`` holds it
+            cases = places.get(place)
+            if cases is None:
+                cases = places[place] = found.setdefault((source, *_identity(row)), _Cases(source))
+                kept.append(row.environment)
+            cases.add(row)
     _tell_models_apart([group for cases in found.values() for group in cases.groups.values()])
     titles = Counter[str]()
     machines = []
     for cases in found.values():
         results = cases.in_order()
-        simulated = backends.made_up(results[0].case.backend) is not None
+        simulated = backends.simulated(results[0].case.backend) is not None
         title = device_title(results[0]) + ", simulated" * simulated
+        title += f", {cases.source}" if cases.source else ""
         titles[title] += 1
         machines.append(MachineRows(title if titles[title] == 1 else f"{title} #{titles[title]}", results))
     return machines
 
 
 def _tell_models_apart(groups: Iterable[CaseGroup]) -> None:
-    """Add the beginning of its id to the name of a model that shares the name with another: ``merged #3f2a``."""
+    """Tell models of one name apart: a GGUF file from another kind by "(GGUF)", otherwise by the start of an id."""
     ids: dict[tuple[str, str], dict[str, list[CaseGroup]]] = {}
     for group in groups:
         case = group.case
         ids.setdefault((case.model, case.weights), {}).setdefault(case.model_id, []).append(group)
     for by_id in ids.values():
-        if len(by_id) > 1:
-            for model_id, mine in by_id.items():
-                for group in mine:
-                    group.names = f"{group.names[0]} #{model_id[:ID_SHOWN]}", group.names[1]
+        files = [any(group.is_gguf for group in mine) for mine in by_id.values()]
+        for (model_id, mine), is_gguf in zip(by_id.items(), files, strict=True):
+            by_kind = len(by_id) == 2 and sum(files) == 1
+            suffix = (" (GGUF)" if is_gguf else "") if by_kind else f" #{model_id[:ID_SHOWN]}"
+            for group in mine if len(by_id) > 1 else ():
+                group.names = f"{group.names[0]}{suffix}", group.names[1]
 
 
 class _Cases:
     """The rows of one machine while they are read."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: str) -> None:
+        self.source = source  # the name of the file that they are from; empty: the store
         # By the fields of a case that its key is a hash of: hashing takes far longer.
         self.results: dict[tuple[Any, ...], CaseResult] = {}
         self.groups: dict[tuple[Any, ...], CaseGroup] = {}
@@ -268,7 +310,8 @@ class _Cases:
         settings = _SETTINGS(row.case)
         group = self.groups.get(settings)
         if group is None:
-            group = self.groups[settings] = CaseGroup(row.case, (row.case.model, row.case.quant))
+            names = row.case.model, row.case.quant
+            group = self.groups[settings] = CaseGroup(row.case, names, _parameters(row), _is_gguf(row))
         self.results[key] = _result(row, group)
 
     def in_order(self) -> list[CaseResult]:
@@ -293,6 +336,21 @@ def _result(row: Measurement, group: CaseGroup) -> CaseResult:
     )  # fmt: skip
 
 
+def _parameters(row: Measurement) -> int | None:
+    """The number of parameters in the files of the weights."""
+    count = row.checkpoint.get("parameters")
+    return count if isinstance(count, int) and count > 0 else None
+
+
+def _is_gguf(row: Measurement) -> bool:
+    """Whether the weights are a GGUF file, by the backend or by the types of its tensors."""
+    backend = backends.of_row(row.case.backend)
+    types = row.checkpoint.get("dtypes")
+    return (backend is not None and backend.gguf) or (
+        isinstance(types, dict) and any(GGUF_TYPE.match(str(name)) for name in types)
+    )
+
+
 def _name(groups: Collection[CaseGroup]) -> None:
     """Name the model and the series of each group.
 
@@ -311,20 +369,17 @@ def _name(groups: Collection[CaseGroup]) -> None:
         group.model, quant = (plain(name, 60) or "(no name)" for name in group.names)
         cells = {column: column.cell(group) for column in distinguishing}
         named = (c.words.format(cell) if c.title == "steps" else cell for c, cell in cells.items() if cell != UNKNOWN)
-        words = dict.fromkeys([quant, group.case.server, *named])
-        group.series = " ".join(filter(None, words))
+        words = [word for word in dict.fromkeys([quant, group.case.server, *named]) if word]
+        group.series = " ".join(words)
+        prompt = group.case.prompt and plain(group.case.prompt)
+        group.settings = " ".join(word for word in words if word != prompt)
 
 
 def _identity(row: Measurement) -> tuple[Any, ...]:
     """The identity of a machine, which does not include its software or its free memory."""
     device, cpu = row.environment.get("device") or {}, row.environment.get("cpu") or {}
     recorded = tuple(str(device.get(name)) for name in ("kind", "title", "memory_bytes", "uuid_hash"))
-    return (backends.made_up(row.case.backend) is not None, *recorded, str(cpu.get("title")), str(cpu.get("cores")))
-
-
-def tokens(count: int) -> str:
-    """``128``, ``32k``."""
-    return f"{count // KIB}k" if count >= KIB and count % KIB == 0 else f"{count:,}"
+    return (backends.simulated(row.case.backend) is not None, *recorded, str(cpu.get("title")), str(cpu.get("cores")))
 
 
 def rate(summary: Summary | None) -> str:
@@ -346,7 +401,19 @@ def ranged(summary: Summary | None) -> str:
 
 def case(result: CaseResult) -> str:
     """``gemma-4-e2b nf4 c=4096 b=1``, including other settings that distinguish it."""
-    return f"{result.model} {result.series} c={result.case.context} b={result.case.batch}"
+    if result.case.prompt is None:
+        return f"{result.model} {result.series} c={result.case.context} b={result.case.batch}"
+    return f"{result.model} {result.group.settings} with the prompt {prompt(result)} b={result.case.batch}"
+
+
+def prompt(result: CaseResult) -> str:
+    """The name of the written prompt that a server was sent."""
+    return plain(result.case.prompt, 40)
+
+
+def tokens_text(count: int) -> str:
+    """``1 token``, ``32,768 tokens``."""
+    return f"{count:,} token{'s' * (count != 1)}"
 
 
 def joined(parts: Iterable[str]) -> str:

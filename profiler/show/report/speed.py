@@ -9,7 +9,7 @@ from itertools import islice
 from profiler import backends
 from profiler.registry import listed
 from profiler.results import comparison
-from profiler.results.measurement import Measurement, Phase
+from profiler.results.measurement import PHASES, Measurement, Phase
 from profiler.show.columns import (
     TOO_NOISY,
     context_cell,
@@ -31,7 +31,6 @@ MOST_PANELS = 3  # charts per kind: one row of the page; each takes a quarter of
 MOST_SERIES = 8  # lines that remain distinguishable in a chart
 MOST_POINTS = 24  # points per line
 MOST_ROWS = 60  # rows of the table
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 def section(machines: Sequence[MachineRows]) -> Section:
@@ -88,13 +87,14 @@ def _panels(machines: Sequence[MachineRows]) -> list[tuple[MachineRows, str]]:
 
 
 def _has_curve(machine: MachineRows, model: str) -> bool:
-    places = ((result.case.context, result.case.batch) for result in machine.of.get(model, ()))
+    places = ((each.case.context, each.case.batch) for each in machine.of.get(model, ()) if each.case.prompt is None)
     first = next(places, None)
     return any(place != first for place in places)
 
 
 def _over_context(machine: MachineRows, model: str, phase: Phase, several: bool) -> Chart | None:
-    results = [result for result in machine.of.get(model, ()) if result.case.batch == machine.batch]
+    every = machine.of.get(model, ())
+    results = [each for each in every if each.case.batch == machine.batch and each.case.prompt is None]
     points = [(result, result.case.context) for result in results if _median(result, phase) is not None]
     batch = f", batch {machine.batch}" if machine.batch > 1 else ""
     return _curves(f"{model}{batch}", points, "context", phase, machine, several)
@@ -110,7 +110,7 @@ def _over_batch(machine: MachineRows, model: str, several: bool) -> Chart | None
         return None
     context = max(batches, key=lambda at: (len(batches[at]), -at))
     points = [(result, result.case.batch) for result in results if result.case.context == context]
-    title = f"{model}, {selection.tokens(context)} tokens"
+    title = f"{model}, {charts.count_text(context)} tokens"
     return _curves(title, points, "batch", "decode", machine, several)
 
 
@@ -137,9 +137,10 @@ def _curves(
             assert summary is not None  # it has a median
             said = f"{result.series}, {x} {at:,}: {selection.ranged(summary)} t/s"
             low, high = (summary.low, summary.high) if summary.high is not None else (None, None)
-            points.append({"x": at, "y": summary.median, "low": low, "high": high, "series": name, "said": said})
+            points.append(charts.Mark(at, summary.median, name, said, low, high, keys=result.keys))
     where = f" · {machine.title}" if several else ""
-    return Chart(f"{title}{where}", charts.curves(points, x, f"{phase} t/s", machine.palette(series)))
+    drawn = charts.curves(points, x, f"{phase} t/s", machine.palette(series))
+    return Chart(f"{title}{where}", drawn, found[0][0].model)
 
 
 def _side_by_side(machines: Sequence[MachineRows]) -> list[PageBlock]:
@@ -159,13 +160,14 @@ def _side_by_side(machines: Sequence[MachineRows]) -> list[PageBlock]:
         *(Head(f"{machine.title}, decode t/s") for machine in machines),
         Head("highest ÷ lowest"),
     )
-    rows = []
+    rows, keys = [], []
     for results in list(shared.values())[:MOST_ROWS]:
         ordered = sorted(results.values(), key=lambda result: result.decode_tps or 0.0)
         cells = (selection.ranged(results[n].decode) if n in results else "–" for n in range(len(machines)))
         rows.append((selection.case(ordered[0]), *cells, _times(ordered[-1].measurement, ordered[0].measurement)))
+        keys.append(ordered[0].keys)
     caption = "Cases measured on more than one machine, and the ratio of decode rates with its 95% interval."
-    return [Table(columns, tuple(rows), caption)]
+    return [Table(columns, tuple(rows), caption, tuple(keys))]
 
 
 def _times(high: Measurement, low: Measurement) -> str:
@@ -194,6 +196,7 @@ def _engines(machine: MachineRows, several: bool) -> list[PageBlock]:
             (Head("engine", right=False), *map(Head, heads)),
             tuple(map(_of_engine, results[:MOST_ROWS])),
             f"{model} in several engines{where}: decode of one sequence, and its share of the ceiling",
+            tuple(result.keys for result in results[:MOST_ROWS]),
         )
         for model, results in models.items()
     ]
@@ -218,14 +221,15 @@ def _of_engine(result: CaseResult) -> tuple[str, ...]:
 def _engine(result: CaseResult) -> str:
     """What ran a case: a server with its version, or the backend's engine."""
     backend = backends.of_row(result.case.backend)
-    own = result.case.backend if backend is None or backend.made_up else backend.engine
+    own = result.case.backend if backend is None or backend.simulated else backend.engine
     return server_title(result.environment) or plain(own)
 
 
 def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     several = len(machines) > 1
-    found = ((machine.title, result) for machine in machines for result in machine.ok)
-    rows = tuple((*((title,) if several else ()), *_row(result)) for title, result in islice(found, MOST_ROWS))
+    every = ((machine.title, result) for machine in machines for result in machine.ok)
+    found = list(islice(every, MOST_ROWS))
+    rows = tuple((*((title,) if several else ()), *_row(result)) for title, result in found)
     count = sum(len(machine.ok) for machine in machines)
     columns = (
         *((Head("machine", right=False),) if several else ()),
@@ -233,7 +237,7 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
         Head("quantization", right=False),
         *map(Head, ("context", "batch", "prefill t/s", "decode t/s", "TTFT", "ms/token", "reps")),
     )
-    blocks: list[PageBlock] = [Table(columns, rows, "All measured rates")]
+    blocks: list[PageBlock] = [Table(columns, rows, "All measured rates", tuple(result.keys for _, result in found))]
     if count > MOST_ROWS:
         blocks.append(
             muted(f"Only {MOST_ROWS} of {count:,} measured cases are shown; profile runs show RUN -o csv has all.")

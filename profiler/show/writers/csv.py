@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from profiler.results.measurement import Measurement
+from profiler.results.measurement import PHASES, Measurement
 from profiler.results.row import row
 from profiler.show.columns import plain
 from profiler.units import spreadsheet_cell
@@ -67,7 +67,7 @@ class _Passed:
 
 def header() -> list[str]:
     """Names of the columns, in order."""
-    phases = [f"{phase}_{name}" for phase in ("prefill", "decode") for name in ("n", *PHASE)]
+    phases = [f"{phase}_{name}" for phase in PHASES for name in ("n", *PHASE)]
     return [
         "run",
         "key",

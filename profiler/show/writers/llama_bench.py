@@ -24,7 +24,7 @@ from profiler import __version__, backends
 from profiler.case import Case, options_of
 from profiler.results import stats
 from profiler.results.environment import REMOTE
-from profiler.results.measurement import Measurement, Phase
+from profiler.results.measurement import PHASES, Measurement, Phase
 from profiler.show.columns import plain
 
 GGML_TYPES = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}  # of the K/V cache, which has the compute dtype
@@ -57,7 +57,7 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
         _row(measurement, phase)
         for measurement in measurements
         if _fits(measurement)
-        for phase in ("prefill", "decode")
+        for phase in PHASES
         if measurement.samples.of(phase)
     ]
     lines = ",\n".join(json.dumps(row, ensure_ascii=True, allow_nan=False) for row in rows)

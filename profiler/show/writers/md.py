@@ -11,13 +11,16 @@ from functools import singledispatch
 from urllib.parse import quote
 
 from profiler.results.measurement import Measurement
-from profiler.show.columns import Column, fastest, figures, heading, legend, notes, path_lines, plain, rows_of_models
-from profiler.show.report.blocks import Code, Figures, Listing, Map, MapCell, Page, PageBlock, Table, Text
+from profiler.show.columns import Column, fastest, figures, heading, legend, path_lines, plain
+from profiler.show.notes import few, notes, rows_of_models
+from profiler.show.report.blocks import Bars, Code, Figures, Listing, Map, MapCell, Page, PageBlock, Table, Text
+from profiler.show.writers.table import blocks
 
 _ACTIVE = re.compile(r"[\\`*_\[\]#|~$]|^[-+=]")  # Markdown syntax
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;", ":": "&#58;", ".": "&#46;"}
 _ENTITY = re.compile(r"[&<>@]|:(?=//)|(?<=www)\.", re.IGNORECASE)  # markup, mentions, bare links
 
+BLOCKS = 20  # characters of a bar
 _TICKS = re.compile(r"`+")
 
 
@@ -25,8 +28,8 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
     """Heading, table and notes."""
     if not measurements:
         return "no rows\n"
-    found_notes, numbers = notes(measurements)
-    columns = [Column("model", lambda m: plain(m.case.model), 9, right=False), *figures(numbers, measurements)]
+    found_notes, cells = few(*notes(measurements), None)
+    columns = [Column("model", lambda m: plain(m.case.model), 9, right=False), *figures(cells, measurements)]
     lines = [
         " · ".join(escaped(part) for part in heading(run, measurements)),
         "",
@@ -104,9 +107,18 @@ def _map(block: Map) -> str:
         line(map(escaped, (block.corner, *block.columns))),
         line(["---", *("---:" for _ in block.columns)]),
         *(line([escaped(label), *map(_cell, cells)]) for label, cells in block.rows),
-        *(["", escaped(block.key)] if block.key else []),
     ]
     return _captioned(block.caption, lines)
+
+
+@_block.register
+def _bars(block: Bars) -> str:
+    lines = [
+        line(["", "", ""]),
+        line(["---", "---", "---"]),
+        *(line([escaped(bar.label), blocks(bar, BLOCKS), escaped(bar.text)]) for bar in block.rows),
+    ]
+    return _captioned(block.title, lines)
 
 
 @_block.register

@@ -15,18 +15,16 @@ from profiler.results.measurement import Measurement
 from profiler.show.columns import (
     STAYS,
     Column,
-    Note,
     fastest,
     figures,
     heading,
     legend,
-    notes,
     path_lines,
     plain,
-    rows_of_models,
 )
+from profiler.show.notes import MOST_NOTES, Note, few, notes, rows_of_models
 from profiler.show.output import fitted as fitted_columns
-from profiler.show.report.blocks import Code, Figures, Listing, Map, MapCell, Page, Table, Text
+from profiler.show.report.blocks import Bar, Bars, Code, Figures, Listing, Map, MapCell, Page, Table, Text
 
 WIDTH = 120  # columns, if the output is not a terminal: the same rows always give the same text
 INDENT = "  "  # before the rows of a model, and between columns
@@ -36,16 +34,27 @@ NARROWEST = 40
 MOST_ROWS = 16  # rows of a table in the report, so that it fits on a screen
 NARROWEST_CELL = 16  # of text; figures are never wrapped
 GAP = 2  # columns between cells
+FEWEST_BLOCKS, MOST_BLOCKS = 8, 30  # characters of a bar
 
 
-def render(run: str | None, measurements: Sequence[Measurement], width: int = WIDTH) -> str:
-    """The table, at most ``width`` wide if its most important columns fit."""
+def render(
+    run: str | None,
+    measurements: Sequence[Measurement],
+    width: int | None = None,
+    most_notes: int | None = MOST_NOTES,
+) -> str:
+    """The table, at most ``width`` wide if its most important columns fit, and at most so many notes.
+
+    None: as wide as it is where there is no terminal; all notes.
+    """
+    width = width or WIDTH
     if not measurements:
         return f"run {plain(run)}: no rows\n" if run else "no rows\n"
     grouped = [measurement for group in _by_model(measurements) for measurement in group]
-    found_notes, numbers = notes(grouped)
+    every, numbers = notes(grouped)
+    found_notes, cells = few(every, numbers, most_notes)
     lines = _wrap(" · ".join(heading(run, grouped)), width, "")
-    titles, *body = _fitted(figures(numbers, grouped), grouped, width)
+    titles, *body = _fitted(figures(cells, grouped), grouped, width)
     lines += ["", titles]
     for group in _by_model(grouped):
         lines += _wrap(plain(group[0].case.model) or "(no name)", width, "")
@@ -56,6 +65,9 @@ def render(run: str | None, measurements: Sequence[Measurement], width: int = WI
     total = rows_of_models(grouped)
     for note in found_notes:
         lines += _wrap(f"[{note.number}] {_note(note, grouped, total)}", width, "    ")
+    if more := len(every) - len(found_notes):
+        shown = f"profile runs show {plain(run)} --notes all" if run else "--notes all"
+        lines += _wrap(f"and {more} more note{'s' * (more != 1)} (+): {shown}", width, "")
     for words in path_lines(grouped, brief=True):
         lines += _wrap(words, width, "    ")
     found = fastest(grouped)
@@ -124,9 +136,30 @@ def _block(block: object, width: int) -> str:
         return "\n".join(textwrap.fill(f"- {item}", width, subsequent_indent="  ") for item in block.items)
     if isinstance(block, Code):
         return "\n".join(f"  {line}" for line in block.lines)
+    if isinstance(block, Bars):
+        return _bars(block, width)
     if isinstance(block, Figures):
         return ""
     raise TypeError(f"no text for {type(block).__name__}")
+
+
+def _bars(block: Bars, width: int) -> str:
+    """A line for each bar: its label, the bar in blocks against its ceiling, and its text."""
+    labels = max(len(bar.label) for bar in block.rows)
+    texts = max(len(bar.text) for bar in block.rows)
+    room = min(MOST_BLOCKS, width - labels - texts - 2 * GAP)
+    if room < FEWEST_BLOCKS:  # too narrow for pictures
+        return "\n".join(
+            [_wrapped(block.title, width), *(_wrapped(f"{bar.label}: {bar.text}", width) for bar in block.rows)]
+        )
+    drawn = (f"{bar.label:{labels}}  {blocks(bar, room):{room}}  {bar.text}" for bar in block.rows)
+    return "\n".join([_wrapped(block.title, width), *drawn])
+
+
+def blocks(bar: Bar, room: int) -> str:
+    """A bar of at most ``room`` characters: full blocks for the figure, light ones up to the ceiling."""
+    full = max(1, round(bar.value * room))
+    return "█" * full + "░" * (round((bar.ceiling or 0) * room) - full)
 
 
 def _cell(cell: MapCell) -> str:

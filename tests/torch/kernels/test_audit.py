@@ -14,6 +14,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
 from profiler.kernels.audit import AuditReport, StaticStep, audit, audit_step, meta_findings, model_findings
 from profiler.kernels.patches import Patches
+from profiler.kernels.versions import with_cache
 
 Tiny = Callable[[str], PreTrainedModel]
 STEPS = 2 * WINDOW + 6
@@ -25,11 +26,11 @@ class StockStep:
     def __init__(self, model: PreTrainedModel, cache: Cache) -> None:
         self.model, self.cache = model, cache
         with torch.inference_mode():
-            logits = model(input_ids=prompt(1, 5), past_key_values=cache, use_cache=True).logits[:, -1]
+            logits = model(input_ids=prompt(1, 5), **with_cache(cache)).logits[:, -1]
             self.token = logits.argmax(-1, keepdim=True)
 
     def __call__(self) -> torch.Tensor:
-        logits = self.model(input_ids=self.token, past_key_values=self.cache, use_cache=True).logits[:, -1]
+        logits = self.model(input_ids=self.token, **with_cache(self.cache)).logits[:, -1]
         self.token.copy_(logits.argmax(-1, keepdim=True))
         return logits
 

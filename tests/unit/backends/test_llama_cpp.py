@@ -334,11 +334,24 @@ def test_a_synthetic_file_that_cannot_be_written_is_a_row_with_the_reason(
     assert row["outcome"] == "skipped" and "cannot be written yet" in row["reason"]
 
 
-def test_a_gate_refuses_programs_that_time_themselves(described: Path, tmp_path: Path, model: Path) -> None:
-    asked = ["gate", "--base", "HEAD", "--backend", "llama.cpp", "--device", "cpu", "-c", "64", "-m"]
-    for name in (model, described):
-        result = CliRunner().invoke(main, [*asked, str(name)])
-        assert result.exit_code == 2 and "profile gate cannot measure backend llama.cpp" in result.stderr
+def test_a_repetition_has_the_cpu_time_of_the_program(sweep: Sweep, tmp_path: Path) -> None:
+    folder = install(tmp_path / "bin", "b9993", fault("repetition", "spin", 0.1))
+    (row,) = sweep(folder, "-c", "128", "-n", "16", "-r", "2")
+    for phase in ("prefill", "decode"):
+        assert all(0.08 < spent < 0.2 for spent in row[phase]["cpu_seconds"]), row[phase]["cpu_seconds"]
+    (row,) = sweep(install(tmp_path / "idle", "b9993", fault("repetition", "sleep", 0.3)), "-c", "64", "-r", "2")
+    assert all(spent < 0.1 for spent in row["decode"]["cpu_seconds"])
+    (row,) = sweep(install(tmp_path / "old", "b3800"), "-c", "128", "-r", "2")  # without --progress
+    assert row["decode"]["cpu_seconds"] == [None] * 2
+
+
+def test_a_copied_build_loads_its_own_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cmake writes the absolute path of the original's libraries into the programs."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/lib")
+    copied = build.named(str(install(tmp_path / "copy")))
+    assert copied.environment("cpu")["LD_LIBRARY_PATH"] == "/opt/lib"  # nothing beside the programs
+    (copied.folder / "libggml-base.so").touch()
+    assert copied.environment("cpu")["LD_LIBRARY_PATH"] == f"{copied.folder}:/opt/lib"
 
 
 def test_files_and_random_weights_share_a_list_of_quantizations(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from profiler import devices
 from profiler.commands import calibrate
 from profiler.cost.engines.transformers import COUNTS
 from profiler.devices import calibration
+from profiler.run import ceilings
 
 
 def shown(found: calibration.Ceilings) -> dict[str, dict[str, str]]:
@@ -63,9 +65,9 @@ def test_a_calibration_is_of_the_machine_whatever_store_is_named(
     """``calibrate`` has no ``--store``: it must apply to a sweep with one. What lies beside that store does not."""
     own = replace(MEASURED, fingerprint=calibration.fingerprint(devices.find("cpu")))
     here, other = tmp_path / "own" / "store.sqlite", tmp_path / "other" / "store.sqlite"
-    for path, ceilings in ((here, own), (other, replace(own, step_s={"fp32": 10.0}))):
+    for path, known in ((here, own), (other, replace(own, step_s={"fp32": 10.0}))):
         monkeypatch.setenv("PROFILER_STORE", str(path))
-        calibration.save(ceilings)
+        calibration.save(known)
 
     def seconds(*store: str) -> float:
         asked = ("-m", "gemma-3-270m", "-q", "fp32", "-c", "128", "-r", "2", "--device", "cpu")
@@ -75,3 +77,13 @@ def test_a_calibration_is_of_the_machine_whatever_store_is_named(
     by_the_other = seconds()
     monkeypatch.setenv("PROFILER_STORE", str(here))
     assert seconds("--store", str(other)) == seconds() < by_the_other
+
+
+def test_a_busy_machine_gives_no_calibration(profile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It once stored 254 MiB/s for an operator beside 66.8 GiB/s of reads."""
+    text = '{"doing": "reading memory"}\n{"busy": "other processes took 44% or more", "seconds": 1.0}'
+    monkeypatch.setattr(ceilings, "_program", lambda trait: (sys.executable, "-c", f"print({text!r})"))
+    ran = profile("calibrate", "--device", "cpu")
+    assert ran.code == 3
+    assert "the machine is too busy to measure cpu: other processes took 44% or more" in ran.err
+    assert not list(calibration.folder().glob("*")) and calibration.load(devices.find("cpu")) is None

@@ -25,7 +25,9 @@ def test_a_command_imports_only_what_it_needs() -> None:
         (["sweep", "--help"], ()),
         (["scenarios"], ()),
         (["models"], ()),
+        (["--on", "4090"], ()),
         (["fit", "qwen3.5-9b", "--on", "4090"], ()),
+        ([], ("pynvml",)),
         (["devices"], ("pynvml",)),
         (["sweep", "-m", "gemma-3-1b", "--dry-run"], ("pynvml",)),
     ]
@@ -51,8 +53,10 @@ def test_every_command_has_a_line_in_the_help(profile: Any) -> None:
     assert "options" not in main.list_commands(click.Context(main))
 
 
-def test_no_command_at_all_shows_the_help(profile: Any) -> None:
-    assert profile() == profile("--help")
+def test_an_option_of_the_overview_before_a_command_says_where_it_belongs(profile: Any) -> None:
+    ran = profile("--on", "rtx 4090", "fit")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("Error: --on stands before fit. Put it after: profile fit --on DEVICE\n")
 
 
 def test_an_unknown_command_names_the_nearest(profile: Any) -> None:

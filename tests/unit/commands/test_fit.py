@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from fakes.tiny import CONFIGS
 from gguf import GGUFReader
 
-from profiler import folders
+from profiler import console, folders
 from profiler.backends.llama_cpp.synthetic import synthetic_gguf
 from profiler.case import Source
 from profiler.cli import main
@@ -123,11 +123,29 @@ def test_the_page_fits_a_page() -> None:
         "RTX 4090",
         "usable",
         "tight",
-        "To check the first context of each on RTX 4090:",
+        "To check the first on RTX 4090:",
         "fitted:",
         "the range that should hold nine cases in ten",
     ):
         assert word in text
+
+
+def test_few_notes_are_shown_and_the_others_counted() -> None:
+    words = (*PAIR, "--on", "rtx 4090", "--engine", "llama.cpp", "-c", "8k,128k")
+    few, every = fit(*words).stdout, fit(*words, "--notes", "all").stdout
+    counted = re.search(r"^(\d) more notes: --notes all$", few, re.MULTILINE)
+    assert counted is not None and "more note" not in every
+    assert len(every.splitlines()) - len(few.splitlines()) == int(counted[1]) - 1
+
+
+@pytest.mark.parametrize("lines", [24, 40])
+def test_notes_fit_the_screen_of_a_terminal(lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "width", lambda: 80)
+    monkeypatch.setattr(console, "size", lambda: (80, lines))
+    for on in ("rtx 4090", "m4 max", "2x3090"):
+        text = fit("--on", on, "--engine", "llama.cpp").stdout
+        assert sum(-(-max(1, len(line)) // 80) for line in text.splitlines()) < lines
+        assert ("--notes all" in text) == (lines == 24 or text.count("more note") == 1)
 
 
 def test_a_scenario_gives_contexts_batches_and_models_that_options_override(tmp_path: Path) -> None:
@@ -158,22 +176,66 @@ def test_all_formats(output: str) -> None:
         assert next(csv.DictReader(io.StringIO(result.stdout)))["model"] == "qwen3.5-9b"
 
 
-def test_without_a_model_it_takes_the_largest_pair_that_fits() -> None:
+def test_without_a_model_it_chooses_the_model_with_its_quantization() -> None:
+    """Dense models in 4 bits before smaller ones in 16, and the 27B before a mixture of 3B of 35."""
     found = rows("--on", "rtx 4090", "--engine", "llama.cpp")
-    assert [row["model"] for row in found] == ["gemma-4-31b", "qwen3.5-35b-a3b"]
+    assert [(row["model"], row["quant"]) for row in found] == [("gemma-4-31b", "q4_k_m"), ("qwen3.5-27b", "q6_k")]
+    found = rows("--on", "rtx 4090")
+    assert [(row["model"], row["quant"]) for row in found] == [("gemma-4-31b", "nf4"), ("qwen3.5-27b", "nf4")]
+    text = fit("--on", "rtx 4090").stdout
+    assert "Chosen: the largest model of each family that fits at 8k in 4 bits or more and decodes as fast as" in text
+    assert "people read (5.3 t/s)" in text
+
+
+def test_without_a_model_the_engine_is_one_that_runs_there() -> None:
+    assert {row["engine"] for row in rows("--on", "m4 max")} == {"llama.cpp"}
+    assert {row["engine"] for row in rows("--on", "rtx 4090")} == {"transformers"}
+    assert {row["engine"] for row in rows("--on", "m4 max", "--engine", "mlx")} == {"mlx"}
+
+
+def test_each_machine_has_a_choice_of_its_own() -> None:
+    found = rows("--on", "rtx 4090", "--on", "h100", "--engine", "llama.cpp")
+    assert [row["model"] for row in found] == ["gemma-4-31b", "qwen3.5-27b", "gemma-4-31b", "qwen3.5-122b-a10b"]
+
+
+def test_a_machine_on_which_nothing_is_fast_or_fits_is_told_so() -> None:
+    slow = fit("--on", "vram=64,bandwidth=5,bf16=1").stdout
+    assert "Gemma 4: no model decodes that fast here; gemma-4-e2b" in slow
+    tiny = fit("--on", "vram=1,bandwidth=50,bf16=1").stdout
+    assert "Gemma 4: no model fits at 8k; gemma-4-e2b is the smallest." in tiny
 
 
 def test_without_a_device_it_means_this_machine() -> None:
     assert "profile sweep -m gemma-3-270m" in fit("gemma-3-270m").stdout
 
 
-def test_a_goal_keeps_what_meets_it_and_puts_the_largest_first() -> None:
-    found = rows("--on", "rtx 4090", "--engine", "llama.cpp", "--goal", "50 tok/s at 64k")
+def test_a_goal_ranks_by_quality_class_then_by_the_loss_of_the_quantization() -> None:
+    found = rows("--on", "rtx 4090", "--engine", "llama.cpp", "--goal", "30 tok/s at 64k")
     assert {row["goal"] for row in found} <= {"yes", "likely"}
     assert {row["context"] for row in found} == {65536}
-    sure = [row["parameters"] for row in found if row["goal"] == "yes"]
-    assert sure == sorted(sure, reverse=True)
+    best = [(row["model"], row["quant"]) for row in found[:2]]
+    assert best == [("qwen3.5-27b", "q5_k_m"), ("gemma-4-31b", "q3_k_m")]
     assert len({row["model"] for row in found}) == len(found)
+
+
+def test_a_goal_takes_no_fewer_bits_than_it_must_and_no_more_than_help() -> None:
+    """Never iq2 where q3_k_m meets it, and never f32 or bf16 where q8_0 loses nothing."""
+    machine, bits = ("--on", "rtx 3060 12gb", "--engine", "llama.cpp"), ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m")
+    for goal in ("8 tok/s at 4k", "30 tok/s at 32k", "100 tok/s at 8k"):
+        for row in rows(*machine, "--goal", goal):
+            better = json.loads(
+                fit(row["model"], *machine, "--goal", goal, "-q", ",".join(bits), "-o", "json").stdout
+            )
+            assert not better or row["quant"] in (better[0]["quant"], "iq4_xs")
+            assert row["quant"] not in ("f32", "f16", "bf16")
+
+
+def test_a_goal_says_what_was_given_up_for_it() -> None:
+    text = fit("--on", "rtx 4090", "--engine", "llama.cpp", "--goal", "30 tok/s at 64k").stdout
+    assert "qwen3.5-27b is in q5_k_m because q6_k does not fit.\n" in text
+    assert "Larger models do not meet the goal: qwen3.5-122b-a10b does not fit" in text
+    text = fit("qwen3.5-9b", "--on", "rtx 4090", "--engine", "llama.cpp", "--goal", "100 tok/s at 64k").stdout
+    assert re.search(r"qwen3.5-9b is in q4_k_m because q5_k_m decodes at 9\d\.\d t/s\.", text)
 
 
 def test_an_unmet_goal_is_told_with_the_best_there_is() -> None:
@@ -268,7 +330,7 @@ def test_each_machine_has_commands_and_figures_of_its_own() -> None:
 
 
 def test_a_device_that_no_sweep_runs_on_is_told_so() -> None:
-    text = fit("gemma-4-e4b", "--on", "m4 max", "-q", "bf16,nf4").stdout
+    text = fit("gemma-4-e4b", "--on", "m4 max", "-q", "bf16,nf4", "--notes", "all").stdout
     assert "profile sweep does not run on Apple devices, so it cannot check these figures." in text
     assert "nf4 assumes that bitsandbytes is as efficient there as on NVIDIA GPUs." in text
     assert "bf16 assumes" not in text and "profile calibrate" not in text

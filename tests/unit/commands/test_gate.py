@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from fakes.variants import LocalBench
 
-from profiler.commands import gate as command
 from profiler.gate import bench
+from profiler.gate import session as gate_session
 from profiler.gate.variants import Variant
 from profiler.run.process import Launch
 
@@ -22,9 +22,9 @@ from profiler.run.process import Launch
 def local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """No processes: what a worker does is done here. A side's name is the JSON of what its machine costs."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(command, "WorkerBench", LocalBench)
-    monkeypatch.setattr(command.variants, "resolve", lambda text, scratch, say: variant(text))
-    monkeypatch.setattr(command.variants, "here", lambda: variant("{}"))
+    monkeypatch.setattr(gate_session, "WorkerBench", LocalBench)
+    monkeypatch.setattr(gate_session.variants, "resolve", lambda text, scratch, say: variant(text))
+    monkeypatch.setattr(gate_session.variants, "here", lambda: variant("{}"))
     return tmp_path
 
 
@@ -91,7 +91,7 @@ def test_a_side_has_its_repository_on_the_page_and_in_the_record(
     gate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     side = replace(variant("{}"), name="this installation", repository="/src/profile")
-    monkeypatch.setattr(command.variants, "here", lambda: side)
+    monkeypatch.setattr(gate_session.variants, "here", lambda: side)
     ran = gate("--base", "{}", "--record", str(tmp_path / "gate.json"))
     assert "candidate: this installation of /src/profile; " in ran.out
     sides = json.loads((tmp_path / "gate.json").read_text())["sides"]
@@ -144,7 +144,7 @@ def test_a_slow_run_fails_against_a_baseline_and_does_not_move_it(
     path = tmp_path / "base.json"
     gate("--baseline", str(path), "--accept")
     before = path.read_bytes()
-    monkeypatch.setattr(command.variants, "here", lambda: variant('{"step_s": 0.03}'))
+    monkeypatch.setattr(gate_session.variants, "here", lambda: variant('{"step_s": 0.03}'))
     for _ in range(2):
         ran = gate("--baseline", str(path))
         assert ran.code == 1
@@ -152,7 +152,7 @@ def test_a_slow_run_fails_against_a_baseline_and_does_not_move_it(
 
 
 def test_a_failed_case_is_not_accepted(gate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command.variants, "here", lambda: variant('{"oom_above_tokens": 1}'))
+    monkeypatch.setattr(gate_session.variants, "here", lambda: variant('{"oom_above_tokens": 1}'))
     assert gate("--baseline", str(tmp_path / "base.json"), "--accept").code == 1
     assert not (tmp_path / "base.json").exists()
 
@@ -160,9 +160,19 @@ def test_a_failed_case_is_not_accepted(gate: Any, tmp_path: Path, monkeypatch: p
 def test_inconclusive_may_be_let_through(gate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "base.json"
     gate("--baseline", str(path), "--accept")
-    monkeypatch.setattr(command.variants, "here", lambda: variant('{"step_s": 0.011}'))
-    assert gate("--baseline", str(path)).code == 3
-    assert gate("--baseline", str(path), "--inconclusive", "warn").code == 0
+    monkeypatch.setattr(gate_session.variants, "here", lambda: variant('{"step_s": 0.011}'))
+    ran = gate("--baseline", str(path))
+    assert (ran.code, ran.out.splitlines()[0].partition(":")[0]) == (0, "INCONCLUSIVE")
+    assert "That does not fail the command; to make it fail, add --inconclusive fail" in ran.err
+    assert gate("--baseline", str(path), "--inconclusive", "fail").code == 3
+
+
+def test_pairs_that_cannot_decide_exit_with_3_unless_told_otherwise(
+    gate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_session, "wait_until_quiet", lambda *more: ["the machine runs on battery"])
+    assert gate("--base", "{}").code == 3
+    assert gate("--base", "{}", "--inconclusive", "warn").code == 0
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ import pytest
 from fakes.tiny import CONFIGS
 from fakes.variants import LocalBench
 
-from profiler.commands import gate as gate_command
 from profiler.errors import NotFound, ProfileError
+from profiler.gate import session as gate_session
 from profiler.gate.variants import Variant
 from profiler.run import plan
 from profiler.run.process import Launch
-from profiler.run.refusal import Refusal, accepted, together
+from profiler.run.refusal import Refusal, accepted, combined_error
 
 
 @pytest.fixture
@@ -137,10 +137,10 @@ def test_fit_says_a_mistake_of_all_models_once(profile: Any) -> None:
 @pytest.fixture
 def gate(profile: Any, model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(gate_command, "WorkerBench", LocalBench)
+    monkeypatch.setattr(gate_session, "WorkerBench", LocalBench)
     here = Variant("here", Launch(("python",)), {"python": "3.11.9", "executable": "/python", "libraries": {}})
-    monkeypatch.setattr(gate_command.variants, "resolve", lambda text, scratch, say: here)
-    monkeypatch.setattr(gate_command.variants, "here", lambda: here)
+    monkeypatch.setattr(gate_session.variants, "resolve", lambda text, scratch, say: here)
+    monkeypatch.setattr(gate_session.variants, "here", lambda: here)
 
     def run(*arguments: str) -> Any:
         return profile("gate", "--backend", "fake", "-c", "64", "-n", "8", *arguments)
@@ -178,7 +178,7 @@ def test_an_error_that_all_share_is_said_once() -> None:
 
     with pytest.raises(ProfileError, match=r"^no disk$"):
         accepted(["a", "b"], refuse)
-    assert together([Refusal("a", ProfileError("x")), Refusal("b", ProfileError("y"))]).message == (
+    assert combined_error([Refusal("a", ProfileError("x")), Refusal("b", ProfileError("y"))]).message == (
         "none of the 2 models can be used: a: x; b: y"
     )
     assert accepted([], refuse) == ([], ())

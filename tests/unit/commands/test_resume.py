@@ -13,7 +13,7 @@ from profiler.models import hub
 from profiler.models.resolve import resolve
 from profiler.results.measurement import Measurement, Sample
 from profiler.results.store import Store
-from profiler.run import plan
+from profiler.run import reuse
 from profiler.run.plan import Pace
 from profiler.run.repetitions import Effort
 
@@ -148,5 +148,5 @@ def test_a_row_of_many_repetitions_is_as_exact_as_they_are_whatever_processes_di
     apart = {"between": {"prefill": 0.05, "decode": 0.05, "basis": "prior"}}
     samples = tuple(Sample("decode", 1 + n / 1000, 32) for n in range(20))
     row = Measurement(make_case(), {}, "ok", samples=samples, asked={"reps": 20, "max_phase_s": 60.0}, expected=apart)
-    assert plan._as_thorough(row, Effort())
-    assert not plan._as_thorough(row, Effort(precision=0.0001))
+    assert reuse._is_as_thorough(row, Effort())
+    assert not reuse._is_as_thorough(row, Effort(precision=0.0001))

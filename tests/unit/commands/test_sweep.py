@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from profiler import devices
+from profiler.case import Task
 from profiler.errors import StoreError
 from profiler.results.store import Store
 from profiler.run import plan as run_plan
@@ -393,9 +395,8 @@ def test_a_budget_leaves_out_what_is_estimated_not_to_fit(sweep: Any) -> None:
 def test_a_budget_holds_when_the_estimates_were_too_low(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     true_plan = run_plan.plan_case
 
-    def optimistic(*arguments: Any) -> run_plan.Planned:
-        found = true_plan(*arguments)
-        return run_plan.Planned(found.task, found.estimate, load_s=0.2, run_s=0.05)
+    def optimistic(*arguments: Any) -> Task:
+        return replace(true_plan(*arguments), load_s=0.2, run_s=0.05)
 
     monkeypatch.setattr(run_plan, "plan_case", optimistic)
     ran = sweep("-c", "128,256,384,512", "-n", "2", "-r", "1", "--budget", "1s", pause_s=0.06)

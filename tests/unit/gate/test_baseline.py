@@ -14,7 +14,8 @@ from fakes.variants import BASE, FakeBench, row
 
 from profiler.case import Task
 from profiler.errors import ProfileError
-from profiler.gate import baseline, suite
+from profiler.gate import baseline
+from profiler.gate import measured as gate_measured
 from profiler.gate import rule as gate_rule
 from profiler.gate.baseline import Baseline, BaselineEntry, BaselineSession
 from profiler.gate.rule import RegressionRule, worst
@@ -27,19 +28,19 @@ RULE = RegressionRule(0.05)
 
 def measured(
     name: str = "cell", slowdown: float = 0.0, noise: float = 0.0, task: Task = TASK, **change: Any
-) -> suite.GateMeasurement:
+) -> gate_measured.GateMeasurement:
     bench = FakeBench(noise=noise, seed=1, change={"base": lambda same: replace(same, **change)})
-    found = suite.measure(name, task, bench, BASE, HERE, ("prefill", "decode"))
+    found = gate_measured.measure(name, task, bench, BASE, HERE, ("prefill", "decode"))
     times = {metric: tuple(value * (1 + slowdown) for value in values) for metric, values in found.times.items()}
     return replace(found, times=times)
 
 
-def kept(*cells: suite.GateMeasurement) -> Baseline:
+def kept(*cells: gate_measured.GateMeasurement) -> Baseline:
     return Baseline({each.name: each.entry() for each in cells})
 
 
-def words(found: suite.GateMeasurement, known: Baseline, **rule: float) -> dict[str, str]:
-    verdicts = suite.against(found, known, RegressionRule(**rule) if rule else RULE, ("prefill", "decode"))
+def words(found: gate_measured.GateMeasurement, known: Baseline, **rule: float) -> dict[str, str]:
+    verdicts = gate_measured.against(found, known, RegressionRule(**rule) if rule else RULE, ("prefill", "decode"))
     return {verdict.metric: verdict.word for verdict in verdicts}
 
 
@@ -49,8 +50,8 @@ def test_what_is_as_it_was_passes() -> None:
 
 def test_six_blocks_come_from_two_processes_in_turns() -> None:
     bench = FakeBench()
-    found = suite.measure("cell", TASK, bench, BASE, HERE, ("decode",))
-    assert (len(found.rows), bench.processes) == (suite.BLOCKS, 2)
+    found = gate_measured.measure("cell", TASK, bench, BASE, HERE, ("decode",))
+    assert (len(found.rows), bench.processes) == (gate_measured.BLOCKS, 2)
 
 
 @pytest.mark.parametrize("name", ["weights_bytes", "cache_bytes"])
@@ -95,7 +96,7 @@ def test_a_figure_that_is_gone_fails_and_one_that_is_new_cannot_be_compared() ->
 
 def test_three_times_slower_fails_and_a_tenth_is_left_to_pairs() -> None:
     assert words(measured(slowdown=2.0), kept(measured()))["decode_cpu_s"] == "FAIL"
-    found = suite.against(measured(slowdown=0.1), kept(measured()), RULE, ("decode",))[-1]
+    found = gate_measured.against(measured(slowdown=0.1), kept(measured()), RULE, ("decode",))[-1]
     assert found.word == "INCONCLUSIVE"
     assert (found.command or "").startswith("profile gate --base REV -m ")
 
@@ -122,7 +123,7 @@ def test_sessions_by_another_clock_or_without_times_do_not_widen_what_fails() ->
     others = [BaselineSession("2026", "wall", {"decode": (10.0**n,) * 6}) for n in range(-4, 8)]
     others.append(BaselineSession("2026", "cpu", {"decode": ()}))
     wider = Baseline({found.name: replace(entry, sessions=(*others, *entry.sessions))})
-    by_metric = {each.metric: each for each in suite.against(found, wider, RULE, ("prefill", "decode"))}
+    by_metric = {each.metric: each for each in gate_measured.against(found, wider, RULE, ("prefill", "decode"))}
     assert by_metric["decode_cpu_s"].detectable == baseline.FEW
 
 
@@ -132,7 +133,7 @@ def test_another_machine_is_incomparable_in_time_and_peak_and_comparable_in_what
     said = words(found, kept(measured()))
     assert said["decode_cpu_s"] == said["process_peak_bytes"] == "INCOMPARABLE"
     assert said["weights_bytes"] == said["cache_bytes"] == said["decode_tokens"] == "PASS"
-    reasons = [verdict.reason for verdict in suite.against(found, kept(measured()), RULE, ("decode",))]
+    reasons = [verdict.reason for verdict in gate_measured.against(found, kept(measured()), RULE, ("decode",))]
     assert any("torch 2.13.0 → 2.14.0" in reason for reason in reasons)
 
 
@@ -160,9 +161,11 @@ def test_a_baseline_from_before_the_step_was_stored_is_compared_as_it_was() -> N
 
 def test_a_session_on_another_step_replaces_what_was_accepted() -> None:
     fallen, usual = measured(task=STATIC, decode_path=EAGER), kept(measured(task=STATIC))
-    assert not suite.only_times_differ(fallen, usual)
-    assert suite.only_times_differ(fallen, kept(fallen))
-    assert suite.fallbacks([fallen, fallen]) == [f"{STATIC.case.label}: --path static ran eager (no compiler)"]
+    assert not gate_measured.only_times_differ(fallen, usual)
+    assert gate_measured.only_times_differ(fallen, kept(fallen))
+    assert gate_measured.fallbacks([fallen, fallen]) == [
+        f"{STATIC.case.label}: --path static ran eager (no compiler)"
+    ]
 
 
 def test_the_step_is_kept_in_the_file_and_read_where_there_is_none(tmp_path: Path) -> None:
@@ -192,7 +195,7 @@ def test_a_new_cell_fails() -> None:
 
 
 def test_a_cell_that_is_not_measured_any_more_fails() -> None:
-    assert [v.word for v in suite.missing(kept(measured("a"), measured("b")), ["a"])] == ["FAIL"]
+    assert [v.word for v in gate_measured.missing(kept(measured("a"), measured("b")), ["a"])] == ["FAIL"]
 
 
 def test_a_cell_that_failed_fails() -> None:
@@ -203,7 +206,7 @@ def test_a_cell_that_failed_fails() -> None:
 
 def test_another_case_under_the_same_name_is_incomparable_and_says_what_changed() -> None:
     other = measured(task=Task(make_case(1024), source()))
-    (verdict,) = suite.against(other, kept(measured()), RULE, ("decode",))
+    (verdict,) = gate_measured.against(other, kept(measured()), RULE, ("decode",))
     assert verdict.word == "INCOMPARABLE"
     assert "context 512 → 1024" in verdict.reason
 
@@ -218,11 +221,11 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_accepted_sessions_of_one_cell_add_up_and_another_one_replaces() -> None:
     before = kept(measured())
-    assert suite.only_times_differ(measured(), before)
+    assert gate_measured.only_times_differ(measured(), before)
     after = before.accepted({"cell": measured().entry()}, {"cell": True})
     assert len(after.entries["cell"].sessions) == 2
     heavier = measured(memory=replace(measured().rows[0].memory, cache_bytes=7))
-    assert not suite.only_times_differ(heavier, before)
+    assert not gate_measured.only_times_differ(heavier, before)
     replaced = after.accepted({"cell": heavier.entry()}, {"cell": False})
     assert len(replaced.entries["cell"].sessions) == 1
 
@@ -323,4 +326,4 @@ def test_no_file_is_an_error_that_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_a_set_of_passes_is_one() -> None:
-    assert worst(suite.against(measured(), kept(measured()), RULE, ("prefill", "decode"))) == "PASS"
+    assert worst(gate_measured.against(measured(), kept(measured()), RULE, ("prefill", "decode"))) == "PASS"

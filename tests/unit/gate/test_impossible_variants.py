@@ -19,7 +19,7 @@ from fakes.tiny import CONFIGS
 from profiler.case import Task
 from profiler.cli import main
 from profiler.errors import ProfileError
-from profiler.gate import bench, revision, variants
+from profiler.gate import revision, variants
 from profiler.gate.bench import WorkerBench
 from profiler.gate.variants import Variant
 from profiler.run.process import Launch
@@ -149,8 +149,8 @@ def test_a_side_that_can_measure_is_tried_out_and_leaves_nothing() -> None:
 
 def test_a_backend_that_does_not_import_there_is_said() -> None:
     launch = Launch((sys.executable,), {"PYTHONPATH": "/nowhere"})
-    order = bench.WorkerTask(make_case(64, backend="no-such"), source(), QUICK, None)
-    assert "no-such" in (variants.interpreter_fault(launch, [order]) or "")
+    task = Task(make_case(64, backend="no-such"), source())
+    assert "no-such" in (variants.interpreter_fault(launch, [task], QUICK) or "")
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from fakes.variants import BASE, LocalBench
 
 import profiler
 from profiler.errors import ProfileError
+from profiler.gate import measured as gate_measured
 from profiler.gate import suite, variants
 from profiler.gate.bench import WorkerBench
 from profiler.gate.variants import Variant
@@ -480,7 +481,7 @@ def test_a_noisy_stored_time_warns_unless_it_is_to_fail_and_a_fail_always_fails(
     machine(step_s=0.011)
     result = gate(run)
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["INCONCLUSIVE: *", "*decode_cpu_s*INCONCLUSIVE*", "warning: some stored times are*"])
+    result.stdout.fnmatch_lines(["INCONCLUSIVE: *", "*decode_cpu_s*INCONCLUSIVE*", "warning: some times are*"])
     strict = gate(run, *STRICT)
     assert strict.ret == 3
     assert "warning:" not in text(strict)
@@ -525,7 +526,7 @@ def test_a_baseline_on_a_disk_that_fills_up_meanwhile_is_one_line(
         raise ProfileError("base.json cannot be written: No space left on device")
 
     write(pytester, OURS)
-    monkeypatch.setattr(suite, "write", full)
+    monkeypatch.setattr(gate_measured, "write", full)
     result = run("--profile-gate", "base.json", "--profile-gate-accept")
     assert result.ret == 1
     assert "No space left on device" in text(result)

@@ -18,7 +18,7 @@ from profiler.gate.bench import Interrupted, WorkerBench
 from profiler.gate.trial import Noise, NoiseCache
 from profiler.gate.variants import Variant
 from profiler.run.process import Launch
-from profiler.run.protocol import WorkerTask
+from profiler.run.protocol import read_task, task_message
 from profiler.run.supervisor import WorkerLimits
 
 ROOT = Path(__file__).parents[3]
@@ -126,6 +126,25 @@ def test_revisions_of_another_repository_are_refused(
         variants.resolve(typed, tmp_path)
     assert raised.value.exit_code == 2
     assert str(repository) in raised.value.message and "--candidate NEW/.venv" in (raised.value.hint or "")
+    assert "--build 'python3 -m venv .venv && " in (raised.value.hint or "")
+
+
+def test_a_python_project_of_the_user_is_built_into_an_environment(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROFILER_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.chdir(repository)
+    line = f"ln -s {sys.prefix} .venv"
+    said: list[str] = []
+    found = variants.of_project("HEAD", line, None, tmp_path / "scratch", said.append)
+    assert (found.name.partition(" ")[0], found.repository) == ("HEAD", str(repository))
+    assert found.launch.python[0].startswith(str(tmp_path / "cache")) and "building revision" in said[0]
+    with pytest.raises(ProfileError, match=r"made no .venv or venv"):
+        variants.of_project("HEAD", "true", None, tmp_path / "scratch", said.append)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ProfileError, match="in no git repository"):
+        variants.of_project("HEAD", line, None, tmp_path / "scratch", said.append)
 
 
 def test_a_worktree_of_the_same_repository_is_not_another(
@@ -192,7 +211,7 @@ def test_a_revision_that_does_not_import_is_not_told_to_lend_our_code(tmp_path: 
     (tmp_path / "profiler").mkdir()
     (tmp_path / "profiler" / "__init__.py").write_text("import no_such_library\n")
     with pytest.raises(ProfileError, match="No module named 'no_such_library'") as raised:
-        variants.check(broken, [])
+        variants.check(broken, [], QUICK)
     assert "Use a revision" in (raised.value.hint or "")
 
 
@@ -237,7 +256,7 @@ def test_without_room_for_two_each_process_ends_before_the_other_starts() -> Non
 def test_an_interrupted_bench_gives_no_block() -> None:
     with WorkerBench(QUICK, WorkerLimits(), {}, seed=1) as running:
         running.start((Variant("here", Launch((sys.executable,))),) * 2)
-        running._interrupts.asked = True
+        running._interrupts.stop_requested = True
         with pytest.raises(Interrupted):
             running.block(0, Task(make_case(64), source()))
 
@@ -261,9 +280,9 @@ def test_workers_get_environments_of_different_sizes() -> None:
 
 
 def test_an_order_holds_nothing_that_an_earlier_worker_does_not_know() -> None:
-    sent = WorkerTask(make_case(64), source(), QUICK, None).to_json()
+    sent = task_message(Task(make_case(64), source()), QUICK, None)
     assert set(sent["effort"]) == {"reps", "max_phase_s"}
-    assert WorkerTask.from_json(sent).case == make_case(64)
+    assert read_task(sent)[0].case == make_case(64)
 
 
 def test_noise_is_kept_for_a_week(tmp_path: Path) -> None:

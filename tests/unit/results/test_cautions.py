@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from fakes.lab import make_case
 
+from profiler.results import stats
 from profiler.results.cautions import cautions
 from profiler.results.measurement import Caution, Measurement, Memory, Phase, Sample
+from profiler.show import columns
 
 PRECISE = {"precision": 0.02, "max_phase_s": 60.0}
 
@@ -146,3 +148,30 @@ def test_a_figure_above_the_ceiling_is_reported_as_an_error_of_one_of_them() -> 
     assert (caution.code, caution.help) == ("decode-above-ceiling", "profile calibrate")
     slower = replace(quick, expected={"ceiling_s": {"prefill": 1.0, "step": 0.003}})
     assert told(slower) == {}
+
+
+def test_a_row_has_mbu_and_mfu_and_a_caution_above_one() -> None:
+    """Seconds that the bytes and FLOPs alone take ÷ measured seconds."""
+    case = replace(make_case(), context=100, batch=2, steps=4)
+    samples = (Sample("prefill", 2.0, 200), Sample("decode", 1.0, 8))
+    used = {"prefill_s": 1.0, "step_s": 0.275, "basis": "quick"}  # of one step
+    measured = Measurement(case, {}, "ok", samples=samples, expected={"utilization": used})
+    found = stats.ceiling(measured)
+    assert found is not None and found["basis"] == "quick" and found["decode_fraction"] is None
+    assert (found["prefill_mfu"], found["decode_mbu"]) == pytest.approx((0.5, 1.1))
+    assert told(measured) == {"decode-above-ceiling": "profile calibrate"}
+    pressed = replace(measured, cautions=(Caution("decode-busy", "the CPU was busy"),))
+    assert (stats.utilization(pressed, "prefill"), stats.utilization(pressed, "decode")) == (0.5, None)
+
+
+def test_a_figure_of_a_busy_machine_is_not_the_models() -> None:
+    """Two threads gave 18 t/s where one gave 1,150, within a narrow interval."""
+    pressed = row(
+        [1.0, 1.001, 1.0, 0.999, 1.0], cautions=(Caution("decode-busy", "the CPU was busy", "--threads 1"),)
+    )
+    rate = stats.rate(pressed, "decode")
+    assert rate is not None and rate.wide and not rate.noisy
+    assert columns.rate_cell(pressed, "decode") == "busy: 32"
+    assert columns.token_cell(pressed) == "busy"
+    assert columns.fastest([pressed, pressed]) is None
+    assert told(pressed) == {"decode-busy": "--threads 1"}

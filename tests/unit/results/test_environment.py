@@ -98,7 +98,7 @@ def test_a_snapshot_names_the_torch_build_and_imports_no_torch():
 
 
 def test_the_uuid_of_a_card_is_only_kept_as_a_hash(monkeypatch):
-    monkeypatch.setattr(environment, "_power_limit_w", lambda uuid: None)
+    monkeypatch.setattr(environment.nvml, "power_limit_w", lambda uuid: None)
     content = snapshot(GPU)
     assert "1234" not in json.dumps(content["device"])
     assert content["device"]["uuid_hash"]

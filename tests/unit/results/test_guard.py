@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from profiler.errors import ProfileError, StoreError
-from profiler.results import database
-from profiler.results import row as results_row
+from profiler.results import database, reading
 from profiler.results.store import Store
 
 Attack = Callable[[sqlite3.Connection], object]
@@ -43,7 +42,7 @@ def refused(path: Path) -> str:
     """What is said of a store when its rows are read by ``compare``, which takes little time."""
     start = time.process_time()
     with pytest.raises(ProfileError) as caught:
-        results_row.read(path)
+        reading.read(path)
     assert time.process_time() - start < 2
     assert "\n" not in caught.value.message
     return caught.value.message
@@ -127,7 +126,7 @@ def test_every_query_has_the_whole_budget(tampered: Any, monkeypatch: pytest.Mon
 def test_reading_another_users_store_leaves_it_and_its_folder_unchanged(tampered: Any) -> None:
     path = tampered()
     before = path.read_bytes(), sorted(path.parent.iterdir())
-    assert len(results_row.read(path)) == 2
+    assert len(reading.read(path)) == 2
     assert (path.read_bytes(), sorted(path.parent.iterdir())) == before
 
 
@@ -166,4 +165,4 @@ def test_names_that_are_not_utf8_are_stored_and_come_back(tmp_path: Path, make: 
         assert store.runs()[0].argv[-1] == name
         assert [row.reason for row in store.rows()] == [name]
     assert json.dumps(name)  # and JSON of it is ASCII
-    assert len(results_row.read(tmp_path / "\udcfe.sqlite")) == 1
+    assert len(reading.read(tmp_path / "\udcfe.sqlite")) == 1

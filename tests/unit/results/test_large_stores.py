@@ -12,9 +12,9 @@ import pytest
 from profiler import registry
 from profiler.errors import StoreError
 from profiler.results import stats
+from profiler.results.encoding import collector_paused
 from profiler.results.measurement import Caution, Measurement, Repetitions
 from profiler.results.reading import grid_places, in_grid_order
-from profiler.results.store import collector_paused
 from profiler.show.output import rendered, streamed
 from profiler.show.report.selection import machines
 

@@ -21,8 +21,7 @@ from profiler.commands import accuracy
 from profiler.cost.learned import PLAIN_VERSION
 from profiler.errors import ProfileError
 from profiler.gate import baseline
-from profiler.results import comparison, encoding
-from profiler.results import row as results_row
+from profiler.results import comparison, encoding, reading
 from profiler.results.encoding import decode, encode
 from profiler.results.measurement import DecodePath, Energy, Measurement, Memory, PhaseEnergy
 from profiler.results.row import dumps, row
@@ -161,7 +160,7 @@ def test_any_row_of_a_file(tmp_path: Path, make: Any, data: st.DataObject) -> No
     whole = json.loads(dumps(row("r", full(make))))
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(changed(whole, data)) + "\n")
-    accepted(lambda: results_row.read(path))
+    accepted(lambda: reading.read(path))
 
 
 @QUICK
@@ -170,7 +169,7 @@ def test_any_text_of_a_file_of_rows(tmp_path: Path, make: Any, data: st.DataObje
     text = dumps(row("r", full(make))).encode()
     at, piece = data.draw(st.integers(0, len(text))), data.draw(st.binary(max_size=6))
     (tmp_path / "rows.jsonl").write_bytes(text[:at] + piece + text[at + data.draw(st.integers(0, 9)) :])
-    accepted(lambda: results_row.read(tmp_path / "rows.jsonl"))
+    accepted(lambda: reading.read(tmp_path / "rows.jsonl"))
 
 
 @pytest.fixture
@@ -190,7 +189,7 @@ def test_any_content_of_a_store(stored: Path, data: st.DataObject) -> None:
     new = json.dumps(changed(json.loads(text), data))
     try:
         db.execute(f"UPDATE {table} SET content = ?", (new,))
-        accepted(lambda: results_row.read(stored))
+        accepted(lambda: reading.read(stored))
     finally:  # the next example begins with it
         db.execute(f"UPDATE {table} SET content = ?", (text,))
         db.close()
@@ -198,8 +197,8 @@ def test_any_content_of_a_store(stored: Path, data: st.DataObject) -> None:
 
 def test_what_is_fuzzed_is_good_before_it_is_changed(stored: Path, tmp_path: Path, make: Any) -> None:
     (tmp_path / "rows.jsonl").write_text(dumps(row("r", full(make))))
-    assert accepted(lambda: results_row.read(stored))
-    assert accepted(lambda: results_row.read(tmp_path / "rows.jsonl"))
+    assert accepted(lambda: reading.read(stored))
+    assert accepted(lambda: reading.read(tmp_path / "rows.jsonl"))
 
 
 @settings(QUICK, max_examples=60)
@@ -211,7 +210,7 @@ def test_any_bytes_in_the_file_of_a_store(stored: Path, tmp_path: Path, data: st
         whole[at : at + 4] = data.draw(st.binary(min_size=1, max_size=8))
     path = tmp_path / "broken.sqlite"
     path.write_bytes(whole)
-    accepted(lambda: results_row.read(path))
+    accepted(lambda: reading.read(path))
 
 
 @QUICK

@@ -10,10 +10,10 @@ import pytest
 from fakes.lab import Lab, child_pids, vanishes
 
 from profiler import registry
-from profiler.case import Source
+from profiler.case import Source, Task
 from profiler.devices.base import DeviceInfo
 from profiler.models import families, hub
-from profiler.run.grid import Axes, GridTask, Subject, SweepSettings, tasks
+from profiler.run.grid import Axes, Subject, SweepSettings, tasks
 from profiler.units import GIB
 
 
@@ -28,7 +28,7 @@ def lab() -> Iterator[Lab]:
     assert len(os.listdir("/proc/self/fd")) == len(fds), "a file was left open"
 
 
-MakePoints = Callable[..., list[GridTask]]
+MakePoints = Callable[..., list[Task]]
 
 
 def cpu(free_gib: float = 20, cores: int = 2, dtype: str = "fp32") -> DeviceInfo:
@@ -53,7 +53,7 @@ def grid(
     steps: tuple[int, ...] = (8,),
     device: DeviceInfo | None = None,
     **settings: object,
-) -> list[GridTask]:
+) -> list[Task]:
     formats = tuple(registry.load("quants", name, "quantization").QUANT for name in quants.split(","))
     axes = Axes(tuple(subject(name) for name in models.split(",")), formats, contexts, batches, steps)
     return tasks(axes, SweepSettings(**settings), device or cpu())  # type: ignore[arg-type]

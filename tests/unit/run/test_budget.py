@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from profiler.case import Case
+from profiler.case import Case, Task
 from profiler.run import plan as run_plan
-from profiler.run.plan import Planned, SweepPlan
+from profiler.run.plan import SweepPlan
 from profiler.run.repetitions import Effort
 from profiler.show import plan as show_plan
 from profiler.units import GIB
@@ -32,10 +32,10 @@ def plan_of(make_points: Any, make_cpu: Any) -> Any:
     """A plan of one model with stated costs."""
 
     def plan(costs: Costs) -> SweepPlan:
-        cases: list[Planned] = []
+        cases: list[Task] = []
         for quant, (load_s, runs) in costs.items():
             tasks = make_points("gemma-3-1b", quant, tuple(128 * (n + 1) for n in range(len(runs))))
-            made = run_plan.make(tasks, make_cpu(), Effort(), 20 * GIB).cases
+            made = run_plan.make(tasks, make_cpu(), Effort(), 20 * GIB).tasks
             cases += [replace(entry, load_s=load_s, run_s=run) for entry, run in zip(made, runs, strict=True)]
         return SweepPlan(tuple(cases))
 
@@ -43,7 +43,7 @@ def plan_of(make_points: Any, make_cpu: Any) -> Any:
 
 
 def names(plan: SweepPlan) -> list[str]:
-    return [f"{entry.case.quant} {entry.case.context}" for entry in plan.cases]
+    return [f"{entry.case.quant} {entry.case.context}" for entry in plan.tasks]
 
 
 COSTS: Costs = {"fp32": (10, [5, 20, 100]), "bf16": (10, [30, 40, 200]), "nf4": (5, [8, 9, 10])}
@@ -87,16 +87,16 @@ def test_a_load_that_cannot_fit_is_skipped_entirely_with_its_estimate(plan_of: A
 
 def test_a_tiny_budget_skips_everything(plan_of: Any) -> None:
     chosen = run_plan.choose(plan_of(COSTS), 1)
-    assert chosen.cases == ()
+    assert chosen.tasks == ()
     assert len(chosen.skipped) == 9
 
 
 def run(plan: SweepPlan, seconds: float, factor: dict[str, float]) -> tuple[list[str], list[str], float]:
     """Go through a plan whose cases really take ``factor`` times their estimate: run, refused, seconds taken."""
     clock = Clock()
-    pace = run_plan.Pace(plan.cases, seconds, clock)
+    pace = run_plan.Pace(plan.tasks, seconds, clock)
     ran, refused, loaded = [], [], set[str]()
-    for entry in plan.cases:
+    for entry in plan.tasks:
         case = entry.case
         if pace.refuse(case):
             refused.append(f"{case.quant} {case.context}")
@@ -119,10 +119,10 @@ def test_cases_run_as_planned_when_the_estimates_hold(plan_of: Any) -> None:
 def test_a_compilation_does_not_make_later_cases_look_slow(plan_of: Any) -> None:
     plan = plan_of({"fp32": (5.0, [10.0, 10.0, 10.0])})
     clock = Clock()
-    pace = run_plan.Pace(plan.cases, 100.0, clock)
+    pace = run_plan.Pace(plan.tasks, 100.0, clock)
     clock.seconds += 5.0 + 60.0 + 10.0
-    pace.note(plan.cases[0].case, 5.0, measured=True, prepare_s=60.0)
-    assert pace.refuse(plan.cases[1].case) is None
+    pace.note(plan.tasks[0].case, 5.0, measured=True, prepare_s=60.0)
+    assert pace.refuse(plan.tasks[1].case) is None
     assert pace.remaining_s() == pytest.approx(20.0)
 
 
@@ -137,11 +137,11 @@ def test_measured_times_correct_the_estimates_of_the_same_load(plan_of: Any) -> 
 def test_faster_than_estimated_lets_more_run(plan_of: Any) -> None:
     clock = Clock()
     plan = plan_of({"fp32": (10, [10, 100])})
-    pace = run_plan.Pace(plan.cases, 60, clock)
-    assert pace.refuse(plan.cases[0].case) is None
+    pace = run_plan.Pace(plan.tasks, 60, clock)
+    assert pace.refuse(plan.tasks[0].case) is None
     clock.seconds += 10 + 2
-    pace.note(plan.cases[0].case, 10, measured=True)
-    assert pace.refuse(plan.cases[1].case) is None  # 100 × 0.2 = 20
+    pace.note(plan.tasks[0].case, 10, measured=True)
+    assert pace.refuse(plan.tasks[1].case) is None  # 100 × 0.2 = 20
 
 
 def test_a_slow_load_leaves_room_for_the_first_case_of_the_others(plan_of: Any) -> None:
@@ -161,8 +161,8 @@ def test_nothing_is_reserved_for_a_load_that_can_no_longer_run(plan_of: Any) -> 
 def test_a_failed_case_corrects_nothing_and_its_model_is_loaded_again(plan_of: Any) -> None:
     clock = Clock()
     plan = plan_of({"fp32": (10, [5, 20])})
-    first, second = (entry.case for entry in plan.cases)
-    pace = run_plan.Pace(plan.cases, 100, clock)
+    first, second = (entry.case for entry in plan.tasks)
+    pace = run_plan.Pace(plan.tasks, 100, clock)
     clock.seconds += 60
     pace.note(first, 10, measured=False)
     assert pace.remaining_s() == 30  # its load again, and 20 as estimated
@@ -172,10 +172,10 @@ def test_a_failed_case_corrects_nothing_and_its_model_is_loaded_again(plan_of: A
 def test_without_a_budget_nothing_is_skipped_and_the_remaining_time_is_estimated(plan_of: Any) -> None:
     clock = Clock()
     plan = plan_of({"fp32": (10, [5, 20]), "nf4": (10, [30])})
-    pace = run_plan.Pace(plan.cases, None, clock)
+    pace = run_plan.Pace(plan.tasks, None, clock)
     assert pace.remaining_s() == 75
-    case: Case = plan.cases[0].case
+    case: Case = plan.tasks[0].case
     clock.seconds += 10 + 10
     pace.note(case, 10, measured=True)
     assert pace.remaining_s() == 20 * 2 + 40
-    assert all(pace.refuse(entry.case) is None for entry in plan.cases[1:])
+    assert all(pace.refuse(entry.case) is None for entry in plan.tasks[1:])

@@ -5,15 +5,14 @@ from __future__ import annotations
 import errno
 
 import pytest
-from fakes.lab import QUICK, make_case, source
+from fakes.lab import make_case
 
 from profiler.cli import HINTS, fault
 from profiler.devices import allowance, cgroup
 from profiler.errors import ProfileError
-from profiler.run.protocol import WorkerTask
 from profiler.run.worker import failure, one_line
 
-ORDER = WorkerTask(make_case(64), source(), QUICK, None)
+CASE = make_case(64)
 
 
 def raised(error: Exception, cause: BaseException | None = None) -> Exception:
@@ -99,7 +98,7 @@ def test_a_cycle_of_causes_ends() -> None:
 
 @pytest.mark.parametrize("length", [10, 10_000])
 def test_the_cause_is_never_cut_off(length: int) -> None:
-    row = failure(raised(RuntimeError("x" * length), ValueError("17 is not a multiple of 32")), ORDER, "load")
+    row = failure(raised(RuntimeError("x" * length), ValueError("17 is not a multiple of 32")), CASE, None, "load")
     assert row.outcome == "failed"
     assert row.reason is not None
     assert row.reason.endswith("; caused by ValueError: 17 is not a multiple of 32")
@@ -107,8 +106,8 @@ def test_the_cause_is_never_cut_off(length: int) -> None:
 
 
 def test_out_of_memory_is_recognized_however_it_was_wrapped() -> None:
-    assert failure(raised(RuntimeError("loading failed"), MemoryError()), ORDER, "load").outcome == "oom"
-    assert failure(while_handling(ValueError("odd"), MemoryError()), ORDER, "load").outcome == "failed"
+    assert failure(raised(RuntimeError("loading failed"), MemoryError()), CASE, None, "load").outcome == "oom"
+    assert failure(while_handling(ValueError("odd"), MemoryError()), CASE, None, "load").outcome == "failed"
 
 
 THREADS = RuntimeError("can't start new thread")
@@ -126,14 +125,15 @@ def test_a_limit_on_threads_is_named_with_what_to_do(
     error: Exception, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cgroup, "tasks", lambda: (64, "pids.max of the control group /box"))
-    reason = failure(error, ORDER, "load").reason or ""
+    reason = failure(error, CASE, None, "load").reason or ""
     assert reason.startswith(words)
     assert "pids.max of the control group /box allows 64 processes and threads: raise it" in reason
     assert fault(THREADS) == allowance.exhausted(THREADS)  # a command says the same
     monkeypatch.setattr(cgroup, "tasks", lambda: None)
-    assert "raise it (ulimit -u)" in (failure(error, ORDER, "load").reason or "")
+    assert "raise it (ulimit -u)" in (failure(error, CASE, None, "load").reason or "")
 
 
 def test_a_full_disk_in_a_worker_says_what_to_do() -> None:
-    reason = failure(raised(ValueError("odd"), OSError(errno.ENOSPC, "No space left")), ORDER, "load").reason or ""
+    error = raised(ValueError("odd"), OSError(errno.ENOSPC, "No space left"))
+    reason = failure(error, CASE, None, "load").reason or ""
     assert "No space left" in reason and reason.endswith(HINTS[errno.ENOSPC])

@@ -15,7 +15,7 @@ MIB = 2**20
 
 def told(before: Pressure, after: Pressure, *samples: Sample) -> list[tuple[str, str, str | None]]:
     measured = Measured(samples or (Sample("decode", 10.0, 1, cpu_s=10.0, wait_s=0.1),), "reps", before, after)
-    return [(caution.code, caution.text, caution.help) for caution in disturbances("decode", measured, cores=2)]
+    return [(caution.code, caution.text, caution.help) for caution in disturbances({"decode": measured}, cores=2)]
 
 
 def test_an_undisturbed_phase_has_no_caution() -> None:
@@ -48,6 +48,21 @@ def test_threads_of_our_process_that_wait_for_each_other_are_not_other_work() ->
     beside = replace(alone, busy_s=120.0)
     ((_, text, _),) = told(start, beside, waited)
     assert text == "decode: the CPU was busy: other processes took 20% of the CPU time we needed"
+
+
+@pytest.mark.parametrize(
+    ("threads", "busy_s", "advice"), [(2, 30.0, "--threads 1, or "), (1, 30.0, ""), (None, 30.0, "")]
+)
+def test_a_busy_machine_is_answered_by_as_many_threads_as_there_are_free_cores(
+    threads: int | None, busy_s: float, advice: str
+) -> None:
+    """Threads wait for the slowest of them, and two of them shared a core with other work for half of the time."""
+    waited = Sample("decode", 10.0, 1, cpu_s=15.0, wait_s=5.0)
+    measured = Measured(
+        (waited,), "reps", Pressure(0.0, busy_s=0.0, own_s=0.0), Pressure(10.0, busy_s=busy_s, own_s=15.0)
+    )
+    (found,) = disturbances({"decode": measured}, 2, threads)
+    assert (found.code, found.help) == ("decode-busy", advice + QUIETER)
 
 
 def test_a_used_up_quota_is_reported_and_is_not_other_work() -> None:

@@ -15,7 +15,7 @@ from fakes.openai_server import Body, FakeServer, Script
 from profiler.backends.endpoint import Slo, parse_slo, servers
 from profiler.backends.endpoint.client import KEY, run
 from profiler.errors import ProfileError
-from profiler.run import endpoint
+from profiler.run import endpoint, serving
 from profiler.run.endpoint import (
     EndpointPrompt,
     EndpointRequest,
@@ -50,6 +50,10 @@ def prompts(server: FakeServer) -> list[str]:
     return [asked["messages"][0]["content"] for asked in server.requests]
 
 
+def texts(result: EndpointResult) -> list[str]:
+    return [caution.text for caution in serving.server_cautions(result)]
+
+
 def test_every_combination_is_a_result_with_its_requests(server: FakeServer) -> None:
     found = measure(server, contexts=("64,128",), concurrency=("1,3",))
     assert [(each.prompt.tokens, each.streams, len(each.exchanges)) for each in found] == [
@@ -82,13 +86,20 @@ def test_no_two_prompts_begin_alike_unless_the_cache_is_measured(server: FakeSer
     assert len(server.requests) == WARM_UP + 1 + 4  # the one that fills the cache does not count either
 
 
+def test_every_case_of_a_cached_prompt_begins_with_a_cold_one(server: FakeServer) -> None:
+    """A prompt that the case before had sent, or whose beginning it had, would be called cold and be warm."""
+    measure(server, cached=True, contexts=("64,256",), concurrency=("1,2",))
+    sent = prompts(server)[WARM_UP:]
+    assert len({text[:12] for text in sent}) == 4
+
+
 def test_a_cold_and_a_warm_request_tell_what_usage_does_not(server: FakeServer) -> None:
     """lmstudio-bug-tracker#2390: 57.7 s and 2.0 s with the same usage."""
     server.choose = lambda asked, number: Script(first_s=0.4 if number == WARM_UP + 1 else 0.0)
     (found,) = measure(server, cached=True)
     assert found.cold_ttft_s is not None and found.summary.ttft is not None
     assert found.cold_ttft_s > 0.3 > found.summary.ttft.p50
-    assert any(text.startswith("the first request with this prompt") for text in found.cautions)
+    assert any(text.startswith("the first request with this prompt") for text in texts(found))
 
 
 @pytest.mark.parametrize("tokens", [64, 128, 2000, 7000])
@@ -103,7 +114,7 @@ def test_a_prompt_that_the_server_cut_is_a_failed_case(server: FakeServer) -> No
     server.choose = lambda asked, number: Script(prompt_tokens=(370, 40, 2048, 2048)[number - 1])
     (found,) = measure(server, contexts=("6000",))
     assert found.outcome == "failed"
-    assert "the server cut the prompt: it processed 2,048 tokens of about 6,000" in str(found.failure)
+    assert "the server cut the prompt: it processed 2,048 tokens of at least 5,100" in str(found.failure)
     assert found.summary.requests == 0
 
 
@@ -142,6 +153,28 @@ def test_a_stream_gives_up_after_a_few_failures(server: FakeServer) -> None:
     server.choose = lambda asked, number: Script() if number <= WARM_UP else Script(fault="reset")
     measure(server, reps=50)
     assert len(server.requests) == WARM_UP + endpoint.GIVE_UP
+
+
+def test_requests_that_were_given_up_are_said(server: FakeServer) -> None:
+    server.choose = lambda asked, number: Script() if number <= WARM_UP else Script(fault="reset")
+    (found,) = measure(server, reps=50)
+    assert str(found.failure).endswith("in the middle of the answer (47 more were not sent)")
+
+
+def test_a_model_that_is_loaded_again_is_said_to_be() -> None:
+    """gaia#2911 again: another client has the server load another model, and our next request waits for ours."""
+    with FakeServer("ollama", Script(gap_s=0.002)) as server:
+        reload = Script(gap_s=0.002, timings={"load_duration": 9_000_000_000})
+        server.choose = lambda asked, number: reload if number == WARM_UP + 1 else Script(gap_s=0.002)
+        (found,) = measure(server)
+    assert "the server loaded the model again in 1 of 2 requests, which is part of their TTFT" in texts(found)
+
+
+def test_cautions_have_a_code_for_each_kind(server: FakeServer) -> None:
+    server.script = Script(bundle=4, gap_s=0.02, refuses=("seed",))
+    (found,) = measure(server, cached=True, tokens=9)
+    codes = [caution.code for caution in serving.server_cautions(found) if caution.code != "client-late"]
+    assert codes == ["bundled-tokens", "cache-filled", "refused-fields"]
 
 
 def test_a_restart_in_the_middle_loses_nothing_that_was_measured() -> None:
@@ -183,7 +216,7 @@ def test_a_field_that_the_server_refuses_is_left_out_and_said(server: FakeServer
     (found,) = measure(server)
     assert found.outcome == "ok"
     assert field not in server.requests[-1]
-    assert f"the server refuses {field}, which were left out" in found.cautions
+    assert f"the server refuses {field}, which were left out" in texts(found)
 
 
 def test_transformers_serve_takes_what_it_is_sent() -> None:
@@ -200,7 +233,7 @@ def test_a_model_without_a_chat_template_is_asked_for_a_completion(server: FakeS
     (found,) = measure(server)
     assert found.outcome == "ok"
     assert server.paths[-1][0] == "/v1/completions"
-    assert any("no chat template" in text for text in found.cautions)
+    assert any("no chat template" in text for text in texts(found))
 
 
 def test_a_model_that_fails_does_not_stop_the_others() -> None:
@@ -229,16 +262,16 @@ def test_a_server_that_tells_other_times_is_said_to() -> None:
         found, queued = measure(server, concurrency=("1,2",))
     assert found.summary.server_decode is not None
     assert found.summary.server_decode < -0.5
-    said = {each.streams: [t for t in each.cautions if t.startswith("our time")] for each in (found, queued)}
+    said = {each.streams: [t for t in texts(each) if t.startswith("our time")] for each in (found, queued)}
     assert said[1][0].endswith("above the server's own")
     assert said[2][0].endswith("above the server's own, which leaves out the wait for other requests")
-    assert any(text.startswith("our decode rate is") and "below the server's own" in text for text in found.cautions)
+    assert any(text.startswith("our decode rate is") and "below the server's own" in text for text in texts(found))
 
 
 def test_answers_of_their_own_length_are_said_to_be() -> None:
     with FakeServer("lmstudio", Script(tokens=("x ",) * 9)) as server:
         (found,) = measure(server)
-    assert "answers have 9 tokens; 16 were asked for" in found.cautions
+    assert "answers have 9 tokens; 16 were asked for" in texts(found)
 
 
 def test_lm_studio_is_asked_where_it_counts_tokens() -> None:
@@ -261,12 +294,12 @@ def test_models_are_a_list_with_commas() -> None:
 
 
 def test_chunks_of_several_tokens_and_missing_usage_are_said(server: FakeServer) -> None:
-    server.script = Script(bundle=4)
-    assert any("a chunk holds 4.0 tokens" in text for text in measure(server)[0].cautions)
+    server.script = Script(bundle=4, gap_s=0.02)
+    assert any("tokens arrive 4.0 at a time" in text for text in texts(measure(server)[0]))
     server.script = Script(usage=False)
     with FakeServer("openai", Script(usage=False, gap_s=0.002)) as silent:
         (found,) = measure(silent)
-    assert "the server sent no token counts: figures in tokens are unknown" in found.cautions
+    assert "the server sent no token counts: figures in tokens are unknown" in texts(found)
     assert found.summary.total_tps is found.summary.decode_tps is None
     assert found.summary.characters_per_s is not None
 
@@ -276,7 +309,7 @@ def test_without_usage_the_models_tokenizer_counts_the_answer() -> None:
     with FakeServer("openai", script) as silent:
         (found,) = measure(silent, count=lambda text: len(text.split()))
     assert {each.usage.completion for each in found.exchanges} == {3}
-    assert any("counted by the tokenizer" in text for text in found.cautions)
+    assert any("counted by the tokenizer" in text for text in texts(found))
     assert found.summary.decode_tps is not None and found.summary.prefill_tps is None
     with FakeServer("openai", replace(script, usage=True)) as server:  # whose own counts take precedence
         (found,) = measure(server, count=lambda text: 99)
@@ -306,7 +339,7 @@ def test_tokens_that_the_server_does_not_count_are_said(server: FakeServer) -> N
     server.kind = "openai"
     server.script = Script(counted=5, gap_s=0.002)
     (found,) = measure(server)
-    assert "the server counted 10 tokens in 32 chunks: it may leave out reasoning" in found.cautions
+    assert "the server counted 10 tokens in 32 chunks: it may leave out reasoning" in texts(found)
 
 
 def test_no_stream_is_starved(server: FakeServer) -> None:
@@ -495,8 +528,18 @@ def test_what_is_sent_is_one_of_length_prompt_and_scenario(server: FakeServer) -
         EndpointRequest(scenarios=("code",), contexts=("1k",)).cases()
     with pytest.raises(ProfileError, match="--cached is for single prompts"):
         EndpointRequest(scenarios=("agent",), cached=True).cases()
-    with pytest.raises(ProfileError, match="scenario quick has no prompts"):
-        EndpointRequest(scenarios=("quick",)).cases()
+
+
+def test_a_scenario_without_prompts_has_its_contexts_and_batches_as_in_a_sweep(server: FakeServer) -> None:
+    asked = EndpointRequest(scenarios=("batch",))
+    ((prompt,),) = asked.cases()
+    assert (prompt.tokens, prompt.answer_tokens, asked.streams) == (512, 32, (1, 2, 4, 8, 16, 32, 64))
+    assert replace(asked, concurrency=("3",)).streams == (3,)
+    assert EndpointRequest(scenarios=("code",)).streams == (1,)
+    lengths = [each.tokens for (each, *_) in EndpointRequest(scenarios=("quick,code",)).cases()]
+    assert lengths == [128, None, None, None]
+    with pytest.raises(ProfileError, match="different batches"):
+        _ = EndpointRequest(scenarios=("batch,quick",)).streams
 
 
 def test_a_prompt_and_a_length_exclude_each_other(tmp_path: Path) -> None:

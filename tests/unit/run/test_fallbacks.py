@@ -17,10 +17,10 @@ from profiler.case import EAGER
 from profiler.devices.base import DeviceInfo
 from profiler.results.measurement import DecodePath, Measurement, Sample
 from profiler.results.store import Store
-from profiler.run import plan
 from profiler.run.process import worker_environment
 from profiler.run.repetitions import Effort
 from profiler.run.request import SweepRequest, resolve_request
+from profiler.run.reuse import ReusableRows, fallbacks
 
 CASE = replace(make_case(), backend="hf", path="static", device="cpu")
 LOOPS = DecodePath("static", kernels="C++ (avx2)")
@@ -50,11 +50,10 @@ def taken(store: Store, path: DecodePath | None, then: Callable[[], Any] = lambd
     """Whether a row on ``path`` that is stored now is taken after ``then``."""
     run = store.start_run([], {})
     samples = tuple(Sample("decode", 1.0, 32) for _ in range(5))
-    asked = Effort(5).asked
+    asked = Effort(5).requested
     store.append(run, Measurement(case, {}, "ok", samples=samples, asked=asked, decode_path=path))
     then()
-    tasks: list[Any] = [SimpleNamespace(case=case)]
-    return case in plan.reusable_rows(tasks, store, {}, Effort(5), None)
+    return ReusableRows(store, {}, Effort(5), None).find(case) is not None
 
 
 def fallback(reason: str = "cannot build: No space left on device") -> DecodePath:
@@ -120,14 +119,14 @@ def test_a_graph_that_ran_short_of_memory_is_measured_again(store: Store) -> Non
 
 def test_reusing_a_row_on_a_fallback_gives_a_message(compiler: Path, store: Store) -> None:
     assert taken(store, fallback())
-    tasks: list[Any] = [SimpleNamespace(case=CASE)]
-    rows = plan.reusable_rows(tasks, store, {}, Effort(5), None).values()
-    said = plan.fallbacks(rows)
+    row = ReusableRows(store, {}, Effort(5), None).find(CASE)
+    assert row is not None
+    said = fallbacks([row])
     assert said is not None and said.startswith(
         "1 reused row was measured on a fallback that this machine still needs"
     )
     assert "No space left on device" in said and "--fresh" in said
-    assert plan.fallbacks([]) is None
+    assert fallbacks([]) is None
 
 
 def test_a_worker_finds_the_compiler_that_the_plan_found(

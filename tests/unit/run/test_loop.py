@@ -37,7 +37,7 @@ def measured(case: Case, effort: Effort, *faults: dict[str, Any], **script: Any)
 
 def row(case: Case, effort: Effort, result: Measurement) -> Measurement:
     """The row as the parent completes it, without its energy."""
-    return replace(result, case=case, energy=None, asked=effort.asked)
+    return replace(result, case=case, energy=None, asked=effort.requested)
 
 
 def counted(result: Measurement, phase: Phase) -> tuple[Sample, ...]:
@@ -78,14 +78,14 @@ def calls(case: Case, effort: Effort) -> str:
 
 def test_the_order_of_calls() -> None:
     prefill = "start window prefill stop "
-    decode = "restore start window mark step mark step mark stop elapsed "
+    decode = "restore start window timestamp step timestamp step timestamp stop elapsed "
     peaks = "peak reset_peak peak "
     expected = f"begin reset_peak {prefill * 7}{peaks}save {decode * 7}release reset_peak step {peaks}overview"
     assert calls(make_case(steps=2), Effort(reps=2)) == expected  # five warm-ups and two
 
 
 def test_the_order_of_calls_with_a_synthetic_cache() -> None:
-    decode = "restore start window mark step mark stop elapsed "
+    decode = "restore start window timestamp step timestamp stop elapsed "
     assert calls(make_case(steps=1, fill="synthetic"), Effort(reps=1)) == (
         f"begin fill save {decode * 6}release reset_peak step peak reset_peak peak overview"
     )
@@ -285,13 +285,13 @@ def test_a_long_throttled_repetition_is_repeated_once() -> None:
     assert result.stopped["prefill"] == "invalid"
 
 
-@pytest.mark.parametrize(("share", "cautioned"), [(0.0, False), (0.05, False), (0.4, True)])
-def test_a_figure_measured_during_other_work_has_a_caution(share: float, cautioned: bool) -> None:
+@pytest.mark.parametrize(("share", "code"), [(0.0, None), (0.05, None), (0.15, "cpu-pressure"), (0.4, "busy")])
+def test_a_figure_measured_during_other_work_has_a_caution(share: float, code: str | None) -> None:
     """What a busy neighbor does to a process: it is ready, and waits."""
     case, factor = make_case(1000, steps=1), share / (1 - share)
     waits = [fault("wait", 0.1 * factor), fault("wait", 0.01 * factor, when="decode")]
     result = measured(case, Effort(reps=1), *waits)
     codes = [caution.code for caution in result.cautions]
-    assert codes == (["prefill-cpu-pressure", "decode-cpu-pressure"] if cautioned else [])
+    assert codes == ([f"prefill-{code}", f"decode-{code}"] if code else [])
     (sample,) = counted(result, "prefill")
     assert sample.wait_s == pytest.approx(0.1 * share / (1 - share))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import replace
-from typing import Any
 
 import pytest
-from fakes.lab import make_case
+from fakes.lab import make_case, source
 
 from profiler import case as cases
-from profiler.run.plan import Pace, Planned
+from profiler.case import Task
+from profiler.run.plan import Pace
 
 
 class Clock:
@@ -21,26 +21,24 @@ class Clock:
         return self.seconds
 
 
-def planned(count: int, loads: int, seconds: random.Random) -> list[Planned]:
-    any_point: Any = type("AnyPoint", (), {})
+def planned(count: int, loads: int, seconds: random.Random) -> list[Task]:
     entries = []
     for number in range(count):
-        task = any_point()
-        task.case = make_case(context=number + 1, seed=number % loads)
-        load_s = 1.0 + number % loads
-        entries.append(Planned(task, None, load_s, seconds.choice([0.5, 1.0, 2.0, 7.5])))  # type: ignore[arg-type]
+        case = make_case(context=number + 1, seed=number % loads)
+        run_s = seconds.choice([0.5, 1.0, 2.0, 7.5])
+        entries.append(Task(case, source(), load_s=1.0 + number % loads, run_s=run_s))
     return sorted(entries, key=lambda entry: entry.case.seed)
 
 
 class Walking:
     """The same, worked out anew each time from every case that waits: slow, and easy to believe."""
 
-    def __init__(self, entries: list[Planned], budget_s: float, clock: Clock) -> None:
+    def __init__(self, entries: list[Task], budget_s: float, clock: Clock) -> None:
         self.waiting, self.budget_s, self.clock = {entry.case: entry for entry in entries}, budget_s, clock
         self.loaded: set[str] = set()
         self.ran: dict[str, tuple[float, float]] = {}
 
-    def ratio(self, entry: Planned) -> float:
+    def ratio(self, entry: Task) -> float:
         ran, estimated = self.ran.get(entry.case.load_key, (1.0, 1.0))
         return ran / estimated
 
@@ -48,7 +46,7 @@ class Walking:
         loads = {e.case.load_key: e.load_s for e in self.waiting.values() if e.case.load_key not in self.loaded}
         return sum(loads.values()) + sum(e.run_s * self.ratio(e) for e in self.waiting.values())
 
-    def refuses(self, entry: Planned) -> bool:
+    def refuses(self, entry: Task) -> bool:
         key, left = entry.case.load_key, self.budget_s - self.clock.seconds
         needed = entry.run_s * self.ratio(entry) + (0.0 if key in self.loaded else entry.load_s)
         firsts: dict[str, float] = {}

@@ -3,15 +3,15 @@ from __future__ import annotations
 import json
 import math
 from contextlib import suppress
-from dataclasses import replace
 
 import pytest
 from fakes.lab import make_case, source
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from profiler.case import Task
 from profiler.results.measurement import Memory
-from profiler.run.protocol import MAX_LINE, LineBuffer, LoadCost, ProtocolError, WorkerTask, encode
+from profiler.run.protocol import MAX_LINE_BYTES, LineBuffer, LoadCost, ProtocolError, encode, read_task, task_message
 from profiler.run.repetitions import Effort
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
@@ -23,10 +23,10 @@ BRIEF = settings(max_examples=100, deadline=None)
 
 
 def test_a_task_survives_the_pipe() -> None:
-    order = WorkerTask(make_case(512, 4, threads=2), source(step_s=0.5), Effort(7, 1.5), 2**30)
-    assert WorkerTask.from_json(json.loads(encode(order.to_json()))) == order
-    bare = replace(order, max_memory_bytes=None)
-    assert WorkerTask.from_json(json.loads(encode(bare.to_json()))) == bare
+    task = Task(make_case(512, 4, threads=2), source(step_s=0.5))
+    for effort, max_memory_bytes in ((Effort(7, 1.5), 2**30), (Effort(), None)):
+        sent = json.loads(encode(task_message(task, effort, max_memory_bytes)))
+        assert read_task(sent) == (task, effort, max_memory_bytes)
 
 
 def test_a_load_cost_survives_the_pipe() -> None:
@@ -69,16 +69,16 @@ def test_nan_and_infinity_are_not_accepted(word: bytes) -> None:
 
 def test_a_line_of_the_maximum_length_passes_and_one_byte_more_does_not() -> None:
     frame = len(encode({"text": ""}))
-    fits = encode({"text": "x" * (MAX_LINE - frame)})
-    assert len(fits) == MAX_LINE
+    fits = encode({"text": "x" * (MAX_LINE_BYTES - frame)})
+    assert len(fits) == MAX_LINE_BYTES
     assert len(list(LineBuffer().feed(fits))) == 1
     with pytest.raises(ProtocolError, match="more than 16"):
-        encode({"text": "x" * (MAX_LINE - frame + 1)})
+        encode({"text": "x" * (MAX_LINE_BYTES - frame + 1)})
 
 
 def test_an_endless_line_is_rejected_at_the_limit() -> None:
     buffer = LineBuffer()
-    for _ in range(MAX_LINE // 2**16):
+    for _ in range(MAX_LINE_BYTES // 2**16):
         assert list(buffer.feed(b"x" * 2**16)) == []
     with pytest.raises(ProtocolError, match="a line of more than"):
         list(buffer.feed(b"x"))

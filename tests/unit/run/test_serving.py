@@ -20,8 +20,8 @@ from profiler.case import UNSTATED
 from profiler.devices import target
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
+from profiler.results import reading, stats
 from profiler.results import row as results_row
-from profiler.results import stats
 from profiler.results.comparison import compare
 from profiler.results.measurement import Measurement
 from profiler.results.store import Store
@@ -114,7 +114,7 @@ def test_what_was_stored_is_read_again_unchanged(server: FakeServer, tmp_path: P
     assert replace(again, samples=tuple(again.samples)) == row
     assert again.serving == row.serving
     (tmp_path / "rows.jsonl").write_text(results_row.line(None, row))
-    (public,) = results_row.read(tmp_path / "rows.jsonl")
+    (public,) = reading.read(tmp_path / "rows.jsonl")
     assert stats.rates(public, "prefill") == stats.rates(row, "prefill")
     assert public.serving == row.serving
 
@@ -153,7 +153,7 @@ def test_a_row_can_be_read_again_whatever_a_server_states(tmp_path: Path) -> Non
     assert again.serving == row.serving
     assert "\x1b" not in row.case.model and "\u202e" not in row.case.model
     (tmp_path / "rows.jsonl").write_text(results_row.line(None, row))
-    assert results_row.read(tmp_path / "rows.jsonl")[0].serving == row.serving
+    assert reading.read(tmp_path / "rows.jsonl")[0].serving == row.serving
 
 
 def test_only_a_server_counts_tokens_of_its_own(server: FakeServer, tmp_path: Path) -> None:
@@ -220,6 +220,22 @@ def test_a_server_elsewhere_has_not_our_machine(monkeypatch: pytest.MonkeyPatch,
     forwarded = replace(result, use=replace(result.use, elsewhere=True))
     assert serving.ServedRows().row(forwarded).case.device == "remote"
     assert [row.case.dtype, row.case.path] == [UNSTATED, UNSTATED]
+
+
+def test_a_model_in_a_cloud_has_not_our_machine_though_its_server_is_here() -> None:
+    with FakeServer("ollama", QUICK) as server:
+        server.described = {"remote_host": "https://ollama.com:443"}
+        (row,) = rows(server)
+    assert row.case.device == "remote"
+    assert row.environment["device"]["title"] == "the machine https://ollama.com:443"
+    assert row.serving is not None and row.serving["host_peak_bytes"] is None
+    assert "run by https://ollama.com:443" in row.serving["unknown"]["host_peak_bytes"]
+
+
+def test_lm_studio_states_its_runtime_and_no_version() -> None:
+    with FakeServer("lmstudio", QUICK) as server:
+        (row,) = rows(server)
+    assert row.environment["server"] == {"kind": "LM Studio", "version": "llama.cpp-linux-x86_64-avx2 1.24.0"}
 
 
 def test_a_failed_case_is_a_row_with_its_reason_and_no_samples(server: FakeServer) -> None:
@@ -312,9 +328,39 @@ def test_a_share_of_a_ceiling_is_claimed_only_of_the_device_that_has_the_model(
 
     assert unknown(2 << 30).startswith("this device was not calibrated")
     assert unknown(50 << 20) == "part of the model is not on the GPU"
-    assert unknown(None) == "it is not known which device the server uses"
+    assert unknown(None) == "it is not known which device the server uses; --on names one"
     here += [replace(gpu, name="cuda:1")]
-    assert unknown(2 << 30) == "it is not known which device the server uses"
+    assert unknown(2 << 30) == "it is not known which device the server uses; --on names one"
+
+
+def test_on_names_the_hardware_of_a_server_elsewhere_whose_data_sheet_is_the_ceiling() -> None:
+    with FakeServer("llama-server", replace(QUICK, gap_s=0.05), models=("gemma-3-270m-Q4_K_M",)) as server:
+        (result,) = results(server)
+    elsewhere = replace(result, server=replace(result.server, root="http://box"))
+    row = serving.ServedRows(on="rtx 4090").row(elsewhere)
+    share = stats.ceiling(row)
+    assert share is not None and 0 < share["decode_fraction"] < 0.2  # 20 tokens/s of some 1,000
+    assert row.serving is not None and row.serving["on"] == "RTX 4090"
+    assert "decode_mbu" not in row.serving["unknown"]
+    assert [each.text for each in row.cautions if each.code == "data-sheet-ceiling"] == [
+        "MBU and MFU are of the data sheet of RTX 4090, which --on names"
+    ]
+    assert row.case.device == "remote"  # here too, since it is not said to be one of this machine's
+    assert serving.ServedRows(on="rtx 4090").row(result).case.device == "remote"
+
+
+@pytest.mark.parametrize("on", ["cpu", "rtx 5099", "vram=24"])
+def test_hardware_that_on_cannot_mean_is_an_error_before_anything_is_sent(on: str) -> None:
+    with pytest.raises(ProfileError):
+        serving.ServedRows(on=on)
+
+
+def test_a_model_that_does_not_fit_in_the_named_hardware_has_no_mbu() -> None:
+    with FakeServer("llama-server", QUICK, models=("gemma-4-31b-Q4_K_M",)) as server:
+        (result,) = results(server)
+    row = serving.ServedRows(on="rtx 3060").row(replace(result, server=replace(result.server, root="http://box")))
+    assert row.serving is not None
+    assert row.serving["unknown"]["decode_mbu"].startswith("the model does not fit in the memory of RTX 3060 12GB")
 
 
 def test_a_config_that_is_none_is_an_error_before_anything_is_sent(server: FakeServer) -> None:

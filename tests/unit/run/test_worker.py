@@ -13,18 +13,19 @@ from fakes.lab import make_case, source
 
 from profiler import folders
 from profiler.backends.base import OutOfMemory
+from profiler.case import Task
 from profiler.devices.cgroup import MemoryLimit
 from profiler.errors import ProfileError
 from profiler.results.environment import HEAP, settings
 from profiler.results.measurement import Measurement
 from profiler.run import worker
 from profiler.run.process import worker_environment
-from profiler.run.protocol import LineBuffer, WorkerTask
+from profiler.run.protocol import LineBuffer
 from profiler.run.repetitions import Effort
 from profiler.run.worker import Wire, failure, serve
 
 HEAVY = {"torch", "transformers", "numpy", "bitsandbytes", "click", "rich", "tabulate", "hypothesis", "sqlite3"}
-ORDER = WorkerTask(make_case(), source(), Effort(), None)
+TASK = Task(make_case(), source())
 
 
 def test_a_worker_starts_quickly_and_imports_no_framework() -> None:
@@ -79,7 +80,7 @@ def test_heap_settings_of_the_user_are_kept(name: str) -> None:
     ],
 )
 def test_an_error_becomes_a_reason_of_one_line(error: Exception, outcome: str, reason: str | None) -> None:
-    row = failure(error, ORDER, "prefill")
+    row = failure(error, TASK.case, None, "prefill")
     assert row.outcome == outcome and row.samples == ()
     assert row.reason is not None and "\n" not in row.reason and "\x1b" not in row.reason
     assert row.reason == reason if reason else len(row.reason) <= 500
@@ -142,20 +143,20 @@ class Kept:
             self.rows.append(Measurement.from_json(message["row"]))
 
 
-def test_a_case_that_the_process_measures_again_warms_up_for_a_second() -> None:
+def test_a_process_settles_once_and_a_case_that_it_measures_again_warms_up_for_a_second() -> None:
     noisy = source(noise=0.3, prefill_s_per_token=0.4 / 64, step_s=0.1)  # half a second each, and never steady
-    first, other = (WorkerTask(make_case(context=64, steps=4, batch=b), noisy, Effort(reps=2), None) for b in (1, 2))
+    first, other = (Task(make_case(context=64, steps=4, batch=b), noisy) for b in (1, 2))
     kept = Kept()
-    serve(iter([first, first, other]), kept)  # type: ignore[arg-type]
+    serve(((task, Effort(reps=2), None) for task in (first, first, other)), kept)  # type: ignore[arg-type]
     assert [row.outcome for row in kept.rows] == ["ok"] * 3
     for phase in ("prefill", "decode"):
         taken = [sum(s.seconds for s in row.samples.record(phase) if s.warmup) for row in kept.rows]
-        assert taken[0] >= 5 and taken[2] >= 5
-        assert 1 <= taken[1] < 2
+        assert taken[0] >= 5 and 1 <= taken[1] < 2
+        assert sum(s.warmup for s in kept.rows[2].samples.record(phase)) == 1  # a new shape
 
 
 def test_a_refused_allocation_names_the_limit_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker.allowance, "memory_limit", lambda: MemoryLimit(2**30, "RLIMIT_DATA (ulimit -d)"))
-    row = failure(MemoryError("no more"), ORDER, "load")
+    row = failure(MemoryError("no more"), TASK.case, None, "load")
     assert row.outcome == "oom"
     assert row.reason == "out of memory in load with 1.00 GiB allowed by RLIMIT_DATA (ulimit -d): no more"

@@ -6,11 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fakes.drawings import written
 
 from profiler.case import Case
 from profiler.results.measurement import Caution, Measurement, Memory, Sample
-from profiler.show.report import charts
 
 MIB = 1024**2
 ENVIRONMENT: dict[str, Any] = {
@@ -123,15 +121,3 @@ def hostile_rows(hostile: str) -> list[Measurement]:
         rows[0],
         replace(failed(replace(case, context=256), "failed", hostile), cautions=(caution,)),
     ]
-
-
-@pytest.fixture
-def real_drawings() -> None:
-    """For tests that need the pictures: Vega takes a second to start, and a moment for each."""
-
-
-@pytest.fixture(autouse=True)
-def _quick_drawings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Elsewhere a picture is its specification, as text in an SVG."""
-    if "real_drawings" not in request.fixturenames:
-        monkeypatch.setattr(charts, "svg", written)

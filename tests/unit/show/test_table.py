@@ -6,7 +6,8 @@ import pytest
 
 from profiler.case import Case
 from profiler.results.measurement import Caution, Measurement, Sample
-from profiler.show.columns import figure, heading, notes, rate_cell, token_cell
+from profiler.show.columns import figure, heading, rate_cell, token_cell
+from profiler.show.notes import few, notes
 from profiler.show.output import rendered
 from profiler.show.writers import table
 
@@ -57,9 +58,36 @@ def test_every_reason_is_shown_in_words_with_its_case(measurements):
 def test_a_caution_is_shown_once_with_its_cases_and_the_option_that_helps(measurements):
     shared = Caution("x", "the clock was throttled", "--cooldown 10")
     rows = [replace(m, cautions=(shared, shared)) for m in measurements]
-    text = " ".join(table.render("r", rows).split())
+    text = " ".join(table.render("r", rows, most_notes=None).split())
     assert text.count("the clock was throttled") == 1
     assert "the clock was throttled; try --cooldown 10 (all cases)" in text
+
+
+def test_at_most_five_notes_are_shown_and_the_rest_is_counted(measurements):
+    """31 notes once stood below 12 rows. What doubts a figure comes first."""
+    trifles = tuple(Caution(f"x{i}", f"trifle {i}") for i in range(6))
+    rows = [
+        replace(measurements[0], cautions=trifles),
+        replace(measurements[0], cautions=(Caution("spread", "noisy"),)),
+    ]
+    kept, cells = few(*notes(rows), 5)
+    assert [note.text for note in kept] == ["trifle 0", "trifle 1", "trifle 2", "trifle 3", "noisy"]
+    assert [note.number for note in kept] == [1, 2, 3, 4, 5] and cells == ["1 2 3 4 +2", "5"]
+    text = table.render("r", rows, 80)
+    assert "and 2 more notes (+): profile runs show r --notes all" in text.splitlines()
+    whole = table.render("r", rows, 80, most_notes=None)
+    assert "trifle 5" in whole and "more note" not in whole
+
+
+def test_mbu_and_mfu_stay_in_a_narrow_table_and_say_where_the_ceiling_is_from(measurements):
+    used = {"prefill_s": 1e-3, "step_s": 1e-3, "basis": "data sheet"}
+    rows = [replace(measurements[0], expected={"utilization": used}), measurements[1]]
+    lines = table.render("r", rows, 80).splitlines()
+    titles = next(line for line in lines if "quant" in line).split()
+    assert "MBU" in titles and "MFU" in titles and "weights" not in titles
+    assert max(map(len, lines)) <= 80
+    assert "÷ the device's rate by its data sheet" in " ".join(" ".join(lines).split())
+    assert "MBU" not in table.render("r", measurements, 80)
 
 
 def test_a_note_names_few_cases_and_counts_the_rest(measurements):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -138,6 +139,42 @@ def test_a_server_elsewhere_is_not_looked_for() -> None:
     assert use("http://192.0.2.1:8080").unknown == dict.fromkeys(processes.FIGURES, ELSEWHERE)
     assert not processes.is_here("http://localhost.example.com")
     assert processes.is_here("https://[::1]:8080/v1")
+
+
+def own_address() -> str | None:
+    """An address of this machine other than the loopback's, found without sending anything."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as towards:
+        try:
+            towards.connect(("192.0.2.1", 9))
+        except OSError:
+            return None
+        return str(towards.getsockname()[0])
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "127.1.2.3", socket.gethostname()])
+def test_this_machine_has_more_names_than_localhost(host: str) -> None:
+    """vLLM prints http://0.0.0.0:8000, which people paste."""
+    assert processes.is_here(f"http://{host}:8000")
+    assert not processes.is_here("http://999.1.1.1:8000")
+
+
+def test_a_server_that_listens_on_an_address_of_this_machine_is_here() -> None:
+    address = own_address()
+    if address is None or address.startswith("127."):
+        pytest.skip("this machine has no address other than the loopback's")
+    with socket.create_server((address, 0)) as listener:
+        url = f"http://{address}:{listener.getsockname()[1]}"
+        assert processes.is_here(url)
+        _, pids = server_processes(url)
+        assert os.getpid() in pids
+        with pytest.raises(Untold, match="listens on port"):  # for the loopback it does not listen
+            server_processes(url.replace(address, "127.0.0.1"))
+
+
+def test_where_there_is_no_proc_nothing_is_said_of_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "PROC", tmp_path)
+    with pytest.raises(Untold, match="only Linux"):
+        server_processes("http://127.0.0.1:1234")
 
 
 def test_a_process_that_holds_less_than_the_model_only_forwards(server: Callable[..., RealServer]) -> None:

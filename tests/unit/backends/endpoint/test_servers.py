@@ -21,6 +21,7 @@ KINDS = {
     "vllm": "vLLM",
     "sglang": "SGLang",
     "transformers": "transformers serve",
+    "kobold": "KoboldCpp",
     "openai": "OpenAI-compatible server",
 }
 
@@ -202,6 +203,23 @@ def spoilt(value: Any) -> Iterator[Any]:
     elif isinstance(value, list):
         for place, inner in enumerate(value):
             yield from ([*value[:place], odd, *value[place + 1 :]] for odd in spoilt(inner))
+
+
+def test_a_model_of_another_engine_and_one_on_another_machine_are_told_apart() -> None:
+    with FakeServer("lmstudio") as server:
+        server.described = {"compatibility_type": "mlx"}
+        (model,) = look(server.url).models
+        assert model.engine == "mlx"
+    with FakeServer("ollama") as server:
+        server.described = {"remote_host": "https://ollama.com:443", "remote_model": "gpt-oss:120b"}
+        (model,) = look(server.url).models
+        assert model.host == "https://ollama.com:443"
+
+
+def test_a_model_that_only_embeds_is_none_to_measure() -> None:
+    with FakeServer("ollama") as server:
+        server.described = {"details": {"family": "nomic-bert"}}
+        assert look(server.url).models == ()
 
 
 @pytest.mark.parametrize("kind", KINDS)

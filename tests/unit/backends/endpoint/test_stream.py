@@ -24,7 +24,7 @@ from profiler.backends.endpoint import (
     users,
 )
 from profiler.backends.endpoint import stream as stream_module
-from profiler.backends.endpoint.stream import StreamReader, StreamStopped, timings
+from profiler.backends.endpoint.stream import COUNTED_NOTHING, NO_REASONING, StreamReader, StreamStopped, timings
 
 SENT, FIRST, GAP = 100.0, 0.5, 0.02
 
@@ -121,13 +121,52 @@ def test_chunks_that_arrive_together_have_no_decode_rate() -> None:
 
 
 def test_an_answer_that_was_held_back_has_no_rate() -> None:
-    """A proxy that buffers: two reads, 20 µs apart."""
-    reader = StreamReader()
-    reader.feed(b"".join(words(30)), SENT + FIRST)
-    reader.feed(b"".join(words(30)) + end(usage=counted(10, 60)), SENT + FIRST + 2e-5)
-    own = figures(reader.exchange(SENT, SENT + FIRST + 1e-4))
-    assert own.decode_tps is own.characters_per_s is None
-    assert "held it back" in own.unknown["decode_tps"]
+    """A proxy that buffers: two reads, 20 µs or 0.6 ms apart."""
+    for gap, said in ((2e-5, "arrived at one moment"), (6e-4, "held it back")):
+        reader = StreamReader()
+        reader.feed(b"".join(words(30)), SENT + FIRST)
+        reader.feed(b"".join(words(30)) + end(usage=counted(10, 60)), SENT + FIRST + gap)
+        own = figures(reader.exchange(SENT, SENT + FIRST + 1e-3))
+        assert own.decode_tps is own.characters_per_s is None
+        assert said in own.unknown["decode_tps"]
+
+
+def test_chunks_that_a_proxy_sends_together_are_one_arrival() -> None:
+    """Eight tokens every 80 ms are 100 tokens/s, of which the first eight came before the clock began."""
+    for usage in (counted(10, 40), counted(10, 80)):  # a token a chunk, and two
+        reader = StreamReader()
+        for burst in range(5):
+            reader.feed(b"".join(words(8)), SENT + FIRST + 0.08 * burst)
+        reader.feed(end(usage=usage), SENT + FIRST + 0.33)
+        own = figures(reader.exchange(SENT, SENT + FIRST + 0.33))
+        assert own.decode_tps == pytest.approx(usage["completion_tokens"] * 0.8 / 0.32)
+        assert own.gaps_s == pytest.approx((0.08,) * 4)
+        assert own.characters_per_s == pytest.approx(len(reader.exchange(0, 1).answer) * 0.8 / 0.32)
+    assert not Slo(itl_s=0.05).met(own)  # its median gap is no longer one of nothing
+
+
+@pytest.mark.parametrize("count", [0, 12])
+def test_a_count_that_cannot_be_right_is_unknown(count: int) -> None:
+    """Of 20 chunks of reasoning and 12 of answer."""
+    thought = [delta(reasoning_content="hm ") for _ in range(20)]
+    found = read([*thought, *words(12), end(usage=counted(10, count))])
+    own = figures(found)
+    assert own.decode_tps is own.output_tokens is own.tpot_s is None
+    assert own.unknown["decode_tps"] in (COUNTED_NOTHING, NO_REASONING)
+    assert own.prefill_tps is not None and own.characters_per_s is not None
+    assert figures(read([*thought, *words(12), end(usage=counted(10, 33))])).output_tokens == 33
+
+
+@pytest.mark.parametrize("ended", [end("abort"), end("error"), end("stop", stats={"stop_reason": "modelUnloaded"})])
+def test_an_answer_that_the_server_gave_up_is_a_failure(ended: bytes) -> None:
+    failure = read([*words(4), ended]).failure
+    assert failure is not None and "ended the answer early" in failure.words
+    assert read([*words(4), end("stop", stats={"stop_reason": ["odd"]})]).failure is None
+
+
+def test_empty_events_and_a_byte_order_mark_are_no_text() -> None:
+    found = read([b"\xef\xbb\xbfdata: {}\n\n", b"data:\n\n", b"data: \n\n", *words(4), end()])
+    assert found.failure is None and len(found.arrivals) == 4
 
 
 def test_without_usage_figures_in_tokens_are_unknown_and_characters_remain() -> None:

@@ -1,0 +1,141 @@
+"""The output of ``profile`` alone: the machine, what to run on it, what was measured, and what to type next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from profiler import console, devices, registry
+from profiler.cost.machine import Machine
+from profiler.devices import target as targets
+from profiler.errors import ProfileError
+from profiler.models import families, hub
+from profiler.run import choice
+from profiler.run.choice import Candidate
+from profiler.shell import Command, command
+from profiler.show import output as show_output
+from profiler.units import GIB, bytes_text, printable, rate_text, significant
+
+DROPPED = ("max context", "pick")  # by a terminal that is too narrow
+MODELS_SHOWN = 3
+THIRD = {"fast": "fast: the best that is much faster", "next": "next: the best of the smaller ones"}
+SAME_MAKER = 6  # characters of a name: gemma- and qwen3.
+GOAL = "20 tok/s at 32k"  # an example
+
+
+def overview(on: str | None = None) -> str:
+    """The page for this machine, or for the device ``on``, as for `profile fit`. Raises ProfileError."""
+    target = targets.find(on)
+    machine = Machine(target)
+    found = choice.best_three(machine)
+    measured = _measured() if on is None else None
+    lines = [_title(machine), *target.limits, "", *_table(found)]
+    lines += [measured] if measured is not None else []
+    for why, typed in [*_next(found, on), *([] if on else [_measure(measured)])]:
+        lines += [f"{why}:", f"  {typed}"]
+    lines.append("All commands: profile --help")
+    return "\n".join(show_output.wrapped(lines, console.width())) + "\n"
+
+
+def _title(machine: Machine) -> str:
+    """The machine in a line."""
+    target = machine.target
+    bandwidth = f"{machine.ceiling_bytes_s / 1e9:,.0f} GB/s {_source(machine)}"
+    if target.local is None:
+        each = " each" if target.count > 1 else ""
+        return f"{printable(target.title)}, {bytes_text(machine.usable_bytes)} usable{each}, {bandwidth}"
+    device = devices.find(target.local)
+    cores = "" if device.usable_cores is None else f", {device.usable_cores:g} core{'s' * (device.usable_cores != 1)}"
+    memory = f"{bytes_text(device.memory_bytes)} ({device.free_bytes / GIB:.1f} free)"
+    return f"{printable(target.title)}{cores}, {memory}, {bandwidth}"
+
+
+def _source(machine: Machine) -> str:
+    if machine.target.ceilings is not None:
+        return "measured"
+    return "assumed" if machine.target.spread > 1 else "by data sheet"
+
+
+def _table(found: Sequence[tuple[str, Candidate]]) -> list[str]:
+    if not found:
+        return ["No model of the catalog fits. profile models lists what there is."]
+    text = show_output.render([_row(*each) for each in found], dict, "table", DROPPED)
+    reads = all(each.reads for _, each in found)
+    rule = "largest that decodes as fast as people read" if reads else "fastest, but slower than people read"
+    notes = [f"best: the {rule} ({choice.READING_TPS} t/s)"]
+    notes += ["other: the same of the other family"] * (len(found) > 1)
+    notes += [THIRD[pick] for pick, _ in found if pick in THIRD]
+    context = f"Predicted at {choice.CONTEXT // 1024}k of context; in parentheses, where nine cases in ten should be."
+    return [*text.splitlines(), "", f"{'; '.join(notes)}.", " ".join([context, *_twins([e.name for _, e in found])])]
+
+
+def _row(pick: str, candidate: Candidate) -> dict[str, str]:
+    prediction = candidate.prediction
+    assert prediction.decode is not None
+    tps = prediction.decode.tps
+    return {
+        "pick": pick,
+        "model": candidate.name,
+        "quant": candidate.quant,
+        "engine": prediction.engine.name,
+        "decode t/s": f"{rate_text(tps.value)} ({significant(tps.low, 2)}–{significant(tps.high, 2)})",
+        "memory": bytes_text(prediction.terms.needed.value),
+        "max context": f"{candidate.largest_context:,}",
+    }
+
+
+def _twins(names: Sequence[str]) -> list[str]:
+    """Newer models with the shape of one of ``names``, whose figures hold for them as well."""
+    shapes = {families.geometry(hub.shipped_config(name)): name for name in names}
+    starts, twins = {name[:SAME_MAKER] for name in names}, dict[str, list[str]]()
+    others = (name for name in hub.names() if name not in choice.names() and name[:SAME_MAKER] in starts)
+    for name in others:
+        if same := shapes.get(families.geometry(hub.shipped_config(name))):
+            twins.setdefault(same, []).append(name)
+    return [
+        f"{registry.listed(alike)} {'have' if len(alike) > 1 else 'has'} the shape of {name}, and run"
+        f"{'' if len(alike) > 1 else 's'} alike."
+        for name, alike in twins.items()
+    ]
+
+
+def _next(found: Sequence[tuple[str, Candidate]], on: str | None) -> list[tuple[str, Command]]:
+    """How to go on from the best choice, and for another device from what a person wants of it."""
+    where = ("--on", on) if on else ()
+    if not found:
+        return [("What the smallest models need", command("profile", "fit", where))]
+    best = found[0][1]
+    engine = ("--engine", best.prediction.engine.name)
+    how = ("How to run the best", command("profile", "fit", best.name, engine, "-q", best.quant, where))
+    goal = (f"What reaches {GOAL}", command("profile", "fit", where, engine, "--goal", GOAL))
+    return [how, goal] if on else [how]
+
+
+def _measure(measured: str | None) -> tuple[str, Command]:
+    if measured is None or measured.startswith(NOTHING):
+        return "To measure, in about five minutes", command("profile", "sweep")
+    return "A page of what was measured", command("profile", "report", "--html", "report.html")
+
+
+NOTHING = "Nothing was measured"
+
+
+def _measured() -> str:
+    """What the store has, in a sentence."""
+    from profiler.results.store import Store, existing
+
+    try:
+        if existing(None) is None:
+            return f"{NOTHING} here so far."
+        with Store.open(None, create=False) as store:
+            runs = store.runs()
+    except ProfileError as error:
+        return f"The results cannot be read: {error.message}"
+    count = sum(run.outcomes.get("ok", 0) for run in runs)
+    if not count:
+        return f"{NOTHING} here so far."
+    models = list(dict.fromkeys(model for run in reversed(runs) for model in run.models))
+    named = [printable(model, 40) for model in models[:MODELS_SHOWN]]
+    more = len(models) - len(named)
+    of_models = registry.listed([*named, *([f"{more} more models"] if more else [])])
+    last = printable(runs[-1].started_at[:10])
+    return f"Measured so far: {count:,} cases of {of_models}, the last on {last}."
