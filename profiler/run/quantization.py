@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from profiler import devices, registry
@@ -15,12 +16,14 @@ from profiler.cost.engines.base import GGUF, SAFETENSORS, Engine
 from profiler.devices.base import DeviceInfo
 from profiler.devices.target import Target
 from profiler.errors import NotFound, ProfileError
+from profiler.models import gguf as gguf_format
 from profiler.models import scheme as schemes
 from profiler.models.resolve import Model
 from profiler.models.scheme import MLX
 from profiler.models.stored import Stored
 from profiler.quants import checkpoint
 from profiler.quants.base import DTYPE_BYTES, Quant
+from profiler.shell import command
 from profiler.units import bytes_text, printable
 
 FP8_FLOPS = "fp8"
@@ -59,6 +62,8 @@ def choices(
             return [QuantChoice(checkpoint.quant_of(stored), stored)]
         return [QuantChoice(quant) for quant in requested]
     usual: tuple[Quant, ...] = tuple(requested) or (_registered(own_dtype(stored, device)),)
+    if source.kind == "gguf" and weights == "real" and (reason := _in_parts(Path(source.location))) is not None:
+        return [QuantChoice(quant, reason=reason) for quant in usual]
     if weights == "synthetic":
         own = schemes.of(source.config)
         if not requested and own is not None and own.name in registry.names("quants"):
@@ -72,6 +77,17 @@ def choices(
 def _unknown(quant: Quant) -> str | None:
     known = quant.name in registry.names("quants")
     return None if known else f"its weights are not stored in {quant.name}, which can only be read from a checkpoint"
+
+
+def _in_parts(file: Path) -> str | None:
+    """Why transformers cannot read a GGUF file that is the first of several; ``None`` if it is the only one."""
+    named = gguf_format.PART.fullmatch(file.name)
+    if named is None or not gguf_format.header(file).is_split:
+        return None
+    whole = file.with_name(f"{named['name'].rstrip('-')}.gguf")
+    joined = command("llama-gguf-split", "--merge", str(file), str(whole))
+    other = "measure them with profile sweep --backend llama.cpp"
+    return f"transformers cannot read a file in parts: join them with {joined}, or {other}"
 
 
 def _own(stored: Stored, device: DeviceInfo) -> QuantChoice:
