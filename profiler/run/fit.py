@@ -161,7 +161,7 @@ def _elsewhere(found: Sequence[FitPrediction], request: FitRequest) -> tuple[str
         return None
     context, batch = first.request.context, first.request.batch
     other = choice.instead(found[0].geometry, first.machine, context, batch, choice.LOSSLESS_BITS)
-    if other is None or other.decode is None or other.engine.name == first.engine.name or not choice.reads(other):
+    if other is None or other.decode is None or other.engine is first.engine or not choice.reads(other):
         return None
     engine, quant = other.engine.name, other.request.quant
     where = (*(("--on", request.on[0]) if request.on else ()), *(("-b", str(batch)) if batch > 1 else ()))
