@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain, groupby
 from math import floor, inf, log2
 
@@ -251,8 +251,7 @@ class Choices:
         )  # may be on the host
         if (geometry.parameters - tables) * per_weight > machine.usable_bytes * machine.target.count:
             return
-        found = predictor(geometry, self.engine, quant, machine, self.path)
-        prediction = found.predict(min(CONTEXT, geometry.max_position), 1)
+        found, prediction = _at_context(geometry, self.engine, quant, machine, self.path)
         fits = prediction.verdict.word != "no" and prediction.verdict.headroom_bytes >= TIGHT_BYTES
         if fits and (self.quants or shrinks(found)):
             yield Candidate(name, quant, found, prediction)
@@ -281,6 +280,15 @@ def instead(geometry: Geometry, machine: Machine, context: int, batch: int, most
 def reads(prediction: Prediction) -> bool:
     """Whether each sequence is decoded as fast as people read."""
     return prediction.decode is not None and prediction.decode.tps.value / prediction.request.batch >= READING_TPS
+
+
+@lru_cache(maxsize=256)
+def _at_context(
+    geometry: Geometry, engine: Engine, quant: str, machine: Machine, path: str | None
+) -> tuple[Predictor, Prediction]:
+    """Predictions of the catalog, which different choices look at."""
+    found = predictor(geometry, engine, quant, machine, path)
+    return found, found.predict(min(CONTEXT, geometry.max_position), 1)
 
 
 def best_three(machine: Machine) -> list[tuple[str, Candidate]]:
