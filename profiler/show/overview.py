@@ -138,4 +138,4 @@ def _measured() -> str:
     more = len(models) - len(named)
     of_models = registry.listed([*named, *([f"{more} more models"] if more else [])])
     last = printable(runs[-1].started_at[:10])
-    return f"Measured so far: {count:,} cases of {of_models}, the last on {last}."
+    return f"Measured so far: {count:,} case{'s' * (count != 1)} of {of_models}, the last on {last}."
