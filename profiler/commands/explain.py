@@ -70,7 +70,7 @@ MOST_CHANGES = 3
     ),
     *options.host_memory(),
 )
-@options.group("Results", options.store(), show_output.output())
+@options.group("Results", options.learned(), options.store(), show_output.output())
 def explain(
     model: str,
     on: str | None,
@@ -83,6 +83,7 @@ def explain(
     split: Split | None,
     ram_bytes: int | None,
     ram_bandwidth: float | None,
+    learned: bool,
     store: Path | None,
     output: str,
 ) -> int:
@@ -104,6 +105,8 @@ def explain(
         ram_bytes=ram_bytes,
         ram_bandwidth=ram_bandwidth,
         path=path,
+        learned=learned,
+        store=store,
     )
     case = one_case(fit_request)
     found = explanation.explain(case.predictor, case.context, case.batch, kv)
@@ -154,7 +157,7 @@ def measurements_of(model: Model, prediction: Prediction, store: Path | None) ->
         return (
             case.model_id in ids
             and backend is not None
-            and backend.made_up is None
+            and backend.simulated is None
             and backend.engine == prediction.engine.name
             and (case.quant, case.dtype, case.context, case.batch, case.device, case.threads)
             == (request.quant, request.dtype, request.context, request.batch, target.local, None)

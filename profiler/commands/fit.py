@@ -74,6 +74,7 @@ from profiler.show import output as show_output
 )
 @options.group(
     "Results",
+    options.learned(),
     click.option(
         "--goal", "wish", metavar="GOAL", help='Show only what meets this goal, best first: "20 tok/s at 64k".'
     ),
@@ -87,8 +88,8 @@ def fit(output: str, wish: str | None, mapped: bool, most_notes: int | None, **a
     """Predict whether a model fits, how fast it runs and what limits it, without loading it.
 
     Only the model's config.json or GGUF header is read. Each figure comes with the range that should hold nine cases
-    in ten, and with its basis: exact, calibrated, fitted or prior. Without MODEL, the largest Gemma 4 and Qwen 3.5
-    that fit are predicted.
+    in ten, and with its basis: exact, learned from rows of this machine, calibrated, fitted or prior. Without MODEL,
+    the largest Gemma 4 and Qwen 3.5 that fit are predicted.
 
     Exit codes: 0 success, 1 a model was refused, 2 usage error.
     """

@@ -73,8 +73,13 @@ def dense_size(geometry: Geometry) -> float:
 
 
 def quality_class(geometry: Geometry, quant: str) -> int:
+    """The quality class of a model, by its dense size and its quantization."""
+    return size_class(dense_size(geometry), quant)
+
+
+def size_class(parameters: float, quant: str) -> int:
     """Doublings of 2.5 billion parameters, dense: 0 for 2.5 to 5, 3 for 20 to 40. One less in fewer than 3 bits."""
-    return floor(log2(dense_size(geometry) / 2.5e9)) - (bits(quant) < COSTS_A_CLASS)
+    return floor(log2(parameters / 2.5e9)) - (bits(quant) < COSTS_A_CLASS)
 
 
 def names() -> tuple[str, ...]:

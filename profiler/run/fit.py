@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from profiler import devices
 from profiler.cost import engines
 from profiler.cost.engines.base import Engine, Named, Placement, Serving, placement
 from profiler.cost.engines.transformers import swept, usual_path
+from profiler.cost.learned import NOTHING, Learned, from_store
 from profiler.cost.machine import RAM_BYTES_S, Machine, Split
 from profiler.cost.prediction import Goal, Prediction, Predictor
 from profiler.devices import target as targets
@@ -24,7 +26,7 @@ from profiler.run import choice, grid
 from profiler.run.grid import counts, model_names, words
 from profiler.run.prompts import contexts_of
 from profiler.run.quantization import QuantVariant, checked, compute_dtype, has, held, variants
-from profiler.run.refusal import Refusal, accepted, together
+from profiler.run.refusal import Refusal, accepted, combined_error
 from profiler.shell import Command, command
 from profiler.units import printable, rate_text
 
@@ -52,6 +54,8 @@ class FitRequest:
     path: str | None = None  # decode path of transformers; None: the default of a sweep on that device
     mapped: bool = False  # contexts come from a map, which goes up to the limit of each model
     scenario: str | None = None  # supplies contexts, batches and models that the options do not give
+    learned: bool = True  # whether rows that were measured on this machine correct predictions for it
+    store: Path | None = None  # those rows; None: the default store
 
     @property
     def names_contexts(self) -> bool:
@@ -130,6 +134,7 @@ def predictions(request: FitRequest) -> FitResult:
     _check_count(len(contexts) * len(batches) * sum(max(len(quants), len(asked)) for *_, quants in cases))
     found: list[FitPrediction] = []
     impossible: dict[tuple[str, str], Refusal] = {}
+    taught = {machine: _learned(machine.target, request) for machine in machines}
     for machine, name, quants in cases:
         model = resolved[name]
         try:
@@ -137,12 +142,14 @@ def predictions(request: FitRequest) -> FitResult:
             own, note = contexts_of(counted, model.source) if counted is not None else (contexts, None)
             for variant in variants(model, as_stored, engine, machine.target, asked, quants):
                 variant = replace(variant, cautions=(*variant.cautions, *filter(None, [note])))
-                found += _cases(name, model, as_stored, engine, variant, machine, own, batches, request)
+                found += _cases(
+                    name, model, as_stored, engine, variant, machine, own, batches, request, taught[machine]
+                )
         except ProfileError as error:
             impossible[name, error.message] = Refusal(name, error)
     refused += tuple(impossible.values())
     if refused and not found and {name for name, _ in models} <= {name for name, _ in impossible}:
-        raise together(refused)
+        raise combined_error(refused)
     if request.goal is None:
         reasons = tuple(dict.fromkeys(reason for *_, why in plans for reason in why))
         return FitResult(found, refused, reasons=reasons, elsewhere=_elsewhere(found, request))
@@ -278,7 +285,7 @@ def one_case(request: FitRequest) -> OneCase:
         raise ProfileError("no model named", "profile models lists the catalog.")
     _, model = _model(names[0], request, contexts)
     variant = variants(model, held(model), engine, machine.target, asked, usual)[0]
-    predictor = _predictor(model.geometry, engine, variant, machine, request.path)
+    predictor = _predictor(model.geometry, engine, variant, machine, request.path, _learned(machine.target, request))
     cautions = (*model.cautions, *variant.cautions, *_extrapolated(engine, variant, machine, request))
     (context,) = _reached(contexts, model.geometry.max_position, request)
     named = Named(
@@ -311,8 +318,9 @@ def _cases(
     contexts: Sequence[int],
     batches: Sequence[int],
     request: FitRequest,
+    learned: Learned,
 ) -> Iterator[FitPrediction]:
-    predictor, kv = _predictor(model.geometry, engine, variant, machine, request.path), request.kv
+    predictor, kv = _predictor(model.geometry, engine, variant, machine, request.path, learned), request.kv
     longest = {batch: predictor.largest_context(batch, kv) for batch in batches}
     as_stored = variant.checkpoint_format is not None or not request.quants
     unchecked = _extrapolated(engine, variant, machine, request)
@@ -341,12 +349,24 @@ def _reached(contexts: Sequence[int], most: int, request: FitRequest) -> tuple[i
 
 
 def _predictor(
-    geometry: Geometry, engine: Engine, variant: QuantVariant, machine: Machine, path: str | None = None
+    geometry: Geometry,
+    engine: Engine,
+    variant: QuantVariant,
+    machine: Machine,
+    path: str | None = None,
+    learned: Learned = NOTHING,
 ) -> Predictor:
     """A predictor of a model in ``variant``, run as a sweep would run it on ``machine``."""
-    target, quant = machine.target, variant.quant
+    target, quant, stored = machine.target, variant.quant, variant.checkpoint_format
     dtype = variant.dtype or compute_dtype(target, quant)
-    return Predictor(geometry, engine, quant, machine, dtype, path or usual_path(target), variant.checkpoint_format)
+    return Predictor(geometry, engine, quant, machine, dtype, path or usual_path(target), stored, learned)
+
+
+def _learned(target: Target, request: FitRequest) -> Learned:
+    """What the rows in the store teach about a device of this machine."""
+    if not request.learned or target.local is None or target.count > 1:
+        return NOTHING
+    return from_store(request.store, devices.find(target.local), target)
 
 
 def _extrapolated(engine: Engine, variant: QuantVariant, machine: Machine, request: FitRequest) -> tuple[str, ...]:

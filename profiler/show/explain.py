@@ -151,7 +151,7 @@ def _heading(phase: PhaseParts, prediction: Prediction, measured: Measurement | 
     ]
     own = prediction.prefill if phase.name == "prefill" else prediction.decode
     if own is not None:
-        parts.append(f"{significant(own.tps.low, 2)}–{significant(own.tps.high, 2)} t/s, {own.seconds.basis}")
+        parts.append(f"{significant(own.tps.low, 2)}–{significant(own.tps.high, 2)} t/s, {own.seconds.basis_text}")
     seconds = measured_s(measured, phase.name)
     if seconds is None:
         return [" · ".join(parts)]

@@ -357,6 +357,10 @@ def _bases(found: Sequence[FitPrediction]) -> list[str]:
     """What the speeds rest on."""
     speeds = [each.prediction for each in found if each.prediction.decode]
     lines = [_BASIS[basis] for basis in dict.fromkeys(each.basis for each in speeds) if basis in _BASIS]
+    if counts := sorted({each.decode.seconds.rows for each in speeds if each.decode and each.basis == "learned"}):
+        most = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+        rows = f"{most} row{'s' * (counts[-1] > 1)}"
+        lines.append(f"learned: corrected by {rows} of similar cases measured here; --no-learned leaves them out.")
     priors = [each for each in speeds if each.basis == "prior"]
     if any(each.host_bytes for each in priors):
         lines.append("prior: we have no measurements with weights in host memory.")
