@@ -19,6 +19,7 @@ rests on another version of our model or on a calibration that differs by much.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -53,12 +54,15 @@ USUAL = 4  # as many rows weigh as much as the assumption that the process descr
 KNOWN = 0.25  # the least share of the variance that rows must explain to change a prediction
 ALIKE = 0.3  # a row as like a case as this is counted when we say from how many rows its prediction is learned
 MOST = 40  # rows of a phase that teach, the newest: the time to learn grows with their cube
-READ = 400  # rows of the store that are looked at, the newest
+READ = 200  # rows of the store that are looked at, the newest
 Z_90 = 1.645
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 RATES = ("prefill_tps", "decode_tps")
 PLAIN_QUANTS = frozenset({*DTYPE_BYTES, "f32", "f16"})
 HARMLESS = frozenset({"few", "cold", "imprecise", "power-capped", "retained", "launch-bound"})  # endings of codes
+DISTURBED = "other work disturbed them, or their repetitions differ too much"
+OTHER_SOFTWARE = "they are of other versions of libraries or of llama.cpp"
+PREDICTED_OTHERWISE = "they are from before a calibration or a release that predicts differently"
 OUR_OWN = "llm-hwprofile"  # the library whose version does not change how fast a model runs
 
 
@@ -168,12 +172,26 @@ class Process:
 class Learned:
     """What the rows of this machine teach, by engine, decode path and phase (``memory`` is one, too)."""
 
-    def __init__(self, lessons: Mapping[tuple[str, str, str], Sequence[Lesson]]) -> None:
-        self._lessons = lessons
+    def __init__(
+        self,
+        lessons: Mapping[tuple[str, str, str], Sequence[Lesson]],
+        useless: Mapping[str, Mapping[str, int]] | None = None,
+    ) -> None:
+        """``useless``: by engine and reason, how many rows of this machine teach nothing about speed."""
+        self._lessons, self._useless = lessons, useless or {}
         self._processes: dict[tuple[str, str, str], Process] = {}
 
     def __bool__(self) -> bool:
         return bool(self._lessons)
+
+    def notes(self, engine: str) -> tuple[str, ...]:
+        """Why no row corrects the speeds of an engine although there are some."""
+        reasons = self._useless.get(engine, {})
+        count = sum(reasons.values())
+        if not count or any(name == engine and phase in PHASES for name, _, phase in self._lessons):
+            return ()
+        rows = f"{count} rows that were measured here do" if count > 1 else "the row that was measured here does"
+        return (f"{rows} not correct these speeds: {'; '.join(reason for reason, n in reasons.items() if n)}",)
 
     def correction(self, engine: str, path: str, phase: str, case: LearnedCase) -> Correction | None:
         """The correction of a plain prediction; ``None`` if no row is like the case."""
@@ -209,20 +227,28 @@ def from_rows(
     """
     found: dict[tuple[str, str, str], list[Lesson]] = {}
     versions: dict[str, Any] = {}
+    useless: dict[str, Counter[str]] = {}
     seen: set[str] = set()
     for row in rows:
         engine = _engine(row)
         if engine is None or row.case.key in seen or not _is_of(device, row.environment):
             continue
         seen.add(row.case.key)
+        useless.setdefault(engine, Counter())
         wanted = versions.setdefault(engine, _software(software or row.environment))
-        if wanted != _software(row.environment) or not _rests_on(target, row.expected.get("plain")):
+        if wanted != _software(row.environment):
+            useless[engine][OTHER_SOFTWARE] += 1
+            continue
+        if not _rests_on(target, row.expected.get("plain")):
+            useless[engine][PREDICTED_OTHERWISE] += 1
             continue
         path = row.expected.get("path") or row.case.path
         with suppress(KeyError, TypeError, ValueError, ArithmeticError):  # a row that we did not write
-            for phase, lesson in list(_lessons(row)):
+            taught = list(_lessons(row))
+            for phase, lesson in taught:
                 found.setdefault((engine, path, phase), []).append(lesson)
-    return Learned({key: lessons[::-1] for key, lessons in found.items()})
+            useless[engine][DISTURBED] += not any(phase in PHASES for phase, _ in taught)
+    return Learned({key: lessons[::-1] for key, lessons in found.items()}, useless)
 
 
 def from_store(

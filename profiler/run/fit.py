@@ -287,6 +287,7 @@ def one_case(request: FitRequest) -> OneCase:
     variant = variants(model, held(model), engine, machine.target, asked, usual)[0]
     predictor = _predictor(model.geometry, engine, variant, machine, request.path, _learned(machine.target, request))
     cautions = (*model.cautions, *variant.cautions, *_extrapolated(engine, variant, machine, request))
+    cautions += predictor.learned.notes(engine.name)
     (context,) = _reached(contexts, model.geometry.max_position, request)
     named = Named(
         model.source.argument(names[0]), model.source, variant.checkpoint_format is not None or not request.quants
@@ -323,7 +324,7 @@ def _cases(
     predictor, kv = _predictor(model.geometry, engine, variant, machine, request.path, learned), request.kv
     longest = {batch: predictor.largest_context(batch, kv) for batch in batches}
     as_stored = variant.checkpoint_format is not None or not request.quants
-    unchecked = _extrapolated(engine, variant, machine, request)
+    unchecked = (*_extrapolated(engine, variant, machine, request), *learned.notes(engine.name))
     for context in _reached(contexts, model.geometry.max_position, request):
         widest = predictor.largest_batch(context, kv)
         for batch in batches:
