@@ -33,6 +33,7 @@ from profiler.devices.base import DeviceInfo
 from profiler.devices.target import Target
 from profiler.errors import StoreError
 from profiler.quants.base import DTYPE_BYTES
+from profiler.settings import existing_results
 
 if TYPE_CHECKING:  # what reads rows takes as long to import as all of a prediction
     from profiler.results.measurement import Measurement, Phase
@@ -260,12 +261,12 @@ def from_store(
 
     Nothing if there is no store, or if it cannot be read: predictions do not need one.
     """
-    from profiler.results.store import Store, existing
+    place = existing_results(path)
+    if place is None:
+        return NOTHING
+    from profiler.results.store import Store
 
     try:
-        place = existing(path)
-        if place is None:
-            return NOTHING
         with Store.read_only(place) as store:
             rows = (row for row in store.newest(READ) if row.case.threads == threads)
             return from_rows(rows, device, target, software)

@@ -12,6 +12,7 @@ from profiler.errors import ProfileError
 from profiler.models import families, hub
 from profiler.run import choice
 from profiler.run.choice import Candidate
+from profiler.settings import existing_results
 from profiler.shell import Command, command
 from profiler.show import output as show_output
 from profiler.units import GIB, bytes_text, printable, rate_text, significant
@@ -124,11 +125,11 @@ UNMEASURED = "Nothing was measured"
 
 def _measured() -> str:
     """What the store has, in a sentence."""
-    from profiler.results.store import Store, existing
+    if existing_results(None) is None:
+        return f"{UNMEASURED} here so far."
+    from profiler.results.store import Store
 
     try:
-        if existing(None) is None:
-            return f"{UNMEASURED} here so far."
         with Store.open(None, create=False) as store:
             runs = store.runs()
     except ProfileError as error:
