@@ -140,13 +140,11 @@ def sweep(
     "8GiB" work as well. ``learned``: whether earlier rows correct the predictions. ``progress`` reports on stderr.
 
     Ctrl-C finishes the current case; a second Ctrl-C or SIGTERM stops at once. Both raise KeyboardInterrupt. Rows
-    that were measured before are stored: ``load()`` reads them, and the same call continues. Raises NotFound for
-    unknown names, StoreError if results cannot be stored, and ProfileError. A model that cannot be used raises if it
-    is the only one; otherwise it is in ``Rows.refused``, with a warning.
+    that were measured before are stored, and the same call continues. Raises NotFound, StoreError and ProfileError. A
+    model that cannot be used raises if it is the only one; otherwise it is in ``Rows.refused``, with a warning.
     """
     given = locals()
-    energy, quick, fresh, progress = (_flag(name, given[name]) for name in (*FLAGS, "progress"))
-    learned = _flag("learned", learned)
+    energy, quick, fresh, learned, progress = (_flag(n, given[n]) for n in (*FLAGS, "learned", "progress"))
     lists: dict[str, Any] = {name: _words(name, given[name]) for name in LISTS}
     texts = {name: text for name in SINGLE if (text := _option_text(name, given[name])) is not None}
     single = {name: _parsed(name, text, OPTIONS[name].parse) for name, text in texts.items()}
@@ -154,13 +152,11 @@ def sweep(
     named_device = single.pop("device", None)
     for name in {"max_phase", "budget"} & single.keys():
         single[f"{name}_s"] = single.pop(name)
-    flags = {f"--{name}": given[name] for name in FLAGS} | {"--no-learned": not learned}
-    argv = _command_line(lists, texts, flags)
+    argv = _command_line(lists, texts, {f"--{n}": given[n] for n in FLAGS} | {"--no-learned": not learned})
     single["options"] = {name: lists.pop(name) for name in request.OF_BACKENDS}
     with _named_as(SWEEP_OPTIONS):
         wanted = SweepRequest(**lists, **single, energy=energy, quick=quick)
-        ways = {"resumed": not fresh, "learned": learned}
-        return _sweep(wanted, named_device, limits, ways, store, progress, argv)
+        return _sweep(wanted, named_device, limits, {"resumed": not fresh, "learned": learned}, store, progress, argv)
 
 
 def _sweep(
