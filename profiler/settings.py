@@ -64,6 +64,26 @@ def store() -> Path | None:
     return None if setting is None else Path(str(setting.value))
 
 
+def results() -> Path:
+    """Where results are stored: in ``$PROFILER_STORE``, else where ``profile.toml`` says, else in
+    ``profile/results.sqlite`` in the user data folder. Raises ProfileError if there is none of them.
+    """
+    named = os.environ.get("PROFILER_STORE")
+    return folders.expanded(named) if named else store() or folders.data() / "results.sqlite"
+
+
+def existing_results(path: Path | None) -> Path | None:
+    """``path``, or ``results()``, if there is a store to read; also ``None`` if the user has no data folder."""
+    try:
+        path = path or results()
+        path.lstat()
+    except (ProfileError, FileNotFoundError):
+        return None
+    except OSError:  # opening it will report the error
+        pass
+    return path
+
+
 def _files() -> Iterator[Path]:
     """The files to read, the one that takes precedence last."""
     named = os.environ.get(VARIABLE)

@@ -25,19 +25,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from profiler import backends
 from profiler.case import digest, options_of
 from profiler.cost.interval import Interval, exact
 from profiler.devices.base import DeviceInfo
 from profiler.devices.target import Target
 from profiler.errors import StoreError
 from profiler.quants.base import DTYPE_BYTES
-from profiler.results import stats
-from profiler.results.cautions import cautions
-from profiler.results.measurement import Measurement, Phase
-from profiler.results.store import Store, existing
+from profiler.settings import existing_results
+
+if TYPE_CHECKING:  # what reads rows takes as long to import as all of a prediction
+    from profiler.results.measurement import Measurement, Phase
 
 PLAIN_VERSION = 1  # of plain predictions: raise it when they change, so that rows of the version before teach nothing
 SAME_RATES = 1.15  # a calibration that moves the ceilings by a larger factor has changed the plain predictions
@@ -262,10 +261,12 @@ def from_store(
 
     Nothing if there is no store, or if it cannot be read: predictions do not need one.
     """
+    place = existing_results(path)
+    if place is None:
+        return NOTHING
+    from profiler.results.store import Store
+
     try:
-        place = existing(path)
-        if place is None:
-            return NOTHING
         with Store.read_only(place) as store:
             rows = (row for row in store.newest(READ) if row.case.threads == threads)
             return from_rows(rows, device, target, software)
@@ -310,6 +311,8 @@ def _rests_on(target: Target, plain: Mapping[str, Any] | None) -> bool:
 def _engine(row: Measurement) -> str | None:
     """The engine that a row teaches about; None for a failed row, a server, a simulated device, and for options that
     predictions do not know."""
+    from profiler import backends
+
     backend = backends.of_row(row.case.backend)
     if row.outcome != "ok" or backend is None or not backend.predicted or backend.simulated or backend.server_command:
         return None
@@ -339,6 +342,9 @@ def _software(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lessons(row: Measurement) -> Iterable[tuple[str, Lesson]]:
+    from profiler.results import stats
+    from profiler.results.cautions import cautions
+
     plain = row.expected["plain"]
     case = LearnedCase(row.case.quant, int(plain["parameters"]), row.case.context, row.case.batch)
     doubted = {caution.text.partition(":")[0] for caution in cautions(row) if not _is_harmless(caution.code)}

@@ -237,8 +237,10 @@ def load(device: DeviceInfo, packages: Sequence[str] | None = None) -> Ceilings 
 
     ``packages`` as for ``fingerprint``.
     """
-    mark = fingerprint(device, packages)
     try:
+        if not folder().is_dir():  # looking up the versions of packages takes longer than a prediction
+            return None
+        mark = fingerprint(device, packages)
         found = _runs(folder() / f"{mark}.json", mark)
     except ProfileError:  # no home folder, so nothing is stored
         return None
@@ -247,8 +249,10 @@ def load(device: DeviceInfo, packages: Sequence[str] | None = None) -> Ceilings 
 
 def load_quick(device: DeviceInfo) -> QuickCeilings | None:
     """The two ceilings that a sweep on ``device`` has measured in its current state; ``None``: none has."""
-    mark = fingerprint(device)
     try:
+        if not folder().is_dir():
+            return None
+        mark = fingerprint(device)
         content = read_json(_quick_path(mark))
     except ProfileError:
         return None

@@ -32,7 +32,6 @@ from profiler.units import printable, rate_text
 
 CONTEXTS, BATCHES = (choice.CONTEXT,), (1,)
 MAP_CONTEXTS = ("2k-128k*4", "256k")
-MOST_TRADED = 3  # models of which a goal says what it cost
 MOST = 20_000  # predictions of one call, because every one is printed
 
 
@@ -96,8 +95,8 @@ class FitPrediction:
 @dataclass(frozen=True, slots=True)
 class FitResult:
     """The predictions, and the models that could not be predicted. ``best``: the fastest, if none meets the goal.
-    ``reasons``: sentences on what was chosen, and what was given up for it. ``elsewhere``: where a model that decodes
-    slower than people read, in an engine that nobody named, is faster.
+    ``reasons``: sentences on what was chosen. ``elsewhere``: where a model is faster that decodes slower than people
+    read, in an engine that nobody named. ``tried``: with a goal, all predictions.
     """
 
     predictions: list[FitPrediction]
@@ -105,6 +104,7 @@ class FitResult:
     best: FitPrediction | None = None
     reasons: tuple[str, ...] = ()
     elsewhere: tuple[str, Command] | None = None
+    tried: tuple[FitPrediction, ...] = ()
 
 
 def predictions(request: FitRequest) -> FitResult:
@@ -124,7 +124,8 @@ def predictions(request: FitRequest) -> FitResult:
         raise ProfileError("-q: the list is empty")
     if not request.models:
         asked = tuple(checked(engine, word) for word in asked)
-    plans = [(machine, *_plan(request, engine, machine, asked)) for machine in machines]
+    taught = {machine: _learned(machine.target, request) for machine in machines}
+    plans = [(machine, *_plan(request, engine, machine, asked, taught[machine])) for machine in machines]
     names = dict.fromkeys(name for _, plan, _ in plans for name in plan)
     models, refused = accepted(list(names), lambda name: _model(name, request, contexts))
     resolved = dict(models)
@@ -134,7 +135,6 @@ def predictions(request: FitRequest) -> FitResult:
     _check_count(len(contexts) * len(batches) * sum(max(len(quants), len(asked)) for *_, quants in cases))
     found: list[FitPrediction] = []
     impossible: dict[tuple[str, str], Refusal] = {}
-    taught = {machine: _learned(machine.target, request) for machine in machines}
     for machine, name, quants in cases:
         model = resolved[name]
         try:
@@ -155,8 +155,8 @@ def predictions(request: FitRequest) -> FitResult:
         return FitResult(found, refused, reasons=reasons, elsewhere=_elsewhere(found, request))
     met = ranked(found, request.goal)
     met = met if request.quants else least_loss(met)
-    best = None if met else max(found, key=_sequence_tps, default=None)
-    return FitResult(met, refused, best, tuple(traded(met, found, request.goal)))
+    best = None if met else max(found, key=sequence_tps, default=None)
+    return FitResult(met, refused, best, tried=tuple(found))
 
 
 def _elsewhere(found: Sequence[FitPrediction], request: FitRequest) -> tuple[str, Command] | None:
@@ -180,7 +180,7 @@ def _elsewhere(found: Sequence[FitPrediction], request: FitRequest) -> tuple[str
 
 
 def _plan(
-    request: FitRequest, engine: Engine, machine: Machine, asked: Sequence[str]
+    request: FitRequest, engine: Engine, machine: Machine, asked: Sequence[str], learned: Learned
 ) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     """The models to predict on a machine, each with its quantizations if neither -q nor its checkpoint decides, and
     the reasons for models that nobody named.
@@ -195,7 +195,9 @@ def _plan(
     found: dict[str, tuple[str, ...]] = {}
     slower = []
     for family, prefix in choice.FAMILIES.items():
-        choices = choice.Choices(prefix, engine, choice.with_room(machine), tuple(asked), request.path)
+        choices = choice.Choices(
+            prefix, engine, choice.with_room(machine), tuple(asked), request.path, learned=learned
+        )
         best = next(choices.ranking(), None)
         name, quant = choices.smallest() if best is None else (best.name, best.quant)
         found[name] = (quant,)
@@ -227,7 +229,7 @@ def _is_gguf(name: str) -> bool:
     return path.is_file() and gguf.is_gguf(path)
 
 
-def _sequence_tps(found: FitPrediction) -> float:
+def sequence_tps(found: FitPrediction) -> float:
     """Decode rate per sequence, which a goal is compared with; 0 if the case does not fit."""
     p = found.prediction
     return p.decode.tps.value / p.request.batch if p.decode else 0.0
@@ -396,55 +398,14 @@ def least_loss(ranked: Sequence[FitPrediction]) -> list[FitPrediction]:
     """The first quantization of each model and case, which is the one with the least loss."""
     first: dict[tuple[object, ...], FitPrediction] = {}
     for each in ranked:
-        first.setdefault(_case(each), each)
+        first.setdefault(same_case(each), each)
     return list(first.values())
 
 
-def traded(met: Sequence[FitPrediction], found: Sequence[FitPrediction], goal: Goal) -> Iterator[str]:
-    """What the goal costs: quantizations with less loss and larger models, and why they do not meet it."""
-    for each in met[:MOST_TRADED]:
-        quant, lost = each.prediction.request.quant, choice.loss(each.prediction.request.quant)
-        better = [
-            other
-            for other in found
-            if _case(other) == _case(each)
-            and choice.loss(other.prediction.request.quant) <= lost
-            and _weights(other) > _weights(each)
-        ]
-        if lost and better:
-            nearest = min(better, key=_weights)
-            reason = f"{nearest.prediction.request.quant} {_falls_short(nearest)}"
-            yield f"{printable(each.model, 40)} is in {quant} because {reason}"
-    reached, best = {each.model for each in met}, met[0] if met else None
-    larger: dict[str, FitPrediction] = {}
-    for each in found:
-        if best is not None and each.model not in reached and _size(each) > _size(best):
-            larger[each.model] = max(larger.get(each.model, each), each, key=_sequence_tps)
-    if larger:
-        nearest_first = sorted(larger.values(), key=_size)[:MOST_TRADED]
-        told = (f"{printable(each.model, 40)} {_falls_short(each, named=True)}" for each in nearest_first)
-        yield f"Larger models do not meet the goal: {'; '.join(told)}"
-
-
-def _case(found: FitPrediction) -> tuple[object, ...]:
+def same_case(found: FitPrediction) -> tuple[object, ...]:
+    """What predictions have in common that differ in their quantization only."""
     p = found.prediction
     return found.model, p.machine, p.request.context, p.request.batch
-
-
-def _weights(found: FitPrediction) -> float:
-    return found.prediction.terms.weights.value
-
-
-def _size(found: FitPrediction) -> float:
-    return choice.dense_size(found.geometry)
-
-
-def _falls_short(found: FitPrediction, named: bool = False) -> str:
-    """Why a case does not meet a goal; ``named``: with its quantization."""
-    if found.prediction.decode is None:
-        return "does not fit"
-    in_quant = f" in {found.prediction.request.quant}" if named else ""
-    return f"decodes at {rate_text(_sequence_tps(found))} t/s{in_quant}"
 
 
 def _machines(request: FitRequest, engine: Engine, on: Sequence[Target]) -> list[Machine]:
