@@ -50,7 +50,9 @@ MAX_STREAMS = 512  # each takes a connection, and 1,024 open files are a usual l
 GIVE_UP = 3  # failures in a row after which a stream ends
 LIVE_S = 1.0  # between two reports of a case that runs
 ALTERNATE = "the turns of a conversation alternate, so that none has a wall time of its own"
-OPTIONAL = ("stream_options", "seed", "temperature", "min_tokens", "ignore_eos")  # fields that a server may refuse
+OPTIONAL = (  # fields that a server may refuse
+    *("stream_options", "seed", "temperature", "min_tokens", "ignore_eos", "timings_per_token"),
+)
 NO_CHAT = re.compile(r"chat.?template|does not support chat|not a chat", re.IGNORECASE)
 
 

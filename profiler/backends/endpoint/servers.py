@@ -83,6 +83,7 @@ class Server:
     )  # what makes every answer as long as asked; N: tokens
     stream_options: Mapping[str, Any] = field(default_factory=lambda: {"include_usage": True})
     engine: str | None = None  # that runs its models, by its name in ``cost/engines``
+    counts_along: bool = False  # llama-server: counts in each chunk, for tokens that are only a part of a character
 
     @property
     def title(self) -> str:
@@ -114,6 +115,7 @@ class Server:
             "max_tokens": tokens,
             "temperature": TEMPERATURE,
             "seed": SEED,
+            **({"timings_per_token": True} if self.counts_along else {}),
             **(length if fixed else {}),
         }
 
@@ -309,7 +311,9 @@ def _llama_server(said: Said, client: Client) -> Server | None:
         )
     version = _word(props.get("build_info"), client)
     fixed = {"ignore_eos": True}
-    return Server("llama-server", client.root, version, tuple(models), fixed_length=fixed, engine="llama.cpp")
+    return Server(
+        "llama-server", client.root, version, tuple(models), fixed_length=fixed, engine="llama.cpp", counts_along=True
+    )
 
 
 def _file_type(value: Any) -> str | None:

@@ -245,22 +245,23 @@ class StreamReader:
         if chunk.choices:
             choice = chunk.choices[0]
             self.finish = choice.finish_reason or self.finish
-            self._choice(choice, chunk.usage, at)
+            counted = chunk.usage.completion_tokens if chunk.usage else (chunk.timings or {}).get("predicted_n")
+            self._choice(choice, _count(counted), at)
         elif isinstance(chunk.message, dict):
             self._ollama(chunk, at)
 
-    def _choice(self, choice: _Choice, usage: _Usage | None, at: float) -> None:
+    def _choice(self, choice: _Choice, counted: int | None, at: float) -> None:
         delta = choice.delta
         if delta is None:
             if choice.text:
-                self._arrived(choice.text, None, usage, at)
+                self._arrived(choice.text, None, counted, at)
             return
         content = delta.content
         if delta.tool_calls:
             content = (content or "") + "".join(map(_tool_text, delta.tool_calls))
         reasoning = delta.reasoning_content or delta.reasoning  # some servers send both names with one text
         if content or reasoning:
-            self._arrived(content, reasoning, usage, at)
+            self._arrived(content, reasoning, counted, at)
 
     def _ollama(self, chunk: _Chunk, at: float) -> None:
         try:
@@ -277,14 +278,14 @@ class StreamReader:
             self._timings = {name: value for name, value in found.items() if value is not None}
             self._usage = Usage(prompt=_count(chunk.prompt_eval_count), completion=_count(chunk.eval_count))
 
-    def _arrived(self, content: str | None, reasoning: str | None, usage: _Usage | None, at: float) -> None:
+    def _arrived(self, content: str | None, reasoning: str | None, counted: int | None, at: float) -> None:
         size = len(content or "") + len(reasoning or "")
         self.characters += size
         if self.characters > MAX_TEXT or len(self._arrivals) >= MAX_CHUNKS:
             raise StreamStopped(
                 "too-large", f"the answer is longer than {MAX_TEXT:,} characters or {MAX_CHUNKS:,} chunks"
             )
-        self._arrivals.append(Arrival(at, size, None if usage is None else _count(usage.completion_tokens)))
+        self._arrivals.append(Arrival(at, size, counted))
         if reasoning:
             self._reasoned += not content
             self._text.add_reasoning(reasoning, at)

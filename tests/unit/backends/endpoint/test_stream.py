@@ -104,6 +104,14 @@ def test_where_the_server_counts_along_the_first_chunk_is_exact() -> None:
     assert figures(read([first, *more, end(usage=counted(10, 15))])).decode_tps == pytest.approx(1 / GAP)
 
 
+def test_tokens_that_came_after_the_last_text_are_part_of_no_rate() -> None:
+    """A part of a character is held back: of 16 tokens, the last text had the 13th."""
+    for so_far in (lambda n: {"usage": counted(10, n)}, lambda n: {"timings": {"predicted_n": n}}):
+        parts = [event(choices=[{"delta": {"content": "字"}}], **so_far(3 * n + 1)) for n in range(5)]
+        found = read([*parts, event(choices=[]), end(usage=counted(10, 16))])
+        assert figures(found).decode_tps == pytest.approx(12 / (4 * GAP))
+
+
 def test_an_end_token_without_text_does_not_count() -> None:
     assert figures(read([*words(21), end("stop", counted(10, 22))])).decode_tps == pytest.approx(1 / GAP)
 
