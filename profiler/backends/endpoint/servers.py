@@ -9,6 +9,7 @@ OpenAI-compatible servers, and the source of ``transformers serve`` 5.23.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,7 +106,8 @@ class Server:
                 {"num_ctx": context} if context else {}
             )
             # A prompt that is too long is to be an error: by default Ollama cuts it and says nothing.
-            return {"model": model, "messages": messages, "stream": True, "options": options, "truncate": False}
+            told = [_native(message) for message in messages]
+            return {"model": model, "messages": told, "stream": True, "options": options, "truncate": False}
         length = {name: tokens if value == "N" else value for name, value in self.fixed_length.items()}
         return {
             "model": model,
@@ -124,6 +126,22 @@ class Server:
         text = "\n\n".join(message.get("content") or "" for message in body["messages"])
         rest = {name: value for name, value in body.items() if name != "messages"}
         return self.chat.replace("/chat/completions", "/completions"), rest | {"prompt": text}
+
+
+def _native(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message in Ollama's form: arguments of tool calls are objects, which OpenAI's form has as JSON in a text."""
+    if not message.get("tool_calls"):
+        return message
+    functions = [call["function"] for call in message["tool_calls"]]
+    calls = [{"function": {**each, "arguments": _parsed(each.get("arguments"))}} for each in functions]
+    return {**message, "tool_calls": calls}
+
+
+def _parsed(arguments: Any) -> Any:
+    try:
+        return json.loads(arguments) if isinstance(arguments, str) else arguments
+    except ValueError:
+        return {"arguments": arguments}
 
 
 async def recognise(client: Client, seconds: float = 5.0) -> Server:

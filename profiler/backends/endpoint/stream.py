@@ -44,7 +44,7 @@ class StreamStopped(Exception):
 
 class _Function(msgspec.Struct):
     name: str | None = None
-    arguments: str | None = None
+    arguments: Any = None  # JSON as a text, which arrives in parts; from Ollama an object
 
 
 class _ToolCall(msgspec.Struct):
@@ -187,11 +187,9 @@ class StreamReader:
         counted, answered = self._usage.completion, len(self._arrivals) - self._reasoned
         if counted is None or not self._arrivals:
             return self._usage
-        if counted == 0:
-            return replace(self._usage, completion=None, why_unknown=COUNTED_NOTHING)
-        if self._reasoned > 1 and counted <= answered + 1 < len(self._arrivals):
-            return replace(self._usage, completion=None, why_unknown=NO_REASONING)
-        return self._usage
+        partly = self._reasoned > 1 and counted <= answered + 1 < len(self._arrivals)
+        why = COUNTED_NOTHING if counted == 0 else NO_REASONING
+        return replace(self._usage, completion=None, why_unknown=why) if counted == 0 or partly else self._usage
 
     def _line(self, line: bytes, at: float) -> None:
         if len(line) > MAX_LINE:
@@ -256,9 +254,7 @@ class StreamReader:
             if choice.text:
                 self._arrived(choice.text, None, counted, at)
             return
-        content = delta.content
-        if delta.tool_calls:
-            content = (content or "") + "".join(map(_tool_text, delta.tool_calls))
+        content = _content(delta)
         reasoning = delta.reasoning_content or delta.reasoning  # some servers send both names with one text
         if content or reasoning:
             self._arrived(content, reasoning, counted, at)
@@ -270,8 +266,8 @@ class StreamReader:
             raise StreamStopped(
                 "broken", f"the server sent a chunk that cannot be read: {printable(error)}"
             ) from None
-        if message.content or message.thinking:
-            self._arrived(message.content, message.thinking, None, at)
+        if (content := _content(message)) or message.thinking:
+            self._arrived(content, message.thinking, None, at)
         if chunk.done:
             self.done, self.finish = True, chunk.done_reason or "stop"
             found = {name: getattr(chunk, name) for name in OLLAMA_TIMINGS}
@@ -385,8 +381,13 @@ class _Text:
         self.answer = [after]
 
 
-def _tool_text(call: _ToolCall) -> str:
-    return ((call.function.name or "") + (call.function.arguments or "")) if call.function else ""
+def _content(delta: _Delta) -> str:
+    """The text of a delta. Calls of tools are text too: a model writes them."""
+    found = [delta.content or ""]
+    for call in filter(None, (each.function for each in delta.tool_calls or ())):
+        given = call.arguments or ""
+        found += [call.name or "", given if isinstance(given, str) else msgspec.json.encode(given).decode()]
+    return "".join(found)
 
 
 def _lenient(line: bytes, error: msgspec.ValidationError) -> _Chunk:

@@ -359,6 +359,14 @@ def test_an_end_without_done_is_an_end_where_a_reason_was_given() -> None:
     assert found.usage.completion == 3
 
 
+def test_a_tool_call_of_ollama_has_an_object_as_arguments() -> None:
+    call = {"function": {"name": "read", "arguments": {"path": "a.py"}}}
+    message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    last = {"message": {"content": ""}, "done": True, "done_reason": "stop", "eval_count": 9}
+    found = read(json.dumps(each).encode() + b"\n" for each in ({"message": message, "done": False}, last))
+    assert found.failure is None and found.answer == 'read{"path":"a.py"}'
+
+
 def test_arguments_of_tool_calls_are_text() -> None:
     call = [{"index": 0, "function": {"name": "look", "arguments": '{"at": 1}'}}]
     assert read([delta(tool_calls=call), end("tool_calls")]).answer == 'look{"at": 1}'
