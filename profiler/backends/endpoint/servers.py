@@ -9,7 +9,6 @@ OpenAI-compatible servers, and the source of ``transformers serve`` 5.23.
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +17,10 @@ from typing import Any
 
 from profiler import registry
 from profiler.backends.endpoint import Failure
-from profiler.backends.endpoint.client import Client, Limits, parse_url
+from profiler.backends.endpoint.client import BUDGET, Client, Limits, parse_url
 from profiler.backends.endpoint.stream import StreamStopped
 from profiler.errors import NotFound, ProfileError
+from profiler.foreign import BadContent, json_value
 from profiler.units import printable
 
 PORTS = {  # on which each listens by default
@@ -139,8 +139,8 @@ def _native(message: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _parsed(arguments: Any) -> Any:
     try:
-        return json.loads(arguments) if isinstance(arguments, str) else arguments
-    except ValueError:
+        return json_value(arguments.encode(), BUDGET) if isinstance(arguments, str) else arguments
+    except BadContent:
         return {"arguments": arguments}
 
 
