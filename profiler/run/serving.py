@@ -45,7 +45,7 @@ from profiler.results import environment
 from profiler.results.cautions import cautions
 from profiler.results.measurement import Caution, Measurement, Memory, Repetitions, Sample
 from profiler.results.store import Store
-from profiler.results.validity import MOST
+from profiler.results.validity import MAX_NUMBER
 from profiler.run import endpoint
 from profiler.run.endpoint import EndpointRequest, EndpointResult
 from profiler.run.prompts import OWN, Prompt
@@ -367,7 +367,7 @@ def _bounded(content: Any) -> Any:
         return {name: _bounded(value) for name, value in content.items()}
     if isinstance(content, list):
         return [_bounded(value) for value in content]
-    return None if isinstance(content, int | float) and not -MOST <= content <= MOST else content
+    return None if isinstance(content, int | float) and not -MAX_NUMBER <= content <= MAX_NUMBER else content
 
 
 def _percentiles_row(summary: LoadSummary, good: Sequence[Exchange]) -> dict[str, Any]:
