@@ -33,9 +33,9 @@ from profiler.results.measurement import (
     unaccounted_bytes,
 )
 from profiler.results.redact import redact_json
-from profiler.results.validity import MOST, check_columns, check_part, check_row, check_tokens
+from profiler.results.validity import MAX_NUMBER, check_columns, check_part, check_row, check_tokens
 
-MOST_ENVIRONMENTS = 64
+MAX_CACHED_ENVIRONMENTS = 64
 _environments: dict[int, tuple[dict[str, Any], tuple[dict[str, Any], str]]] = {}  # by identity, which they keep
 
 ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(", ", ": "))
@@ -106,7 +106,7 @@ def _clean(environment: dict[str, Any]) -> tuple[dict[str, Any], str]:
     if known is None or known[0] is not environment:
         clean: dict[str, Any] = redact_json(environment)
         known = environment, (clean, dumps(clean))
-        if len(_environments) >= MOST_ENVIRONMENTS:
+        if len(_environments) >= MAX_CACHED_ENVIRONMENTS:
             _environments.clear()
         _environments[id(environment)] = known
     return known[1]
@@ -236,7 +236,7 @@ def _ceilings(row: Mapping[str, Any]) -> dict[str, Any]:
         tps = (row[phase] or {}).get("tps")
         if share is None or tps is None:
             return None
-        if any(type(each) not in (int, float) or not 0 < each < MOST for each in (share, tps)):
+        if any(type(each) not in (int, float) or not 0 < each < MAX_NUMBER for each in (share, tps)):
             raise ValueError(f"the share of the ceiling of {phase} is not a number above 0")
         return float(share) * tokens[phase] / float(tps)
 

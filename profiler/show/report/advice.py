@@ -45,7 +45,7 @@ class RankedCase:
     tps: float
 
     @property
-    def rank(self) -> tuple[int, int, float, float]:
+    def rank(self) -> tuple[float, ...]:
         """Larger is better: quality class, loss by the quantization, size, speed."""
         return size_class(max(self.size, 1), self.quant), -loss(self.quant), self.size, self.tps
 

@@ -269,7 +269,7 @@ def machines(
     machines = []
     for cases in found.values():
         results = cases.in_order()
-        simulated = backends.made_up(results[0].case.backend) is not None
+        simulated = backends.simulated(results[0].case.backend) is not None
         title = device_title(results[0]) + ", simulated" * simulated
         title += f", {cases.source}" if cases.source else ""
         titles[title] += 1
@@ -379,7 +379,7 @@ def _identity(row: Measurement) -> tuple[Any, ...]:
     """The identity of a machine, which does not include its software or its free memory."""
     device, cpu = row.environment.get("device") or {}, row.environment.get("cpu") or {}
     recorded = tuple(str(device.get(name)) for name in ("kind", "title", "memory_bytes", "uuid_hash"))
-    return (backends.made_up(row.case.backend) is not None, *recorded, str(cpu.get("title")), str(cpu.get("cores")))
+    return (backends.simulated(row.case.backend) is not None, *recorded, str(cpu.get("title")), str(cpu.get("cores")))
 
 
 def rate(summary: Summary | None) -> str:
