@@ -71,9 +71,11 @@ def section(
     several = len(machines) > 1
     blocks: list[PageBlock] = []
     chosen: list[CaseResult] = []
-    for machine, forecast, bars in zip(machines, forecasts, ceiling.bars(machines), strict=True):
+    paragraphs = [_paragraph(machine, forecast) for machine, forecast in zip(machines, forecasts, strict=True)]
+    pictures = ceiling.bars(machines, [best for best, *_ in paragraphs])
+    each_machine = zip(machines, forecasts, paragraphs, pictures, strict=True)
+    for machine, forecast, (best, opening, more), bars in each_machine:
         where = f"{machine.title}: " if several else ""
-        best, opening, more = _paragraph(machine, forecast)
         chosen += [best] if best is not None and hub.find(best.model) and best.model in forecast.shapes else []
         blocks.append(Text(f"{where}{opening}", lead=True))
         found = _next(machine, forecast, best)

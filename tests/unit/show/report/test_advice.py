@@ -15,7 +15,7 @@ from profiler.results.row import from_row, row
 from profiler.results.store import Run
 from profiler.show.report import advice, ceiling, memory
 from profiler.show.report import page as report_page
-from profiler.show.report.blocks import Code, Map, Page, Text
+from profiler.show.report.blocks import Bars, Code, Map, Page, Text
 from profiler.show.report.predictions import Forecast
 from profiler.show.report.selection import machines
 
@@ -250,7 +250,15 @@ def test_rows_of_a_file_have_the_ceilings_of_the_store(basis: str | None, served
 def test_bars_of_all_machines_have_one_scale():
     used = {"utilization": {"prefill_s": 1.0, "step_s": 0.01, "basis": "data sheet"}}
     slow, fast = measured(decode=(10.0, 10.1, 9.9)), measured(decode=(40.0, 40.4, 39.6), environment=OTHER)
-    found = ceiling.bars(machines([replace(slow, expected=used), replace(fast, expected=used)]))
+    found = ceiling.bars(machines([replace(slow, expected=used), replace(fast, expected=used)]), [None, None])
     shown = [(round(bar.value, 3), round(bar.ceiling, 3)) for bars in found for bar in bars.rows]
     assert shown == [(0.1, 1.0), (0.4, 1.0)]
     assert "by its data sheet" in found[0].title
+
+
+def test_the_picture_has_a_bar_for_the_case_that_is_advised_however_slow():
+    rows = [measured(model=f"m{n}", decode=(90.0 - n, 91.0 - n, 89.0 - n), memory=weighing(1)) for n in range(12)]
+    page = report_page.page([*rows, measured(model="large", decode=(9.0, 9.1, 8.9), memory=weighing(9))])
+    (bars,) = [block for block in page.sections[0].blocks if isinstance(block, Bars)]
+    assert said(page).startswith("Run large") and "large \xb7 bf16" in [bar.label for bar in bars.rows]
+    assert len(bars.rows) == ceiling.MOST_BARS
