@@ -75,7 +75,9 @@ def _bars(shown: Sequence[tuple[CaseResult, float | None]], longest: float, wher
     bases = dict.fromkeys(result.ceiling_basis for result, _ in shown if result.ceiling_basis)
     known = f" against the device's ceiling {selection.joined(bases)}" if bases else ""
     at = f" at {selection.tokens_text(*contexts)} of context" if len(contexts) == 1 else ""
-    return Bars(f"Decode{at}{known}{f' · {where}' if where else ''}", rows)
+    count = max(stats.sequences(result.case) for result, _ in shown)
+    together = f" of {count:,} sequences" if count > 1 else ""
+    return Bars(f"Decode{together}{at}{known}{f' · {where}' if where else ''}", rows)
 
 
 def _has_rate(result: CaseResult) -> bool:

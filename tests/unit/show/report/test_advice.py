@@ -58,6 +58,13 @@ def test_a_rate_counts_by_the_lower_end_of_its_interval():
     assert advised(unsure, sure).startswith("Run small in bf16")
 
 
+def test_a_batch_is_as_fast_as_people_read_only_if_each_of_its_sequences_is():
+    rows = [measured(model=model, batch=8, decode=(10.0, 10.1, 9.9)) for model in ("a", "b")]
+    assert advised(*rows).startswith("Nothing measured here certainly generates as fast as people read.")
+    rows = [measured(model=model, batch=8, decode=(80.0, 80.1, 79.9)) for model in ("a", "b")]
+    assert advised(*rows).startswith("Run ") and "t/s for 8 sequences together, at 512 tokens" in advised(*rows)
+
+
 def test_where_nothing_is_fast_enough_the_fastest_is_named_as_such():
     found = advised(measured(model="a", decode=(1.0, 1.01)), measured(model="b", decode=(2.0, 2.01)))
     assert found.startswith("Nothing measured here certainly generates as fast as people read. The closest is b")
