@@ -137,8 +137,8 @@ def sweep(
     ``precision`` is a fraction (0.02 is 2%), durations are in seconds, ``max_memory`` is in bytes; "2%", "10m" and
     "8GiB" work as well. ``progress`` reports on stderr; otherwise nothing is printed.
 
-    Ctrl-C finishes the current case; a second Ctrl-C or SIGTERM stops at once. Both raise KeyboardInterrupt. Rows
-    that were measured before are stored: ``load()`` reads them, and the same call continues.
+    Ctrl-C finishes the case; a second one, or SIGTERM, stops at once. Both raise KeyboardInterrupt. The same call
+    continues, and ``load()`` reads the rows so far.
 
     Raises NotFound for unknown names, StoreError if results cannot be stored, and ProfileError. A model that cannot
     be used raises if it is the only one; otherwise it is listed in ``Rows.refused``, with a warning.
@@ -150,12 +150,11 @@ def sweep(
     single = {name: _parsed(name, text, OPTIONS[name].read) for name, text in texts.items()}
     limits = WorkerLimits(max_memory_bytes=single.pop("max_memory", None), case_s=single.pop("timeout"))
     named_device = single.pop("device", None)
-    for name in {"max_phase", "budget"} & single.keys():
-        single[f"{name}_s"] = single.pop(name)
+    single |= {f"{name}_s": single.pop(name) for name in ("max_phase", "budget") if name in single}
     argv = _command_line(lists, texts, [f"--{name}" for name in FLAGS if given[name]])
-    single["options"] = {name: lists.pop(name) for name in request.OF_BACKENDS}
+    own = {name: lists.pop(name) for name in request.OF_BACKENDS}
     with _named_as(SWEEP_OPTIONS):
-        wanted = SweepRequest(**lists, **single, energy=energy, quick=quick)
+        wanted = SweepRequest(**lists, **single, options=own, energy=energy, quick=quick)
         return _sweep(wanted, named_device, limits, not fresh, store, progress, argv)
 
 
