@@ -27,7 +27,7 @@ from itertools import pairwise
 from aa import PHASES, sweep, sweep_rows
 
 from profiler.results.stats import stdev, summarize
-from profiler.run.repetitions import FEWEST, MOST, PRECISION
+from profiler.run.repetitions import MAX_REPS, MIN_REPS, PRECISION
 
 BLOCKS = (5, 10, 20)
 DRAWS = 2000
@@ -104,9 +104,9 @@ def overlapping(every: Sequence[Series], between: float | None) -> float:
 
 
 def interval(series: Series, chance: random.Random, between: float | None) -> tuple[float, float]:
-    """The interval of repetitions from a random start, until it is narrow enough or there are ``MOST``."""
-    start = chance.randrange(max(1, len(series) - MOST))
-    for n in range(FEWEST, MOST + 1):
+    """The interval of repetitions from a random start, until it is narrow enough or there are ``MAX_REPS``."""
+    start = chance.randrange(max(1, len(series) - MAX_REPS))
+    for n in range(MIN_REPS, MAX_REPS + 1):
         found = summarize(series[start : start + n], between)
         assert found is not None and found.low is not None and found.high is not None  # five values have one
         ends = found.low, found.high

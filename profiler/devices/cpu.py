@@ -185,11 +185,11 @@ class HostClock:
     def window(self) -> HostWindow:
         return HostWindow()
 
-    def mark(self) -> object:
+    def timestamp(self) -> object:
         return time.perf_counter()
 
-    def elapsed(self, marks: Sequence[object]) -> list[float]:
-        return [after - before for before, after in pairwise(marks)]  # type: ignore[operator]
+    def elapsed(self, timestamps: Sequence[object]) -> list[float]:
+        return [after - before for before, after in pairwise(timestamps)]  # type: ignore[operator]
 
 
 class CpuMeter(HostClock):

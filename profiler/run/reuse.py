@@ -18,7 +18,7 @@ from profiler.results import stats
 from profiler.results.environment import environment_key
 from profiler.results.measurement import Measurement
 from profiler.results.store import Store, StoredRow
-from profiler.run.repetitions import FEWEST, Effort
+from profiler.run.repetitions import MIN_REPS, Effort
 from profiler.units import printable
 
 
@@ -86,7 +86,7 @@ def _is_as_thorough(row: Measurement, effort: Effort) -> bool:
         return False
     phases = set(row.samples.columns.get("phase", ()))
     done = min((len(row.samples.of(phase)) for phase in phases), default=0)
-    if row.asked.get("quick") and not effort.quick and done < FEWEST:  # fewer may be close by chance
+    if row.asked.get("quick") and not effort.quick and done < MIN_REPS:  # fewer may be close by chance
         return False
     if effort.reps is not None:
         return bool(max(row.asked.get("reps", 0), done) >= effort.reps)

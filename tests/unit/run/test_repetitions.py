@@ -8,7 +8,7 @@ import pytest
 
 from profiler.results.measurement import Sample
 from profiler.results.stats import summarize
-from profiler.run.repetitions import FEWEST, MOST, Effort, Repeater, likely, stop
+from profiler.run.repetitions import MAX_REPS, MIN_REPS, Effort, Repeater, likely, stop
 
 
 def samples(*seconds: float, invalid: tuple[int, ...] = ()) -> list[Sample]:
@@ -59,7 +59,7 @@ def test_a_quick_look_ends_at_three_repetitions_within_five_percent() -> None:
     assert stop(samples(1.0, 1.001, 1.002), quick) == "precision"
     assert stop(samples(1.0, 1.001, 1.002), Effort(precision=0.05)) is None
     assert stop(samples(*(1.0, 1.5) * 5), quick) == "cap"
-    assert quick.asked["quick"] is True and "quick" not in Effort().asked
+    assert quick.requested["quick"] is True and "quick" not in Effort().requested
 
 
 def test_a_short_limit_shortens_the_warm_up_too() -> None:
@@ -71,12 +71,12 @@ def test_a_short_limit_shortens_the_warm_up_too() -> None:
     ("taken", "effort", "why"),
     [
         ((), Effort(), None),
-        ((1.0,) * (FEWEST - 1), Effort(), None),
-        ((1.0,) * FEWEST, Effort(), "precision"),
+        ((1.0,) * (MIN_REPS - 1), Effort(), None),
+        ((1.0,) * MIN_REPS, Effort(), "precision"),
         ((1.0, 1.2, 0.9, 1.1, 1.0), Effort(), None),
         ((1.0, 1.2, 0.9, 1.1, 1.0), Effort(precision=0.2), "precision"),
-        ((1.0, 1.2) * (MOST // 2), Effort(), "cap"),
-        ((1.0, 1.2) * (MOST // 2), Effort(precision=0.2), "precision"),
+        ((1.0, 1.2) * (MAX_REPS // 2), Effort(), "cap"),
+        ((1.0, 1.2) * (MAX_REPS // 2), Effort(precision=0.2), "precision"),
         ((1.0, 1.0), Effort(reps=3), None),
         ((1.0, 2.0, 3.0), Effort(reps=3), "reps"),
         ((30.0, 30.0), Effort(), "time"),
@@ -91,8 +91,8 @@ def test_a_phase_ends_for_a_reason(taken: tuple[float, ...], effort: Effort, why
 @pytest.mark.parametrize(
     ("taken", "invalid", "effort", "why"),
     [
-        ((1.0,) * FEWEST, (0,), Effort(), None),  # an invalid one is none of the fewest
-        ((1.0,) * (FEWEST + 1), (0,), Effort(), "precision"),
+        ((1.0,) * MIN_REPS, (0,), Effort(), None),  # an invalid one is none of the fewest
+        ((1.0,) * (MIN_REPS + 1), (0,), Effort(), "precision"),
         ((1.0, 1.0), (0, 1), Effort(reps=4), "invalid"),
         ((1.0, 1.0), (0, 1), Effort(reps=8), None),
         ((60.0,), (0,), Effort(), None),  # one is replaced whatever it takes

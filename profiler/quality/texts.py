@@ -1,0 +1,136 @@
+"""The text set: documents by kind, as shipped in ``scenarios/text/`` or in a person's own folder.
+
+A folder of a set has a folder for each kind of text, such as ``prose``, with text files in it; files that lie in no
+folder are one more kind, ``own``. Documents are read by the tokens of the model, in windows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from profiler.errors import ProfileError
+from profiler.foreign import read_bytes, why
+from profiler.units import bytes_text, printable
+
+SHIPPED = "profile-text-1"  # a change of the texts is another set, with another name
+LICENCE = "Apache-2.0"
+OWN = "own"
+MOST_BYTES, MOST_BYTES_TOGETHER, MOST_FILES = 4 << 20, 16 << 20, 1000
+
+
+@dataclass(frozen=True, slots=True)
+class TextDocument:
+    """One document of a set."""
+
+    kind: str
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextSet:
+    """Documents, in the order of their kinds and names."""
+
+    name: str
+    licence: str | None  # of the texts; None: a person's own
+    documents: tuple[TextDocument, ...]
+
+    @property
+    def hash(self) -> str:
+        """Of the kinds, names and texts."""
+        total = hashlib.sha256()
+        for document in self.documents:
+            for part in (document.kind, document.name, document.text):
+                total.update(hashlib.sha256(part.encode("utf-8", "surrogatepass")).digest())
+        return total.hexdigest()[:16]
+
+
+@cache
+def shipped() -> TextSet:
+    """The set that comes with the profiler."""
+    top = resources.files("profiler.scenarios") / "text"
+    kinds = sorted((entry for entry in top.iterdir() if entry.is_dir()), key=lambda entry: entry.name)
+    found = [
+        TextDocument(kind.name, file.name.removesuffix(".txt"), file.read_text(encoding="utf-8"))
+        for kind in kinds
+        for file in sorted(kind.iterdir(), key=lambda entry: entry.name)
+        if file.name.endswith(".txt")
+    ]
+    return TextSet(SHIPPED, LICENCE, tuple(found))
+
+
+def of_folder(folder: Path) -> TextSet:
+    """The set in a person's own folder. Raises ProfileError if it has no texts, or something that is not text."""
+    shown = printable(folder)
+    files = list(_files(folder, shown))
+    if not files:
+        raise ProfileError(f"--quality-text: {shown} holds no text files", "Put UTF-8 text files into it.")
+    if len(files) > MOST_FILES:
+        raise ProfileError(f"--quality-text: {shown} holds more than {MOST_FILES:,} files")
+    found, size = [], 0
+    for kind, path in files:
+        data = read_bytes(path, MOST_BYTES)
+        size += len(data)
+        if size > MOST_BYTES_TOGETHER:
+            raise ProfileError(f"--quality-text: {shown} holds more than {bytes_text(MOST_BYTES_TOGETHER)}")
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise ProfileError(f"--quality-text: {printable(path)} is not UTF-8 text") from None
+        if text.strip():
+            found.append(TextDocument(kind, printable(path.name, 80), text))
+    if not found:
+        raise ProfileError(f"--quality-text: the files in {shown} are empty")
+    return TextSet(printable(folder.name, 80) or OWN, None, tuple(found))
+
+
+def _files(folder: Path, shown: str) -> Iterator[tuple[str, Path]]:
+    """Each file with its kind, in order; hidden ones aside."""
+    try:
+        entries = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
+        for entry in entries:
+            path = folder / entry
+            if not path.is_dir():
+                yield OWN, path
+                continue
+            for name in sorted(os.listdir(path)):
+                if not name.startswith(".") and not (path / name).is_dir():
+                    yield printable(entry, 40), path / name
+    except OSError as error:
+        raise ProfileError(f"--quality-text: cannot read {shown}: {why(error)}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class TextWindow:
+    """Consecutive tokens of a document, after the tokens that the model expects before any text.
+
+    Its first ``unscored`` tokens are only read; each other one is predicted from all before it.
+    """
+
+    kind: str
+    document: str
+    tokens: tuple[int, ...]
+    unscored: int
+
+    @property
+    def scored(self) -> int:
+        """The number of tokens that are predicted."""
+        return len(self.tokens) - self.unscored
+
+
+def windows(kind: str, document: str, start: Sequence[int], tokens: Sequence[int], size: int) -> list[TextWindow]:
+    """A document in windows of at most ``size`` tokens, of which each begins with ``start``, such as the
+    beginning-of-sequence token. Without ``start``, the first token of a window cannot be predicted.
+    """
+    unscored = len(start) or 1
+    step = max(1, size - len(start))
+    cut = [
+        TextWindow(kind, document, (*start, *tokens[at : at + step]), unscored) for at in range(0, len(tokens), step)
+    ]
+    return [window for window in cut if window.scored > 0]

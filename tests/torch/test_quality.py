@@ -1,0 +1,172 @@
+"""Passes over text on tiny models: the definition in torch, in blocks, stored and in memory; and the decode paths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from profiler.backends.hf import quality
+from profiler.quality import definition, kept, texts
+
+Tiny = Callable[[str], Path]
+
+
+def nothing(text: str) -> None:
+    pass
+
+
+def window(length: int, seed: int = 0, vocabulary: int = 512) -> texts.TextWindow:
+    tokens = torch.randint(vocabulary, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return texts.TextWindow("kind", "document", tuple(tokens), 1)
+
+
+def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
+
+
+def changed(folder: Path, amount: float = 0.02) -> PreTrainedModel:
+    """The model with noise in its weights, as a quantization would make it."""
+    model = loaded(folder)
+    noise = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += amount * parameter.std() * torch.randn(parameter.shape, generator=noise)
+    return model
+
+
+def ids(of: texts.TextWindow) -> torch.Tensor:
+    return torch.tensor([of.tokens])
+
+
+def kept_of(model: PreTrainedModel, of: texts.TextWindow, top: int = 128, samples: int = 64) -> kept.ReferenceArrays:
+    keeper = quality.Keeper(of, top, samples)
+    quality.read_window(model, ids(of), quality.new_cache(model), keeper, nothing)
+    return keeper.arrays({})
+
+
+def figures(model: PreTrainedModel, of: texts.TextWindow, reference: kept.ReferenceArrays) -> quality.PositionFigures:
+    scorer = quality.Scorer(of, reference, torch.device("cpu"))
+    quality.read_window(model, ids(of), quality.new_cache(model), scorer, nothing)
+    return scorer.figures()
+
+
+def logits(model: PreTrainedModel, of: texts.TextWindow) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(input_ids=ids(of)).logits[0, of.unscored - 1 : -1].double()
+
+
+def exact(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    p, q = reference.log_softmax(-1), other.log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def test_logits_of_blocks_are_those_of_the_whole_model(any_tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every family, with its own scaling and soft capping, in chunks and blocks that do not divide the length."""
+    monkeypatch.setattr(quality, "CHUNK", 24)
+    monkeypatch.setattr(quality, "LOGITS_BYTES", 4 * 512 * 7)
+    model, of = loaded(any_tiny_model), window(61)
+    rows: dict[int, torch.Tensor] = {}
+    quality.read_window(model, ids(of), quality.new_cache(model), lambda at, part: rows.update({at: part}), nothing)
+    whole = torch.cat([rows[at] for at in sorted(rows)])
+    with torch.inference_mode():
+        expected = model(input_ids=ids(of)).logits[0]
+    torch.testing.assert_close(whole, expected, atol=1e-4, rtol=1e-4)
+    assert max(len(part) for part in rows.values()) == 7
+
+
+def test_a_model_compared_with_itself_differs_by_nothing(any_tiny_model: Path) -> None:
+    model, of = loaded(any_tiny_model), window(90)
+    found = figures(model, of, kept_of(model, of))
+    assert (float(found.kl.abs().max()), float(found.variance.max()), bool(found.same.all())) == (0.0, 0.0, True)
+
+
+def test_blocks_the_stored_reference_and_memory_agree_within_the_stated_bound(tiny_model: Tiny) -> None:
+    base, other, of = loaded(tiny_model("gemma3")), changed(tiny_model("gemma3")), window(400)
+    truth = exact(logits(base, of), logits(other, of))
+    whole = figures(other, of, kept_of(base, of, top=512))
+    assert torch.allclose(whole.kl, truth, rtol=0, atol=1e-6)  # no rest: only float32 rounds
+    found = figures(other, of, kept_of(base, of))
+    error = definition.ERRORS * float(found.variance.sum().sqrt()) / len(found.kl)
+    assert float(found.rest.mean()) > 0.3  # a random model: most of the mass is estimated
+    assert 0 < error < 0.1 * float(truth.mean())
+    assert abs(float(found.kl.mean() - truth.mean())) < error
+
+
+def test_the_torch_figures_are_those_of_the_definition(tiny_model: Tiny) -> None:
+    base, other, of = loaded(tiny_model("llama")), changed(tiny_model("llama"), 0.1), window(24)
+    reference = kept_of(base, of, top=16, samples=8)
+    found = figures(other, of, reference)
+    for place, (p, q) in enumerate(zip(logits(base, of).tolist(), logits(other, of).tolist(), strict=True)):
+        log_p, log_q = definition.log_softmax(p), definition.log_softmax(q)
+        rows = {name: quality._tensor(reference, name)[place].tolist() for name in kept.NAMES}
+        expected = definition.keep(log_p, 16, 8)
+        assert rows["ids"] == expected.ids
+        assert rows["logs"] == pytest.approx(expected.logs, abs=1e-5)
+        assert rows["rest_entropy"] == pytest.approx(expected.rest_entropy, rel=1e-4)
+        assert not set(rows["sampled"]) & set(rows["ids"])
+        same = definition.Reference(
+            rows["ids"], rows["logs"], rows["rest_entropy"], rows["sampled"], rows["sampled_logs"]
+        )
+        divergence = definition.divergence(same, log_q)
+        assert float(found.kl[place]) == pytest.approx(divergence.value, rel=1e-3, abs=1e-6)
+        assert float(found.variance[place]) == pytest.approx(divergence.variance, rel=2e-2, abs=1e-12)
+        assert bool(found.same[place]) == definition.is_same_top(same, log_q)
+        assert divergence.low <= definition.exact(log_p, log_q) <= divergence.high
+        assert float(found.nll[place]) == pytest.approx(-log_q[of.tokens[place + 1]], abs=1e-4)
+
+
+def test_tokens_are_drawn_as_often_as_the_reference_predicts_them() -> None:
+    keeper = quality.Keeper(texts.TextWindow("k", "d", (0, 1), 1), top=1, samples=20_000)
+    logits = torch.tensor([[3.0, 1.0, 0.0, -1.0, -math.inf]])
+    keeper(0, logits)
+    counts = torch.frombuffer(bytearray(keeper.arrays({}).arrays["sampled"]), dtype=torch.int32).bincount(minlength=5)
+    rest = torch.tensor([1.0, 0.0, -1.0]).softmax(0)
+    assert counts[0] == counts[4] == 0
+    torch.testing.assert_close(counts[1:4] / 20_000, rest, atol=1e-3, rtol=0)
+
+
+def decoded(model: PreTrainedModel, of: texts.TextWindow, path: str, steps: int) -> tuple[list[int], torch.Tensor]:
+    """The positions and the logits of the last steps of a window."""
+    rows: dict[int, torch.Tensor] = {}
+    keep = lambda at, part: rows.update({at: part[0].clone()})  # noqa: E731
+    quality.decode_window(model, of, steps, lambda at, part: None, keep, path, nothing)
+    return list(rows), torch.stack([*rows.values()]).double()
+
+
+@pytest.mark.parametrize("path", ["eager", "static"])
+def test_forced_steps_of_a_path_predict_what_the_prompt_pass_does(any_tiny_model: Path, path: str) -> None:
+    model, of = loaded(any_tiny_model), window(60)
+    places, found = decoded(model, of, path, 20)
+    assert places == list(range(40, 60))
+    with torch.inference_mode():
+        expected = model(input_ids=ids(of)).logits[0, 40:]
+    assert float(exact(expected.double(), found).max()) < 1e-6
+
+
+def test_in_bf16_our_step_adds_no_more_noise_than_bf16_itself(any_tiny_model: Path) -> None:
+    of, steps = window(90), 40
+    with torch.inference_mode():
+        reference = loaded(any_tiny_model)(input_ids=ids(of)).logits[0, -steps:].double()
+    noise = {
+        path: float(exact(reference, decoded(loaded(any_tiny_model, torch.bfloat16), of, path, steps)[1]).mean())
+        for path in ("eager", "static")
+    }
+    assert 0 < noise["static"] <= 2 * noise["eager"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_step_loses_nothing_against_eager(tiny_model: Tiny, dtype: torch.dtype) -> None:
+    of, steps, folder = window(90), 40, tiny_model("gemma3")
+    with torch.inference_mode():
+        reference = loaded(folder)(input_ids=ids(of)).logits[0, -steps:].double()
+    eager, graph = (decoded(loaded(folder, dtype), of, path, steps)[1] for path in ("eager", "graph"))
+    if dtype == torch.float32:
+        assert float(exact(eager, graph).max()) < 1e-6
+    else:
+        assert float(exact(reference, graph).mean()) <= 2 * float(exact(reference, eager).mean())
