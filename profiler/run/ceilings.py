@@ -26,7 +26,7 @@ from profiler.run.process import worker_environment
 from profiler.units import printable, seconds_text
 
 LIMIT_S = 240.0  # of a calibration, which takes less than a minute, and longer if it waits for a busy machine
-QUICK_LIMIT_S = 20.0  # of the two ceilings, which take three to five seconds
+QUICK_LIMIT_S = 12.0  # of the two ceilings, which take three to five seconds
 END_S = 10.0  # between the last line and the end of the process
 TICK_S = 0.5  # between two calls of ``on_tick``
 OnTick = Callable[[str], None]  # gets what is being timed
