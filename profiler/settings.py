@@ -7,7 +7,7 @@
 
 Two files are read: the user's, ``~/.config/profile/profile.toml``, and the project's, ``profile.toml`` in the current
 folder or in the nearest folder above it. A key of the project's file replaces the user's. Options take precedence
-over both, and so does ``PROFILER_STORE`` for the store. ``PROFILER_SETTINGS`` names one file to read instead; if it
+over both, and so does ``$PROFILER_STORE`` for the store. ``$PROFILER_SETTINGS`` names one file to read instead; if it
 is empty, none is read.
 
 Paths in a file are relative to its folder.

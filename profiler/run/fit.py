@@ -25,7 +25,7 @@ from profiler.quants.base import DTYPE_BYTES
 from profiler.run import choice, grid
 from profiler.run.grid import counts, model_names, words
 from profiler.run.prompts import contexts_of
-from profiler.run.quantization import QuantVariant, checked, compute_dtype, has, held, variants
+from profiler.run.quantization import EngineQuant, checked, compute_dtype, engine_quants, has, held
 from profiler.run.refusal import Refusal, accepted, combined_error
 from profiler.shell import Command, command
 from profiler.units import printable, rate_text
@@ -140,10 +140,10 @@ def predictions(request: FitRequest) -> FitResult:
         try:
             as_stored = held(model)
             own, note = contexts_of(counted, model.source) if counted is not None else (contexts, None)
-            for variant in variants(model, as_stored, engine, machine.target, asked, quants):
-                variant = replace(variant, cautions=(*variant.cautions, *filter(None, [note])))
+            for run_as in engine_quants(model, as_stored, engine, machine.target, asked, quants):
+                run_as = replace(run_as, cautions=(*run_as.cautions, *filter(None, [note])))
                 found += _cases(
-                    name, model, as_stored, engine, variant, machine, own, batches, request, taught[machine]
+                    name, model, as_stored, engine, run_as, machine, own, batches, request, taught[machine]
                 )
         except ProfileError as error:
             impossible[name, error.message] = Refusal(name, error)
@@ -286,13 +286,13 @@ def one_case(request: FitRequest) -> OneCase:
     if not names:
         raise ProfileError("no model named", "profile models lists the catalog.")
     _, model = _model(names[0], request, contexts)
-    variant = variants(model, held(model), engine, machine.target, asked, usual)[0]
-    predictor = _predictor(model.geometry, engine, variant, machine, request.path, _learned(machine.target, request))
-    cautions = (*model.cautions, *variant.cautions, *_extrapolated(engine, variant, machine, request))
+    run_as = engine_quants(model, held(model), engine, machine.target, asked, usual)[0]
+    predictor = _predictor(model.geometry, engine, run_as, machine, request.path, _learned(machine.target, request))
+    cautions = (*model.cautions, *run_as.cautions, *_extrapolated(engine, run_as, machine, request))
     cautions += predictor.learned.notes(engine.name)
     (context,) = _reached(contexts, model.geometry.max_position, request)
     named = Named(
-        model.source.argument(names[0]), model.source, variant.checkpoint_format is not None or not request.quants
+        model.source.argument(names[0]), model.source, run_as.checkpoint_format is not None or not request.quants
     )
     return OneCase(model, named, predictor, context, batches[0], cautions)
 
@@ -316,17 +316,17 @@ def _cases(
     model: Model,
     checkpoint_format: Stored | None,
     engine: Engine,
-    variant: QuantVariant,
+    run_as: EngineQuant,
     machine: Machine,
     contexts: Sequence[int],
     batches: Sequence[int],
     request: FitRequest,
     learned: Learned,
 ) -> Iterator[FitPrediction]:
-    predictor, kv = _predictor(model.geometry, engine, variant, machine, request.path, learned), request.kv
+    predictor, kv = _predictor(model.geometry, engine, run_as, machine, request.path, learned), request.kv
     longest = {batch: predictor.largest_context(batch, kv) for batch in batches}
-    as_stored = variant.checkpoint_format is not None or not request.quants
-    unchecked = (*_extrapolated(engine, variant, machine, request), *learned.notes(engine.name))
+    as_stored = run_as.checkpoint_format is not None or not request.quants
+    unchecked = (*_extrapolated(engine, run_as, machine, request), *learned.notes(engine.name))
     for context in _reached(contexts, model.geometry.max_position, request):
         widest = predictor.largest_batch(context, kv)
         for batch in batches:
@@ -334,7 +334,7 @@ def _cases(
             yield FitPrediction(
                 model=model.name,
                 named=Named(model.source.argument(name), model.source, as_stored=as_stored),
-                cautions=(*variant.cautions, *unchecked, *machine.target.limits, *model.cautions),
+                cautions=(*run_as.cautions, *unchecked, *machine.target.limits, *model.cautions),
                 prediction=prediction,
                 largest_context=longest[batch],
                 largest_batch=widest,
@@ -354,14 +354,14 @@ def _reached(contexts: Sequence[int], most: int, request: FitRequest) -> tuple[i
 def _predictor(
     geometry: Geometry,
     engine: Engine,
-    variant: QuantVariant,
+    run_as: EngineQuant,
     machine: Machine,
     path: str | None = None,
     learned: Learned = NOTHING,
 ) -> Predictor:
-    """A predictor of a model in ``variant``, run as a sweep would run it on ``machine``."""
-    target, quant, stored = machine.target, variant.quant, variant.checkpoint_format
-    dtype = variant.dtype or compute_dtype(target, quant)
+    """A predictor of a model in ``run_as``, run as a sweep would run it on ``machine``."""
+    target, quant, stored = machine.target, run_as.quant, run_as.checkpoint_format
+    dtype = run_as.dtype or compute_dtype(target, quant)
     return Predictor(geometry, engine, quant, machine, dtype, path or usual_path(target), stored, learned)
 
 
@@ -372,7 +372,7 @@ def _learned(target: Target, request: FitRequest) -> Learned:
     return from_store(request.store, devices.find(target.local), target)
 
 
-def _extrapolated(engine: Engine, variant: QuantVariant, machine: Machine, request: FitRequest) -> tuple[str, ...]:
+def _extrapolated(engine: Engine, run_as: EngineQuant, machine: Machine, request: FitRequest) -> tuple[str, ...]:
     """Notes on the assumptions for a device on which `profile sweep` cannot run."""
     target = machine.target
     if not engine.loads_with_transformers:
@@ -382,9 +382,9 @@ def _extrapolated(engine: Engine, variant: QuantVariant, machine: Machine, reque
     if swept(target):
         return ()
     told = f"profile sweep does not run on {target.vendor} devices, so it cannot check these figures"
-    if variant.quant in DTYPE_BYTES or variant.checkpoint_format is not None:
+    if run_as.quant in DTYPE_BYTES or run_as.checkpoint_format is not None:
         return (told,)
-    return (told, f"{variant.quant} assumes that bitsandbytes is as efficient there as on NVIDIA GPUs")
+    return (told, f"{run_as.quant} assumes that bitsandbytes is as efficient there as on NVIDIA GPUs")
 
 
 def ranked(found: Sequence[FitPrediction], goal: Goal) -> list[FitPrediction]:
