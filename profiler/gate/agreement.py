@@ -1,10 +1,13 @@
 """Whether base and candidate compute the same: greedy tokens after the same prompts, and how likely each was.
 
-Two builds that round differently give almost the same probabilities, so their tokens differ only where two are
-almost equally likely. After such a near tie the texts are different texts, and nothing more is compared.
+The same kernels give the same probabilities to the last bit. Kernels that round differently give other ones, and so
+other tokens where two have similar probabilities. From there on the texts are different, and nothing is compared.
 
-    FAIL   a token differs although it is no near tie, or the mean KL divergence is above ``KL_LIMIT``
-    PASS   the tokens are the same, or differ only at near ties
+    FAIL   the tokens differ where one was clearly more likely, or the mean KL divergence is above ``KL_LIMIT``
+    PASS   the tokens are the same, or differ where both were likely
+
+Both limits lie above what correct kernels differ by (``benchmarks/gate_builds.md``), so a broken kernel fails, but an
+error of a few percent in one layer of a 4-bit model does not: rounding its activations to 8 bits has the same effect.
 
 **KL divergence** of the candidate's next-token distribution from the base's, in nats, averaged over the places before
 the tokens differ. Only the most likely tokens are known; the others count as one, so this is a lower bound (merging
@@ -22,9 +25,11 @@ from profiler.backends.base import Completion
 from profiler.gate.rule import GateVerdict
 from profiler.units import printable, significant
 
-NEAR_TIE = 0.1  # nats between two tokens, about 10% in probability
+# Correct kernels (flash attention on or off, with or without vector instructions) changed tokens that were up to 0.53
+# nats apart, and had a mean divergence of up to 0.003, in 4-bit models of 135M and 270M parameters.
+CLOSE = 1.0  # nats between two tokens: neither is more than e times as likely as the other
 KL_LIMIT = 1e-2  # nats, mean
-FAULT = "check the build: rounding alone does not do this. Its release notes may name an intended change"
+FAULT = "check the build: kernels that only round differently do not differ as much"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +42,12 @@ class Difference:
     apart: float | None  # nats between the two tokens, the larger of both sides; None if not known
 
     @property
-    def is_near_tie(self) -> bool:
+    def is_close(self) -> bool:
         """Whether rounding may have decided."""
-        return self.apart is not None and self.apart <= NEAR_TIE
+        return self.apart is not None and self.apart <= CLOSE
 
     def __str__(self) -> str:
-        base, candidate = (repr(printable(text, 20)) for text in self.texts)
+        base, candidate = (printable(repr(text[:20]), 40) for text in self.texts)
         apart = "" if self.apart is None else f", which are {significant(self.apart, 2)} nats apart"
         return f"token {self.place} after prompt {self.prompt}: {base} → {candidate}{apart}"
 
@@ -53,11 +58,11 @@ def agreement(case: str, base: Sequence[Completion], candidate: Sequence[Complet
     different = [each for each in found if each is not None]
     total = sum(len(each.tokens) for each in base)
     same = sum(len(each.tokens) if at is None else at.place - 1 for each, at in zip(base, found, strict=True))
-    real = [each for each in different if not each.is_near_tie]
+    real = [each for each in different if not each.is_close]
     if real:
         verdict = GateVerdict(case, "tokens", "FAIL", str(real[0]), FAULT, before=total, now=same)
     elif different:
-        reason = f"they differ only at near ties, which rounding decides: {'; '.join(map(str, different))}"
+        reason = f"other tokens, but only where both were likely, as by rounding: {'; '.join(map(str, different))}"
         verdict = GateVerdict(case, "tokens", "PASS", reason, before=total, now=same)
     else:
         reason = f"the same {total} tokens after {len(base)} prompts"

@@ -299,6 +299,8 @@ def _of_typed(row: Any, steps: EncodedSteps, environment: dict[str, Any]) -> Mea
         None if row.decode_path is NULL else _part("decode_path", row.decode_path),
         _part("checkpoint", row.checkpoint),
         None if row.serving is NULL else _part("serving", row.serving),
+        row.case_s,
+        row.start_s,
     )
 
 

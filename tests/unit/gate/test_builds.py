@@ -21,7 +21,7 @@ from profiler.case import Task
 from profiler.cli import main
 from profiler.errors import ProfileError
 from profiler.gate import baseline, bench
-from profiler.gate.agreement import KL_LIMIT, NEAR_TIE, agreement, divergence
+from profiler.gate.agreement import CLOSE, KL_LIMIT, agreement, divergence
 
 Gate = Callable[..., Result]
 
@@ -173,7 +173,7 @@ def test_a_stored_baseline_compares_an_update_of_the_build(gate: Gate, tmp_path:
 
 def test_the_advice_for_a_build_is_a_command_of_the_same_case() -> None:
     case = make_case(64, backend="llama.cpp", path="eager", options="gpu-layers=4 kv=q8_0")
-    line = str(baseline.settle(Task(case, source())).command)
+    line = str(baseline.advice_for(Task(case, source())).command)
     assert "--base OLD_DIR" in line and "--kv q8_0" in line and "--gpu-layers 4" in line
     printed.check(line.split())
 
@@ -186,13 +186,13 @@ def completed(*tokens: int, gap: float) -> Completion:
     return Completion(tokens, tuple(map(str, tokens)), logprobs)
 
 
-def test_tokens_that_differ_at_a_near_tie_pass_and_it_is_said() -> None:
-    gap = NEAR_TIE / 2
+def test_tokens_that_differ_where_both_were_likely_pass_and_it_is_said() -> None:
+    gap = CLOSE / 10
     base = Completion((1, 2), ("a", "b"), ({1: -0.1}, {2: -0.7, 3: -0.7 - gap}))
     candidate = Completion((1, 3), ("a", "c"), ({1: -0.1}, {2: -0.7 - gap, 3: -0.7}))
     tokens, kl = agreement("m", [base], [candidate])
     assert (tokens.word, tokens.before, tokens.now) == ("PASS", 2, 1)
-    assert "differ only at near ties" in tokens.reason and "token 2 after prompt 1: 'b' → 'c'" in tokens.reason
+    assert "only where both were likely" in tokens.reason and "token 2 after prompt 1: 'b' → 'c'" in tokens.reason
     assert kl.word == "PASS"
 
 
