@@ -212,10 +212,8 @@ def sweep_s(words: list[str], store: Path, options: argparse.Namespace) -> Spent
         raise SystemExit(f"the sweep gave {[row['outcome'] for row in rows]}")
     show = [sys.executable, "-m", "profiler", "runs", "show", "--time", "-o", "jsonl", "--store", str(store)]
     total = json.loads(subprocess.run(show, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-    parts = ("start", "load", "warm-up", "prefill", "decode", "other", "store")
-    print(
-        "  sweep:", ", ".join(f"{name} {total[name]:.1f} s" for name in parts), f"of {spent.wall_s:.1f} s", flush=True
-    )
+    parts = [f"{name} {total[name]:.1f} s" for name in durations.PARTS]
+    print(f"  of {spent.wall_s:.1f} s of the sweep: {', '.join(parts)}", flush=True)
     return spent
 
 
