@@ -107,6 +107,9 @@ def sweep(
     weights: str = "auto",
     fill: str | None = None,
     energy: bool = False,
+    quality: bool = False,
+    quality_text: Name | None = None,
+    reference: Name | None = None,
     seed: int = 0,
     device: str | None = None,
     backend: str = backends.DEFAULT,
@@ -143,18 +146,22 @@ def sweep(
     be used raises if it is the only one; otherwise it is listed in ``Rows.refused``, with a warning.
     """
     given = locals()
-    energy, fresh, progress = (_flag(name, given[name]) for name in ("energy", "fresh", "progress"))
+    flags = {name: _flag(name, given[name]) for name in sorted(FLAGS)}
+    progress = _flag("progress", progress)
     lists: dict[str, Any] = {name: _words(name, given[name]) for name in LISTS}
     texts = {name: text for name, option in OPTIONS.items() if (text := option.text(name, given[name])) is not None}
     single = {name: _parsed(name, text, OPTIONS[name].read) for name, text in texts.items()}
     limits = WorkerLimits(max_memory_bytes=single.pop("max_memory", None), case_s=single.pop("timeout"))
-    named_device, single["energy"] = single.pop("device", None), energy
+    named_device = single.pop("device", None)
+    single |= {"energy": flags["energy"], "quality": flags["quality"]}
     for name in {"max_phase", "budget"} & single.keys():
         single[f"{name}_s"] = single.pop(name)
-    argv = _command_line(lists, texts, [flag for flag, on in (("--energy", energy), ("--fresh", fresh)) if on])
+    argv = _command_line(lists, texts, [f"--{name}" for name, on in flags.items() if on])
     single["options"] = {name: lists.pop(name) for name in request.OF_BACKENDS}
     with _named_as(SWEEP_OPTIONS):
-        return _sweep(SweepRequest(**lists, **single), named_device, limits, not fresh, store, progress, argv)
+        return _sweep(
+            SweepRequest(**lists, **single), named_device, limits, not flags["fresh"], store, progress, argv
+        )
 
 
 def _sweep(
@@ -448,6 +455,8 @@ OPTIONS = {
     "llama_cpp": SweepOption("--llama-cpp", _path_text),
     "scenario": SweepOption("--scenario", _path_text),
     "weights": SweepOption("--weights", read=_one_of(request.WEIGHTS), default="auto"),
+    "quality_text": SweepOption("--quality-text", _path_text),
+    "reference": SweepOption("--reference", _path_text),
     "fill": SweepOption("--fill", read=_one_of(grid.FILLS)),
     "seed": SweepOption("--seed", _word, _seed, default="0"),
     "ubatch": SweepOption("--ubatch", _word, counted()),
@@ -460,7 +469,7 @@ OPTIONS = {
     "timeout": SweepOption("--timeout", _with_unit("s"), some_seconds, default="1h"),
 }
 
-FLAGS = {"energy", "fresh"}
+FLAGS = {"energy", "fresh", "quality"}
 SWEEP_OPTIONS = {
     **{option: name for name, option in LISTS.items()},
     **{each.option: name for name, each in OPTIONS.items()},

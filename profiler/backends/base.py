@@ -178,6 +178,7 @@ class Backend:
     versions: Callable[[], Mapping[str, str]] = dict  # versions that rows record in addition to the usual libraries
     microbenchmark: str | None = None  # the module that `profile calibrate` runs
     ceilings: str | None = None  # the module that measures only the two ceilings of MBU and MFU
+    quality: str | None = None  # the module that compares its logits with a reference's (``profiler/run/quality.py``)
     served: str | None = None  # the command that measures it, if it is a running server: no worker opens it
     times_itself: bool = False  # whether its sessions are ``TimedSession``s, which give samples and not steps
     gguf: bool = False  # whether it runs GGUF files as they are stored, and nothing else

@@ -86,6 +86,17 @@ FAILED, INTERRUPTED = 1, 130
         grid.FILLS,
         help="Fill the cache by a real prefill or with random values, which costs no prefill. [default: prefill]",
     ),
+    click.option(
+        "--quality",
+        is_flag=True,
+        help="Also measure the KL divergence from the model in fp32, over a set of texts.",
+    ),
+    click.option(
+        "--quality-text", metavar="FOLDER", help="Texts of your own for --quality, in a folder for each kind."
+    ),
+    click.option(
+        "--reference", metavar="MODEL", help="Compare with this model, for a checkpoint that is itself quantized."
+    ),
     click.option("--energy", is_flag=True, help="Also measure joules per token; adds about ten seconds per phase."),
     click.option(
         "--seed",

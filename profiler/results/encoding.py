@@ -59,7 +59,9 @@ from profiler.results.validity import (
 )
 
 LARGEST_INT = 2**63 - 1  # the largest integer that msgspec compares
-JSON = frozenset({"energy", "cautions", "asked", "stopped", "expected", "decode_path", "checkpoint", "serving"})
+JSON = frozenset(
+    {"energy", "cautions", "asked", "stopped", "expected", "decode_path", "checkpoint", "serving", "quality"}
+)
 FIELDS = tuple(field.name for field in dataclass_fields(Measurement) if field.name != "environment")
 AS_IT_IS = ("serving",)  # plain JSON, whose nulls say what is unknown
 ALWAYS = ("case", "samples", "memory", "cautions")  # written for each row
@@ -296,6 +298,7 @@ def _of_typed(row: Any, steps: EncodedSteps, environment: dict[str, Any]) -> Mea
         None if row.decode_path is NULL else _part("decode_path", row.decode_path),
         _part("checkpoint", row.checkpoint),
         None if row.serving is NULL else _part("serving", row.serving),
+        None if row.quality is NULL else _part("quality", row.quality),
     )
 
 

@@ -327,6 +327,7 @@ class Measurement(_Reloadable):
     decode_path: DecodePath | None = None  # None: transformers without patches
     checkpoint: dict[str, Any] = field(default_factory=dict)  # content of the weights' files, and what is used
     serving: dict[str, Any] | None = None  # the requests to a server (run/serving.py); None: no server was measured
+    quality: dict[str, Any] | None = None  # against a reference (results/quality.py); None: it was not requested
 
     def __post_init__(self) -> None:
         if type(self.samples) is not Repetitions:

@@ -26,7 +26,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Literal
+from typing import Any, Literal
 
 from profiler.backends.base import Beat
 from profiler.devices.base import Disturbance, Meter, Overview, Pressure, Watcher, disturbance, grown
@@ -73,6 +73,7 @@ class Effort:
     max_phase_s: float = MAX_PHASE_S
     precision: float = PRECISION  # from the median to the farther end of the interval, ÷ median
     energy: bool = False  # also measure energy: ten more seconds for a short phase
+    quality: Mapping[str, Any] | None = None  # also compare predictions with a reference's (``run/quality.py``)
 
     @property
     def fewest(self) -> int:
@@ -85,10 +86,11 @@ class Effort:
         return MOST if self.reps is None else self.reps
 
     @property
-    def asked(self) -> dict[str, float]:
+    def asked(self) -> dict[str, Any]:
         """The requested effort, as a row stores it."""
-        wanted = {"precision": self.precision} if self.reps is None else {"reps": self.reps}
-        return wanted | {"max_phase_s": self.max_phase_s} | ({"energy": True} if self.energy else {})
+        wanted: dict[str, Any] = {"precision": self.precision} if self.reps is None else {"reps": self.reps}
+        wanted |= {"max_phase_s": self.max_phase_s} | ({"energy": True} if self.energy else {})
+        return wanted | ({} if self.quality is None else {"quality": self.quality["hash"]})
 
 
 def stop(samples: Sequence[Sample], effort: Effort) -> Stop | None:

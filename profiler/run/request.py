@@ -22,7 +22,7 @@ from profiler.models.resolve import Model, resolve
 from profiler.quants import checkpoint
 from profiler.quants.base import Quant
 from profiler.registry import unknown
-from profiler.run import gguf_files, headline
+from profiler.run import gguf_files, headline, quality
 from profiler.run import grid as run_grid
 from profiler.run.grid import Axes, Subject, SweepSettings, counts, model_names, tasks, words
 from profiler.run.prompts import contexts_of
@@ -53,6 +53,9 @@ class SweepRequest:
     steps: tuple[str, ...] = ()
     reps: int | None = None
     energy: bool = False
+    quality: bool = False
+    quality_text: str | None = None  # a folder
+    reference: str | None = None  # a model
     precision: float | None = None
     max_phase_s: float | None = None
     budget_s: float | None = None
@@ -96,6 +99,7 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
     if request.llama_cpp is not None:
         llama_cpp.use(request.llama_cpp)
     names = model_names(request.models)
+    effort = _effort(request)
     if backends.find(request.backend).gguf:
         return _of_files(replace(request, quants=typed), names, options, device, say)
     quants, own = _asked(words(request.quants))
@@ -106,10 +110,14 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
     if not names:
         for error in own.values():
             raise error
+        if request.quality:
+            raise ProfileError(
+                "--quality needs -m", "Name a model with real weights: a folder, a .gguf file or an id."
+            )
         return _headline(request, quants, device, available_bytes, say)
     found, refused = accepted(
         names,
-        lambda name: _noted(subject(name, request.weights, say, device), request, device),
+        lambda name: _noted(_scorable(subject(name, request.weights, say, device), request, effort), request, device),
     )
     subjects = _distinct(found, say)
     quants += tuple(_stored_in(name, subjects, error) for name, error in own.items())
@@ -119,7 +127,7 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
         subjects = tuple(subject for each in axes for subject in each.subjects)
     return ResolvedRequest(
         tasks=tuple(task for each in axes for task in tasks(each, _settings(request, device), device)),
-        effort=_effort(request),
+        effort=effort,
         budget_s=request.budget_s,
         subjects=subjects,
         refused=refused,
@@ -140,7 +148,9 @@ def _of_files(
         )
     found, refused = accepted(
         [file for name in names for file in gguf_files.of_folder(name, request.weights)],
-        lambda name: _with_threads(_gguf_subject(name, request, say, device), request, device),
+        lambda name: _with_threads(
+            _scorable(_gguf_subject(name, request, say, device), request, _effort(request)), request, device
+        ),
     )
     subjects, asked = _distinct(found, say), words(request.quants)
     written = any(each.weights == "synthetic" for each in subjects)
@@ -276,7 +286,14 @@ def _effort(request: SweepRequest, usual_reps: int | None = None) -> Effort:
     if request.reps is not None and request.precision is not None:
         raise ProfileError("-r and --precision contradict each other", "Use one of them.")
     reps = request.reps or (usual_reps if request.precision is None else None)
-    return Effort(reps, request.max_phase_s or MAX_PHASE_S, request.precision or PRECISION, request.energy)
+    wanted = quality.requested(request.quality, request.quality_text, request.reference)
+    return Effort(reps, request.max_phase_s or MAX_PHASE_S, request.precision or PRECISION, request.energy, wanted)
+
+
+def _scorable(subject: Subject, request: SweepRequest, effort: Effort) -> Subject:
+    """The subject, if its quality can be measured as requested. Raises ProfileError."""
+    quality.check(subject, request.backend, effort.quality)
+    return subject
 
 
 def _distinct(subjects: Sequence[Subject], say: Say) -> tuple[Subject, ...]:

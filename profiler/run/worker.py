@@ -45,6 +45,7 @@ from profiler.devices.base import Meter, kind_of
 from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError
 from profiler.results.measurement import Caution, Measurement, Memory, Outcome
+from profiler.run import quality
 from profiler.run.loop import largest, measure, measure_timed, peak_bytes
 from profiler.run.protocol import LineBuffer, LoadCost, ProtocolError, encode, read_task
 from profiler.run.repetitions import Effort, Repeater
@@ -233,15 +234,18 @@ def serve(tasks: Iterator[SentTask], wire: Wire) -> None:
     session: Session | TimedSession | None = None
     cost = LoadCost()
     measured: set[str] = set()  # keys of cases
+    failed: str | None = None  # why there is no reference for the quality
     for task, effort, max_memory_bytes in tasks:
         try:
             if session is None:
+                failed = quality.prepare(task.case, task.source, effort.quality, wire.beat)
                 session, cost = load(task, max_memory_bytes, wire)
                 wire.send({"type": "loaded", "load": cost.to_json()})
             if max_memory_bytes is not None:
                 limit_memory(max_memory_bytes)
             repeater = Repeater(effort, wire.beat, measured_before=task.case.key in measured)
             row = with_load_cost(measure_with(session, task.case, repeater), cost)
+            row = quality.add(row, session, task.source, effort.quality, failed, wire.beat)
             measured.add(task.case.key)
         except Exception as error:
             lift_limit()
