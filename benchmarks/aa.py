@@ -67,8 +67,13 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
 def sweep(options: argparse.Namespace, *effort: str) -> dict[str, Any]:
     """The row of one case, on one thread."""
+    return sweep_rows(options, *effort)[0]
+
+
+def sweep_rows(options: argparse.Namespace, *effort: str, batch: str = "1") -> list[dict[str, Any]]:
+    """The rows of all contexts and batches, in one process on one thread."""
     with tempfile.TemporaryDirectory(prefix="aa-") as scratch:
-        command = [sys.executable, "-m", "profiler", "sweep", "-m", options.model, "-q", "fp32", "-b", "1"]
+        command = [sys.executable, "-m", "profiler", "sweep", "-m", options.model, "-q", "fp32", "-b", batch]
         command += ["-c", str(options.context), "-n", str(options.steps), "--threads", "1", "--device", "cpu"]
         command += [*effort, "--max-phase", options.max_phase]
         command += ["-o", "jsonl", "--store", str(Path(scratch) / "s.sqlite")]
@@ -76,10 +81,11 @@ def sweep(options: argparse.Namespace, *effort: str) -> dict[str, Any]:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environ)
     if not done.stdout:
         sys.exit(f"the sweep ended with exit code {done.returncode} and no row")
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[0])
-    if row["outcome"] != "ok":
-        sys.exit(f"{row['outcome']}: {row['reason']}")
-    return row
+    rows: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
+    for row in rows:
+        if row["outcome"] != "ok":
+            sys.exit(f"{row['outcome']}: {row['reason']}")
+    return rows
 
 
 def interval(phase: dict[str, Any], clock: str) -> Summary:

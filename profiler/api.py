@@ -13,13 +13,12 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from numbers import Number
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from profiler import backends, decode_path, devices, folders, registry
+from profiler import backends, decode_path, devices, folders
 from profiler.cost import prediction
 from profiler.cost.machine import SPLITS
 from profiler.errors import ProfileError
@@ -29,12 +28,12 @@ from profiler.run import grid, request
 from profiler.run import sweep as run_sweep
 from profiler.run.fit import FitRequest, predictions
 from profiler.run.refusal import Refusal, refusal_lines
-from profiler.run.request import MAX_SEED, MAX_THREADS, SweepRequest, resolve_request
+from profiler.run.request import SweepRequest, resolve_request
 from profiler.run.supervisor import WorkerLimits
 from profiler.show import fit as show_fit
 from profiler.show.rows import Rows
 from profiler.show.sweep import ProgressPrinter
-from profiler.units import counted, printable, some_bytes, some_seconds, some_share
+from profiler.units import one_of, printable, some_bytes, some_seconds, some_share
 
 __all__ = ["Rows", "fit", "load", "sweep"]
 
@@ -63,13 +62,14 @@ def fit(
     ram: Size | None = None,
     ram_bandwidth: float | None = None,
     goal: str | None = None,
+    learned: bool = True,
 ) -> Rows:
     """Predict whether models fit, how fast they run and what limits them, from their config or GGUF header alone.
 
     The rows are those of ``profile fit -o json``. None means the default of that command: without ``models``, the
     largest Gemma 4 and Qwen 3.5 that fit; without ``on``, this machine. ``ram`` is host memory that weights may be
-    offloaded to, ``ram_bandwidth`` its speed in GB/s. A model that cannot be predicted raises if it is the only one;
-    otherwise it is listed in ``Rows.refused``, with a warning.
+    offloaded to, ``ram_bandwidth`` its speed in GB/s. ``learned=False`` ignores what was measured here. A
+    model that cannot be predicted raises if it is the only one; otherwise it is in ``Rows.refused``, with a warning.
 
     Raises NotFound for unknown names, and ProfileError.
     """
@@ -84,12 +84,13 @@ def fit(
                 contexts=_words("contexts", contexts),
                 batches=_words("batches", batches),
                 kv=None if kv is None else _text("kv", kv),
-                path=None if path is None else _parsed("path", _text("path", path), _one_of(decode_path.PATHS)),
-                split=None if split is None else _parsed("split", _text("split", split), _one_of(SPLITS)),
+                path=None if path is None else _parsed("path", _text("path", path), one_of(decode_path.PATHS)),
+                split=None if split is None else _parsed("split", _text("split", split), one_of(SPLITS)),
                 ram_bytes=None if ram is None else _parsed("ram", _sized("ram", ram), some_bytes),
                 ram_bandwidth=None if ram_bandwidth is None else _bandwidth("ram_bandwidth", ram_bandwidth),
                 goal=wish,
                 scenario=None if scenario is None else _path_text("scenario", scenario),
+                learned=_flag("learned", learned),
             )
         )
     rows = [show_fit.row(each, wish) for each in found.predictions]
@@ -125,10 +126,12 @@ def sweep(
     max_memory: Size | None = None,
     reps: int | None = None,
     precision: float | str | None = None,
+    quick: bool = False,
     max_phase: Duration | None = None,
     budget: Duration | None = None,
     timeout: Duration = "1h",
     fresh: bool = False,
+    learned: bool = True,
     store: Name | None = None,
     progress: bool = False,
 ) -> Rows:
@@ -137,38 +140,30 @@ def sweep(
     Each model runs in a worker process, and each row is stored before the next case starts. Cases that the store
     already holds are not measured again unless ``fresh`` is true. A failed case is a row with another ``outcome``.
     ``precision`` is a fraction (0.02 is 2%), durations are in seconds, ``max_memory`` is in bytes; "2%", "10m" and
-    "8GiB" work as well. ``progress`` reports on stderr; otherwise nothing is printed.
-
+    "8GiB" work as well. ``learned``: whether earlier rows correct the predictions. ``progress`` reports on stderr.
     Ctrl-C finishes the current case; a second Ctrl-C or SIGTERM stops at once. Both raise KeyboardInterrupt. Rows
-    that were measured before are stored: ``load()`` reads them, and the same call continues.
-
-    Raises NotFound for unknown names, StoreError if results cannot be stored, and ProfileError. A model that cannot
-    be used raises if it is the only one; otherwise it is listed in ``Rows.refused``, with a warning.
+    that were measured before are stored, and the same call continues. Raises NotFound, StoreError and ProfileError. A
+    model that cannot be used raises if it is the only one; otherwise it is in ``Rows.refused``, with a warning.
     """
     given = locals()
-    flags = {name: _flag(name, given[name]) for name in sorted(FLAGS)}
-    progress = _flag("progress", progress)
+    energy, quality, quick, fresh, learned, progress = (_flag(n, given[n]) for n in (*FLAGS, "learned", "progress"))
     lists: dict[str, Any] = {name: _words(name, given[name]) for name in LISTS}
-    texts = {name: text for name, option in OPTIONS.items() if (text := option.text(name, given[name])) is not None}
-    single = {name: _parsed(name, text, OPTIONS[name].read) for name, text in texts.items()}
-    limits = WorkerLimits(max_memory_bytes=single.pop("max_memory", None), case_s=single.pop("timeout"))
-    named_device = single.pop("device", None)
-    single |= {"energy": flags["energy"], "quality": flags["quality"]}
-    for name in {"max_phase", "budget"} & single.keys():
-        single[f"{name}_s"] = single.pop(name)
-    argv = _command_line(lists, texts, [f"--{name}" for name, on in flags.items() if on])
+    texts = {name: text for name in SINGLE if (text := _option_text(name, given[name])) is not None}
+    single = {n + "_s" * (n in SECONDS): _parsed(n, text, OPTIONS[n].parse) for n, text in texts.items()}
+    limits = WorkerLimits(max_memory_bytes=single.pop("max_memory", None), case_s=single.pop("timeout_s"))
+    argv = _command_line(lists, texts, {f"--{n}": given[n] for n in FLAGS} | {"--no-learned": not learned})
     single["options"] = {name: lists.pop(name) for name in request.OF_BACKENDS}
     with _named_as(SWEEP_OPTIONS):
-        return _sweep(
-            SweepRequest(**lists, **single), named_device, limits, not flags["fresh"], store, progress, argv
-        )
+        ways, device = {"resumed": not fresh, "learned": learned}, single.pop("device", None)
+        wanted = SweepRequest(**lists, **single, energy=energy, quality=quality, quick=quick)
+        return _sweep(wanted, device, limits, ways, store, progress, argv)
 
 
 def _sweep(
-    asked: SweepRequest,
+    sweep_request: SweepRequest,
     device: str | None,
     limits: WorkerLimits,
-    resumed: bool,
+    ways: dict[str, bool],
     store: Name | None,
     progress: bool,
     argv: Sequence[str],
@@ -176,13 +171,14 @@ def _sweep(
     path = _path("store", store)
     listener = PythonPrinter() if progress else run_sweep.SweepListener()
     found = devices.find(device)
-    resolved = resolve_request(asked, found, run_sweep.available_bytes(found, limits.max_memory_bytes), listener.say)
+    available = run_sweep.available_bytes(found, limits.max_memory_bytes)
+    resolved = resolve_request(sweep_request, found, available, listener.say)
     refused = _refused(resolved.refused, SWEEP_OPTIONS, stacklevel=4)
     with Store.open(path) as opened:
-        result = run_sweep.sweep(resolved, found, opened, limits, listener, argv=argv, resumed=resumed)
+        result = run_sweep.sweep(resolved, found, opened, limits, listener, argv=argv, **ways)
         measured = opened.rows(result.run)
     if result.interrupted:
-        again = "the same call" if resumed else "the same call without fresh=True"
+        again = "the same call" if ways["resumed"] else "the same call without fresh=True"
         raise KeyboardInterrupt(
             f"{len(measured)} of {len(resolved.tasks)} cases are stored in run {result.run}; "
             f"{again} measures the others"
@@ -386,31 +382,17 @@ def _with_unit(unit: str, scale: int = 1) -> Callable[[str, Any], str]:
 _sized = _with_unit("b")
 
 
+def _option_text(name: str, value: Any) -> str | None:
+    """``value`` as text of the command line. None leaves the choice to the option's default, which may be none."""
+    option = OPTIONS[name]
+    return option.default if value is None else WRITERS.get(option.parse, _word)(name, value)
+
+
 def _parsed(name: str, text: str, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(text)
     except ValueError as error:
         raise ProfileError(f"{name}: {error}") from None
-
-
-def _one_of(known: Sequence[str]) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text.casefold() not in known:
-            raise ValueError(f"{printable(repr(text), 60)} is not one of {', '.join(known)}")
-        return text.casefold()
-
-    return parse
-
-
-def _backend(text: str) -> str:
-    backends.find(text)
-    return registry.canonical(backends.FOLDER, text) or text
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) > MAX_SEED:
-        raise ValueError(f"{printable(text, 40)} is not a whole number from 0 to {MAX_SEED}")
-    return int(text)
 
 
 def _path(name: str, value: Name | None) -> Path | None:
@@ -422,65 +404,29 @@ def _path(name: str, value: Name | None) -> Path | None:
     return folders.expanded(text)
 
 
-@dataclass(frozen=True, slots=True)
-class SweepOption:
-    """An argument of ``sweep`` with one value, and the corresponding option of ``profile sweep``."""
-
-    option: str
-    write: Callable[[str, Any], str] = _text  # formats the value, of the argument of this name, for the command line
-    read: Callable[[str], Any] = str  # parses that text; raises ValueError
-    default: str | None = None
-
-    def text(self, name: str, value: Any) -> str | None:
-        """``value`` as text of the command line. None leaves the choice to its default, which may be none."""
-        return self.default if value is None else self.write(name, value)
-
-
-LISTS = {
-    "models": "-m",
-    "quants": "-q",
-    "contexts": "-c",
-    "batches": "-b",
-    "steps": "-n",
-    "paths": "--path",
-    "kv": "--kv",
-    "flash_attn": "--flash-attn",
-    "gpu_layers": "--gpu-layers",
-    "n_cpu_moe": "--n-cpu-moe",
-    "tensor_split": "--tensor-split",
+OPTIONS = request.OPTIONS
+LISTS = [name for name, option in OPTIONS.items() if option.many]
+SINGLE = [name for name, option in OPTIONS.items() if not option.many]
+WRITERS: dict[Any, Callable[[str, Any], str]] = {  # by the parser that reads what they write
+    str: _text,
+    os.fspath: _path_text,
+    some_bytes: _sized,
+    some_share: _with_unit("%", 100),
+    some_seconds: _with_unit("s"),
 }
-OPTIONS = {
-    "device": SweepOption("--device"),
-    "backend": SweepOption("--backend", read=_backend, default=backends.DEFAULT),
-    "llama_cpp": SweepOption("--llama-cpp", _path_text),
-    "scenario": SweepOption("--scenario", _path_text),
-    "weights": SweepOption("--weights", read=_one_of(request.WEIGHTS), default="auto"),
-    "quality_text": SweepOption("--quality-text", _path_text),
-    "reference": SweepOption("--reference", _path_text),
-    "fill": SweepOption("--fill", read=_one_of(grid.FILLS)),
-    "seed": SweepOption("--seed", _word, _seed, default="0"),
-    "ubatch": SweepOption("--ubatch", _word, counted()),
-    "threads": SweepOption("--threads", _word, counted(MAX_THREADS)),
-    "max_memory": SweepOption("--max-memory", _sized, some_bytes),
-    "reps": SweepOption("--reps", _word, counted()),
-    "precision": SweepOption("--precision", _with_unit("%", 100), some_share),
-    "max_phase": SweepOption("--max-phase", _with_unit("s"), some_seconds),
-    "budget": SweepOption("--budget", _with_unit("s"), some_seconds),
-    "timeout": SweepOption("--timeout", _with_unit("s"), some_seconds, default="1h"),
-}
-
-FLAGS = {"energy", "fresh", "quality"}
+SECONDS = ("max_phase", "budget", "timeout")
+FLAGS = ("energy", "quality", "quick", "fresh")
 SWEEP_OPTIONS = {
-    **{option: name for name, option in LISTS.items()},
-    **{each.option: name for name, each in OPTIONS.items()},
+    **{spelling: name for name, option in OPTIONS.items() for spelling in option.names},
     **{f"--{name}": name for name in FLAGS},
-    "-r": "reps",
     "--store": "store",
+    "--no-learned": "learned=False",
 }
 FIT_OPTIONS = {
-    **{LISTS[name]: name for name in ("models", "quants", "contexts", "batches")},
+    **{spelling: name for name in ("models", "quants", "contexts", "batches") for spelling in OPTIONS[name].names},
     **{f"--{name}": name for name in ("on", "engine", "scenario", "kv", "path", "split", "ram", "goal")},
     "--ram-bandwidth": "ram_bandwidth",
+    "--no-learned": "learned=False",
 }
 LOAD_OPTIONS = {"--store": "store"}
 OPTION = re.compile(
@@ -491,10 +437,9 @@ OPTION = re.compile(
 )
 
 
-def _command_line(lists: dict[str, tuple[str, ...]], texts: dict[str, str], flags: Sequence[str]) -> list[str]:
+def _command_line(lists: dict[str, tuple[str, ...]], texts: dict[str, str], flags: dict[str, bool]) -> list[str]:
     """The words after ``profile`` of a command that repeats the sweep; the store keeps them with the run."""
-    several = [word for name, values in lists.items() for value in values for word in (LISTS[name], value)]
-    single = [
-        word for name, text in texts.items() if text != OPTIONS[name].default for word in (OPTIONS[name].option, text)
-    ]
-    return ["sweep", *several, *single, *flags]
+    several = [word for name, values in lists.items() for value in values for word in (OPTIONS[name].names[0], value)]
+    changed = {name: text for name, text in texts.items() if text != OPTIONS[name].default}
+    single = [word for name, text in changed.items() for word in (OPTIONS[name].names[0], text)]
+    return ["sweep", *several, *single, *(flag for flag, on in flags.items() if on)]

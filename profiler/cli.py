@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 import click
 
-from profiler import __version__, console, folders, registry
+from profiler import __version__, console, folders, registry, settings
 from profiler.errors import EXHAUSTED, ProfileError
 from profiler.units import printable
 
@@ -52,6 +52,8 @@ class Commands(click.Group):
         name = args[0]
         if name not in self.list_commands(ctx) and not name.startswith("-"):
             raise registry.unknown("command", name, self.list_commands(ctx))
+        if not set(ctx.help_option_names) & set(args):  # help works whatever a file of settings contains
+            ctx.default_map = {name: settings.default_map(name)}
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -117,10 +119,14 @@ def main(ctx: click.Context, on: str | None) -> None:
 
     Without a command, it shows what to run on this machine, what was measured, and what to type next. profile fit
     predicts more without running anything, and profile sweep measures a small grid in about five minutes.
+
+    Defaults for models, quants, device and store are read from profile.toml in this folder or one above it, then from
+    ~/.config/profile/profile.toml.
     """
     if ctx.invoked_subcommand is None:
         from profiler.show.overview import overview  # commands do without it
 
+        settings.load()  # reports what is wrong with it
         click.echo(overview(on), nl=False)
     elif on is not None:
         name = ctx.invoked_subcommand

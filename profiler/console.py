@@ -76,9 +76,10 @@ class Stream(io.TextIOBase):
     def fileno(self) -> int:
         return self._inner.fileno()
 
-    def write(self, text: str) -> int:
+    def write(self, text: str | bytes) -> int:
+        """Write text; click's shell completion is UTF-8."""
         try:
-            self._put(text)
+            self._put(text if isinstance(text, str) else text.decode())
         except BrokenPipeError:
             if self._lost is not None:
                 raise

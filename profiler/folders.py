@@ -59,6 +59,13 @@ def data() -> Path:
     return _known(lambda: user_data_path(NAME, appauthor=False), "Set PROFILER_STORE=FILE to choose the store.")
 
 
+def config() -> Path:
+    """``profile`` in the user's folder of settings."""
+    from platformdirs import user_config_path
+
+    return user_config_path(NAME, appauthor=False)
+
+
 def cache(name: str) -> Path:
     """The folder ``name`` in the cache, created if it is missing; it may be read-only.
 

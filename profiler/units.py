@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 UNKNOWN = "–"
 KIB = 1024
@@ -135,6 +135,17 @@ def counted(most: int | None = None) -> Callable[[str], int]:
         if most is not None and number > most:
             raise ValueError(f"it must be at most {most:,}")
         return number
+
+    return parse
+
+
+def one_of(known: Sequence[str]) -> Callable[[str], str]:
+    """A parser of a few words, which ignores case. It raises ValueError for others."""
+
+    def parse(text: str) -> str:
+        if text.casefold() not in known:
+            raise ValueError(f"{printable(repr(text), 60)} is not one of {', '.join(known)}")
+        return text.casefold()
 
     return parse
 

@@ -30,7 +30,10 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results of a test go to a file of its own, never to the user's store; what is noted of folders goes with it."""
+    """Results of a test go to a file of its own, never to the user's store; what is noted of folders goes with it. No
+    file of the user's settings is read.
+    """
+    monkeypatch.setenv("PROFILER_SETTINGS", "")
     monkeypatch.setenv("PROFILER_STORE", str(tmp_path_factory.mktemp("store") / "store.sqlite"))
     monkeypatch.setattr(folders, "_notes", [])
     monkeypatch.setattr(ceilings, "ensure", lambda device, say: None)  # it takes seconds; test_ceilings.py tests it

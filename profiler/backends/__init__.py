@@ -35,10 +35,10 @@ def of_row(name: str) -> Backend | None:
     return _by_name(tuple(__path__)).get(name)
 
 
-def made_up(name: str) -> str | None:
+def simulated(name: str) -> str | None:
     """What the device of a row's backend is, in words, if it is simulated; ``None`` for a real device."""
     backend = of_row(name)
-    return None if backend is None else backend.made_up
+    return None if backend is None else backend.simulated
 
 
 @lru_cache(maxsize=8)

@@ -159,13 +159,36 @@ def _refuses_none(case: Case) -> str | None:
     return None
 
 
+def _always(case: Case) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledBuild:
+    """One of several builds of an engine's programs on this machine."""
+
+    folder: str
+    program: str  # the path of one that measures
+    variables: Mapping[str, str]  # environment variables that make a worker use it
+    versions: Mapping[str, str]  # as ``Backend.versions``
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model generates greedily after one prompt."""
+
+    tokens: tuple[int, ...]
+    texts: tuple[str, ...]  # of each token
+    logprobs: tuple[Mapping[int, float], ...]  # of the most likely tokens at each place: token → ln p; may be empty
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Backend:
     """The traits of a backend. A collection that is ``None`` means that the backend supports every value."""
 
     engine: str = "transformers"  # the name of the engine in ``cost/engines`` that plans and predicts its cases
     predicted: bool = True  # whether that engine describes it well enough to show predictions next to measurements
-    made_up: str | None = None  # what its device is, in words, if it is simulated and no figure is real
+    simulated: str | None = None  # what its device is, in words, if it is simulated and no figure is real
     meter: Callable[[str], Meter] | None = None  # its own clock and memory meter; None: those of ``profiler/devices``
     own_step: bool = False  # whether it runs our own decode step, so that the default path depends on the device
     paths: tuple[str, ...] = (EAGER,)  # decode paths; the first is the default unless ``own_step``
@@ -179,7 +202,11 @@ class Backend:
     microbenchmark: str | None = None  # the module that `profile calibrate` runs
     ceilings: str | None = None  # the module that measures only the two ceilings of MBU and MFU
     quality: str | None = None  # the module that compares its logits with a reference's (``profiler/run/quality.py``)
-    served: str | None = None  # the command that measures it, if it is a running server: no worker opens it
+    server_command: str | None = None  # the command that measures it, if it is a running server: no worker opens it
+    has_cpu_time: Callable[[Case], bool] = _always  # whether the repetitions of a case on a CPU have CPU times
+    find_build: Callable[[str | None], InstalledBuild] | None = None  # the build in a folder, or the usual one
+    build_command: str = ""  # that makes such a build in a checkout of the engine
+    complete: Callable[[Case, Source, InstalledBuild], Sequence[Completion]] | None = None  # by one of its builds
     times_itself: bool = False  # whether its sessions are ``TimedSession``s, which give samples and not steps
     gguf: bool = False  # whether it runs GGUF files as they are stored, and nothing else
     ubatch: int | None = None  # default tokens per prefill pass; None: that of the kind of device

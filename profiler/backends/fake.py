@@ -79,11 +79,11 @@ class FakeMeter:
     def window(self) -> FakeWindow:
         return FakeWindow(self)
 
-    def mark(self) -> object:
+    def timestamp(self) -> object:
         return self.seconds
 
-    def elapsed(self, marks: Sequence[object]) -> list[float]:
-        return [after - before for before, after in pairwise(marks)]  # type: ignore[operator]
+    def elapsed(self, timestamps: Sequence[object]) -> list[float]:
+        return [after - before for before, after in pairwise(timestamps)]  # type: ignore[operator]
 
     def reset_peak(self) -> None:
         self.highest = self.held
@@ -145,7 +145,7 @@ class FakeWatcher:
 
 BACKEND = Backend(
     predicted=False,
-    made_up="a simulated device",
+    simulated="a simulated device",
     meter=lambda device: FakeMeter(),
     paths=PATHS,
 )
@@ -372,7 +372,7 @@ def _miscount(value: Any, generation: FakeGeneration) -> None:
 
 
 def _nan(value: Any, generation: FakeGeneration) -> None:
-    generation.meter.elapsed = lambda marks: [math.nan] * (len(marks) - 1)  # type: ignore[method-assign]
+    generation.meter.elapsed = lambda timestamps: [math.nan] * (len(timestamps) - 1)  # type: ignore[method-assign]
 
 
 def _throttle(value: Any, generation: FakeGeneration) -> None:

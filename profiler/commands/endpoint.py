@@ -55,6 +55,12 @@ def _slo(text: str) -> Any:
         metavar="MODEL",
         help="What is served: a .gguf file, a folder, a catalog name or a Hugging Face id, for MBU and predictions.",
     ),
+    click.option(
+        "--on",
+        metavar="DEVICE",
+        help="The hardware that the server runs on, as for profile fit, for MBU by its data sheet. [default: this "
+        "machine's, if the server runs here]",
+    ),
     click.option("--cached", is_flag=True, help="Send the same prompt repeatedly, to measure the prefix cache."),
 )
 @options.group(
@@ -85,9 +91,7 @@ def _slo(text: str) -> Any:
     options.store(),
     options.output(),
 )
-def endpoint(
-    url: str | None, config: str | None, keep: Path | None, store: Path | None, output: str, **asked: Any
-) -> int:
+def endpoint(url: str | None, keep: Path | None, store: Path | None, output: str, **asked: Any) -> int:
     """Measure a running OpenAI-compatible server: LM Studio, Ollama, llama-server, vLLM, SGLang and others.
 
     Without URL, it tries the usual ports of this machine. Each prompt is unique, so that no prefix cache helps. The
@@ -109,7 +113,8 @@ def endpoint(
     from profiler.show import answers
     from profiler.show import endpoint as show_endpoint
 
-    request, rows = EndpointRequest(url=url, **asked), serving.ServedRows(config)
+    rows = serving.ServedRows(asked.pop("config"), asked.pop("on"))
+    request = EndpointRequest(url=url, **asked)
     request.cases()  # report an empty file before waiting for a server
     kept = answers.AnswerFolder(keep) if keep is not None else None
     measured: list[serving.MeasuredResult] = []

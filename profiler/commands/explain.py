@@ -11,13 +11,16 @@ from profiler.case import Case
 from profiler.commands import options
 from profiler.console import say
 from profiler.cost import explanation
+from profiler.cost.cases import left_plain
 from profiler.cost.machine import SPLITS, Split
 from profiler.cost.prediction import Prediction
 from profiler.decode_path import PATHS
 from profiler.models.resolve import Model
 from profiler.results import reading
 from profiler.results.measurement import Measurement
-from profiler.run.fit import FitRequest, one_case
+from profiler.run import choice
+from profiler.run.fit import FitRequest, OneCase, one_case
+from profiler.shell import Command, command
 from profiler.show import explain as show_explain
 from profiler.show import output as show_output
 
@@ -67,7 +70,7 @@ MOST_CHANGES = 3
     ),
     *options.host_memory(),
 )
-@options.group("Results", options.store(), show_output.output())
+@options.group("Results", options.learned(), options.store(), show_output.output())
 def explain(
     model: str,
     on: str | None,
@@ -80,6 +83,7 @@ def explain(
     split: Split | None,
     ram_bytes: int | None,
     ram_bandwidth: float | None,
+    learned: bool,
     store: Path | None,
     output: str,
 ) -> int:
@@ -101,6 +105,8 @@ def explain(
         ram_bytes=ram_bytes,
         ram_bandwidth=ram_bandwidth,
         path=path,
+        learned=learned,
+        store=store,
     )
     case = one_case(fit_request)
     found = explanation.explain(case.predictor, case.context, case.batch, kv)
@@ -109,9 +115,31 @@ def explain(
     shown = () if output in ("table", "md") else prediction.machine.target.limits  # those have them in the heading
     for caution in (*case.cautions, *shown):
         say(f"{case.model.name}: {caution}")
-    how = case.serving(prediction), case.check(prediction)
-    click.echo(show_explain.render(case.model.name, prediction, found, measured, output, *how), nl=False)
+    about = show_explain.About(
+        case.serving(prediction), case.check(prediction), *_instead(case, prediction, on, split, batch)
+    )
+    click.echo(show_explain.render(case.model.name, prediction, found, measured, output, about), nl=False)
     return 0
+
+
+def _instead(
+    case: OneCase, prediction: Prediction, on: str | None, split: Split | None, batch: str
+) -> tuple[str | None, Prediction | None, Command | None]:
+    """What the quantization leaves unquantized, and if that is most of the model or the case does not fit, what fits
+    instead, and the command that explains that.
+    """
+    request, predictor, where = prediction.request, case.predictor, ("--on", on) if on else ()
+    left = left_plain(predictor.storage, request.quant, request.dtype)
+    fits = prediction.verdict.word != "no"
+    if (fits and choice.shrinks(predictor)) or case.model.source.kind == "gguf":
+        return left, None, None
+    most = choice.LOSSLESS_BITS if choice.shrinks(predictor) else choice.bits(request.quant)
+    other = choice.instead(predictor.geometry, predictor.machine, case.context, request.batch, most)
+    if other is None:
+        return left, None, None if fits else command("profile", where)
+    asked = ("--engine", other.engine.name, "-q", other.request.quant, "-c", str(case.context))
+    shared = (*(("-b", batch) if request.batch > 1 else ()), *(("--split", split) if split else ()))
+    return left, other, command("profile", "explain", case.named.argument, asked, shared, where)
 
 
 def measurements_of(model: Model, prediction: Prediction, store: Path | None) -> list[Measurement]:
@@ -129,7 +157,7 @@ def measurements_of(model: Model, prediction: Prediction, store: Path | None) ->
         return (
             case.model_id in ids
             and backend is not None
-            and backend.made_up is None
+            and backend.simulated is None
             and backend.engine == prediction.engine.name
             and (case.quant, case.dtype, case.context, case.batch, case.device, case.threads)
             == (request.quant, request.dtype, request.context, request.batch, target.local, None)

@@ -74,26 +74,28 @@ from profiler.show import output as show_output
 )
 @options.group(
     "Results",
+    options.learned(),
     click.option(
         "--goal", "wish", metavar="GOAL", help='Show only what meets this goal, best first: "20 tok/s at 64k".'
     ),
     click.option(
         "--map", "mapped", is_flag=True, help="Show decode speed and bottleneck as a grid of quantization × context."
     ),
+    options.notes(),
     show_output.output(),
 )
-def fit(output: str, wish: str | None, mapped: bool, **asked: Any) -> int:
+def fit(output: str, wish: str | None, mapped: bool, most_notes: int | None, **asked: Any) -> int:
     """Predict whether a model fits, how fast it runs and what limits it, without loading it.
 
     Only the model's config.json or GGUF header is read. Each figure comes with the range that should hold nine cases
-    in ten, and with its basis: exact, calibrated, fitted or prior. Without MODEL, the largest Gemma 4 and Qwen 3.5
-    that fit are predicted.
+    in ten, and with its basis: exact, learned from rows of this machine, calibrated, fitted or prior. Without MODEL,
+    the largest Gemma 4 and Qwen 3.5 that fit are predicted.
 
     Exit codes: 0 success, 1 a model was refused, 2 usage error.
     """
     fit_request = FitRequest(**asked, goal=prediction.parse(wish) if wish is not None else None, mapped=mapped)
     found = predictions(fit_request)
-    click.echo(show_fit.render(found, fit_request.goal, output, mapped), nl=False)
+    click.echo(show_fit.render(found, fit_request.goal, output, mapped, most_notes), nl=False)
     for line in refusal_lines(found.refused):
         say(line)
     return REFUSED if found.refused else 0

@@ -10,12 +10,13 @@ import click
 from profiler import backends, files
 from profiler.commands import options
 from profiler.commands.options import MeasuringCommand
+from profiler.commands.sweep import llama_cpp_options
 from profiler.console import say
 from profiler.gate import page
 from profiler.gate import session as gate_session
 from profiler.gate.rule import DELTA, exit_code, worst
 from profiler.gate.session import REPS, GateRequest
-from profiler.run.request import MAX_THREADS, SweepRequest
+from profiler.run.request import MAX_THREADS, OF_BACKENDS, SweepRequest
 
 INTERRUPTED = 130
 FORMATS = page.FORMATS
@@ -29,16 +30,28 @@ FORMATS = page.FORMATS
         "profile gate --base ../old/.venv -m ./my-model -q nf4": "against an environment with other library versions",
         "profile gate --baseline speed.json --accept -m gemma-3-270m": "store a baseline; without --accept, compare",
         "profile gate --baseline server.json --rows latest": "judge the latest run of profile endpoint",
+        "profile gate --backend llama.cpp --base ../old-llama.cpp -m FILE.gguf": "a new build against an earlier one",
     },
 )
 @options.group(
     "What to compare",
     click.option(
         "--base",
-        metavar="REV|VENV|CMD",
-        help="What to compare with: a git revision, a virtual environment or a Python command.",
+        metavar="REV|VENV|CMD|DIR",
+        help="What to compare with: a git revision, a virtual environment or a Python command; with --backend "
+        "llama.cpp, the folder of a build.",
     ),
-    click.option("--candidate", metavar="REV|VENV|CMD", help="What to judge. [default: this installation]"),
+    click.option(
+        "--candidate",
+        metavar="REV|VENV|CMD|DIR",
+        help="What to judge. [default: this installation, or the usual build]",
+    ),
+    click.option(
+        "--build",
+        metavar="CMD",
+        help="Build a revision of the project that you are in, which --base names, with this shell command. It has "
+        "to make .venv or, with --backend llama.cpp, the programs.",
+    ),
     click.option(
         "--baseline",
         "stored",
@@ -93,8 +106,8 @@ FORMATS = page.FORMATS
     options.choice(
         "--inconclusive",
         ("fail", "warn"),
-        default="fail",
-        help="Exit with 3 (fail) or 0 (warn) when the gate cannot decide.",
+        help="Exit with 3 (fail) or 0 (warn) when the gate cannot decide. [default: fail with --base, warn with "
+        "--baseline, whose times cannot decide more]",
     ),
 )
 @options.group(
@@ -127,6 +140,7 @@ FORMATS = page.FORMATS
         help="Seed of the order within pairs. [default: random, and recorded]",
     ),
 )
+@llama_cpp_options()
 @options.group(
     "Results",
     click.option(
@@ -148,13 +162,14 @@ FORMATS = page.FORMATS
 def gate(
     base: str | None,
     candidate: str | None,
+    build: str | None,
     stored: Path | None,
     rows: str | None,
     store: Path | None,
     accept: bool,
     delta: float,
     metrics: tuple[str, ...],
-    inconclusive: str,
+    inconclusive: str | None,
     device: str | None,
     wait_s: float,
     seed: int | None,
@@ -171,8 +186,21 @@ def gate(
     Exit codes: 0 PASS, 1 FAIL, 2 usage error, 3 inconclusive, 4 incomparable, 130 interrupted.
     """
     asked["paths"] = (asked.pop("path"),)
+    asked["options"] = {name: asked.pop(name) for name in OF_BACKENDS}
     request = GateRequest(
-        SweepRequest(**asked), base, candidate, stored, rows, store, accept, delta, metrics, device, wait_s, seed
+        SweepRequest(**asked),
+        base,
+        candidate,
+        build,
+        stored,
+        rows,
+        store,
+        accept,
+        delta,
+        metrics,
+        device,
+        wait_s,
+        seed,
     )
     request.check()
     if record is not None:
@@ -185,4 +213,7 @@ def gate(
         say("interrupted: there is no verdict")
         return INTERRUPTED
     click.echo(page.render(content, result.verdicts, output), nl=False)
-    return exit_code(worst(result.verdicts), inconclusive == "fail")
+    word, fails = worst(result.verdicts), base is not None if inconclusive is None else inconclusive == "fail"
+    if word == "INCONCLUSIVE" and not fails:
+        say(page.undecided("command", "--inconclusive fail"))
+    return exit_code(word, fails)

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from profiler import registry
+from profiler import registry, settings
+from profiler.console import say
+from profiler.settings import Setting
 from profiler.shell import quote
-from profiler.units import counted, some_bytes, some_seconds, some_share
+from profiler.units import counted, printable, some_bytes, some_seconds, some_share
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 Callback = Callable[[click.Context, click.Parameter, str | None], Any]
@@ -52,6 +55,13 @@ class DocumentedCommand(click.Command):
         super().__init__(*args, **more)
         self.examples = dict(examples or {})
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, after saying on stderr what ``profile.toml`` has decided."""
+        for name, setting in from_settings(ctx).items():
+            value = setting.value if isinstance(setting.value, str) else ",".join(setting.value)
+            say(f"{name} {printable(value)} (from {printable(setting.file)})")
+        return super().invoke(ctx)
+
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_help_text(ctx, formatter)
         if self.examples:
@@ -70,6 +80,23 @@ class DocumentedCommand(click.Command):
         for title in titles:
             with formatter.section(title if len(titles) > 1 else "Options"):
                 formatter.write_dl(rows[title])
+
+
+def from_settings(ctx: click.Context) -> dict[str, Setting]:
+    """The parameters whose values come from ``profile.toml``. Those that a scenario has are removed from ``ctx``."""
+    given = [each for each in ctx.params if ctx.get_parameter_source(each) is ParameterSource.DEFAULT_MAP]
+    if not given:
+        return {}
+    if ctx.params.get("scenario"):
+        from profiler.run import grid  # commands without a scenario do without it
+
+        scenario = grid.load(ctx.params["scenario"])
+        of_scenario = settings.LISTS if ctx.info_name == "sweep" else ("models",)  # fit ignores its quantizations
+        for name in [name for name in of_scenario if name in given and getattr(scenario, name)]:
+            ctx.params[name] = ()
+            given.remove(name)
+    known = settings.load()
+    return {name: known[name] for name in given}
 
 
 def parsed(parse: Callable[[str], Any]) -> Callback:
@@ -195,7 +222,19 @@ def store() -> Decorator:
         "--store",
         type=FilePath(),
         metavar="FILE",
-        help="The file with stored results. [default: $PROFILER_STORE, or a file in the user data folder]",
+        help="The file with stored results. [default: $PROFILER_STORE, that of profile.toml, or a file in the user "
+        "data folder]",
+    )
+
+
+def learned() -> Decorator:
+    """``--no-learned``."""
+    return click.option(
+        "--no-learned",
+        "learned",
+        flag_value=False,
+        default=True,
+        help="Predict as if nothing had been measured on this machine.",
     )
 
 

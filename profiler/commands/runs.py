@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -13,19 +12,12 @@ from profiler.console import say, tell, width
 from profiler.results.database import sweep_into
 from profiler.results.encoding import collector_paused
 from profiler.results.reading import grid_places, in_grid_order
-from profiler.results.redact import redact_json
 from profiler.results.store import Run, Store, default_path, existing, is_named
-from profiler.shell import command
+from profiler.show import lists
 from profiler.show import output as show_output
-from profiler.show.columns import plain
 from profiler.show.output import rendered, streamed
-from profiler.units import UNKNOWN, printable
+from profiler.units import printable
 
-DROPPED = ("device", "started (UTC)", "ended")  # by a terminal that is too narrow; the id has the start
-OUTCOMES = ("ok", "oom", "failed", "timeout", "skipped")  # in the order of the counts
-COMMAND_LENGTH = 300  # characters of a command, which is the last column; a truncated one cannot be pasted
-MODELS_LENGTH = 40  # characters of the list of models
-DEVICE_LENGTH = 30  # characters of a device's name
 AT_ONCE = 200  # rows written together
 
 
@@ -43,13 +35,13 @@ def runs(context: click.Context, store: Path | None, output: str) -> None:
     if context.invoked_subcommand is not None:
         return
     path = store or default_path()
-    rows: list[dict[str, Any]] = []
+    found: list[Run] = []
     if existing(path) or is_named(store):
         with Store.open(path, create=False) as opened:
-            rows = [_row(run) for run in opened.runs()]
-    if not rows:
+            found = opened.runs()
+    if not found:
         say(f"no run is stored in {printable(path)} yet; {sweep_into(path)} measures one")
-    click.echo(show_output.render(rows, _shown, output, DROPPED), nl=False)
+    click.echo(lists.runs(found, output), nl=False)
 
 
 @runs.command()
@@ -74,33 +66,3 @@ def show(group_store: Path | None, run: str | None, output: str, most_notes: int
         text, left_out = rendered(output, found, in_grid_order(opened.rows(found)), width(), most_notes)
     click.echo(text, nl=False)
     tell(left_out)
-
-
-def _row(run: Run) -> dict[str, Any]:
-    """One run as plain JSON."""
-    device = run.environment.get("device") or {}
-    row: dict[str, Any] = redact_json(
-        {
-            "run": run.id,
-            "started_at": run.started_at,
-            "finished_at": run.finished_at,
-            "how": run.how,
-            "outcomes": {outcome: run.outcomes[outcome] for outcome in OUTCOMES if outcome in run.outcomes},
-            "models": list(run.models),
-            "device": device.get("title"),
-            "argv": list(run.argv),
-        }
-    )
-    return row
-
-
-def _shown(row: show_output.JsonRow) -> dict[str, str]:
-    return {
-        "run": row["run"],
-        "started (UTC)": row["started_at"].replace("T", " ").rstrip("Z"),
-        "ended": plain(row["how"] or UNKNOWN),
-        "cases": ", ".join(f"{count} {outcome}" for outcome, count in row["outcomes"].items()) or "none",
-        "device": plain(row["device"] or UNKNOWN, DEVICE_LENGTH),
-        "models": plain(", ".join(row["models"]) or UNKNOWN, MODELS_LENGTH),
-        "command": printable(str(command("profile", row["argv"])), COMMAND_LENGTH),
-    }

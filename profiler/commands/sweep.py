@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
-from profiler import backends, devices
+from profiler import devices
 from profiler.commands import options
-from profiler.commands.options import MeasuringCommand
+from profiler.commands.options import Decorator, MeasuringCommand
 from profiler.console import say, tell
 from profiler.devices.base import DeviceInfo
 from profiler.results.store import Store, existing
@@ -19,9 +20,8 @@ from profiler.run import grid
 from profiler.run import sweep as run_sweep
 from profiler.run.refusal import REFUSED, refusal_lines
 from profiler.run.request import (
-    MAX_SEED,
-    MAX_THREADS,
     OF_BACKENDS,
+    OPTIONS,
     WEIGHTS,
     ResolvedRequest,
     SweepRequest,
@@ -32,9 +32,44 @@ from profiler.run.supervisor import WorkerLimits
 from profiler.show import plan as show_plan
 from profiler.show.report import files
 from profiler.show.sweep import RowPrinter
+from profiler.units import some_bytes, some_seconds, some_share
 
 FAILURES = ("oom", "failed", "timeout")  # a case that the plan left out is no failure, unless every case was
 FAILED, INTERRUPTED = 1, 130
+METAVARS: dict[Any, str] = {some_seconds: "TIME", some_share: "PERCENT", some_bytes: "SIZE"}  # by parser
+
+
+def option(name: str, help: str, metavar: str | None = None, choices: Sequence[str] = ()) -> Decorator:
+    """The option ``name`` of ``run.request.OPTIONS``; ``choices`` if its values are a few words."""
+    known = OPTIONS[name]
+    return click.option(
+        *sorted(known.names, key=len),
+        f"{name}_s" if known.parse is some_seconds else name,
+        type=click.Choice(choices, case_sensitive=False) if choices else None,
+        multiple=known.many,
+        callback=None if known.many else options.parsed(known.parse),
+        metavar=None if choices else metavar or METAVARS.get(known.parse, "N"),
+        default=known.default,
+        show_default=True,
+        help=help,
+    )
+
+
+def llama_cpp_options() -> Decorator:
+    """The options that only llama.cpp has."""
+    return options.group(
+        "Only with --backend llama.cpp",
+        option(
+            "llama_cpp",
+            "The build, its bin folder or the source tree. [default: $LLAMA_CPP_DIR, or llama-bench on the PATH]",
+            "DIR",
+        ),
+        option("kv", "Types of the KV cache, such as f16,q8_0,q4_0. [default: f16]", "TYPE"),
+        option("flash_attn", "Flash attention. [default: the build's choice]", "on|off|auto"),
+        option("gpu_layers", "Layers on the GPU. [default: all that fit]"),
+        option("n_cpu_moe", "Layers whose experts stay in the host's memory. [default: 0]"),
+        option("tensor_split", "Shares of several GPUs, such as 3/1 (3 to 1).", "SHARES"),
+    )
 
 
 @click.command(
@@ -43,6 +78,7 @@ FAILED, INTERRUPTED = 1, 130
     examples={
         "profile sweep": "the largest Gemma 4 and Qwen 3.5 that fit, in about five minutes",
         "profile sweep -m gemma-4-e2b,qwen3.5-2b -q bf16,nf4 -c 512,4k,32k": "a grid of twelve cases",
+        "profile sweep -m gemma-4-e2b -c '512-8k*2' -b 1,4 --quick": "a first look at a grid, in seconds per case",
         "profile sweep -m ./my-model -q nf4 -c '1k-32k*2'": "your own checkpoint, from 1k to 32k by doubling",
         "profile sweep -m qwen3.5-4b -c 128k --fill synthetic": "decode at 128k without the long prefill",
         "profile sweep --scenario chat --budget 30m --dry-run": "what would run within 30 minutes, and why",
@@ -50,41 +86,32 @@ FAILED, INTERRUPTED = 1, 130
 )
 @options.group(
     "What to measure",
-    options.many(
-        "-m",
-        "--model",
-        "models",
-        metavar="MODEL",
-        help="Models: catalog names (see profile models), folders, .gguf files or Hugging Face ids.",
+    option(
+        "models", "Models: catalog names (see profile models), folders, .gguf files or Hugging Face ids.", "MODEL"
     ),
-    options.many(
-        "-q",
-        "--quant",
+    option(
         "quants",
-        metavar="QUANT",
-        help="Quantizations, such as bf16,nf4, or q4_k_m for llama.cpp. "
+        "Quantizations, such as bf16,nf4, or q4_k_m for llama.cpp. "
         "[default: as the checkpoint is stored, otherwise the device's dtype, or q4_k_m]",
+        "QUANT",
     ),
-    options.many(
-        "-c", "--context", "contexts", metavar="TOKENS", help="Tokens in the cache when decode starts. [default: 512]"
+    option("contexts", "Tokens in the cache when decode starts. [default: 512]", "TOKENS"),
+    option("batches", "Sequences processed together. [default: 1]"),
+    option("steps", "Tokens to decode for each sequence. [default: 32]"),
+    option(
+        "scenario",
+        "Take the grid from a scenario (see profile scenarios). The options above override it.",
+        "NAME|FILE",
     ),
-    options.many("-b", "--batch", "batches", metavar="N", help="Sequences processed together. [default: 1]"),
-    options.many("-n", "--steps", "steps", metavar="N", help="Tokens to decode for each sequence. [default: 32]"),
-    click.option(
-        "--scenario",
-        metavar="NAME|FILE",
-        help="Take the grid from a scenario (see profile scenarios). The options above override it.",
+    option(
+        "weights",
+        "auto: real weights if they are on this machine, otherwise random values. Only real downloads them.",
+        choices=WEIGHTS,
     ),
-    options.choice(
-        "--weights",
-        WEIGHTS,
-        default="auto",
-        help="auto: real weights if they are on this machine, otherwise random values. Only real downloads them.",
-    ),
-    options.choice(
-        "--fill",
-        grid.FILLS,
-        help="Fill the cache by a real prefill or with random values, which costs no prefill. [default: prefill]",
+    option(
+        "fill",
+        "Fill the cache by a real prefill or with random values, which costs no prefill. [default: prefill]",
+        choices=grid.FILLS,
     ),
     click.option(
         "--quality",
@@ -98,67 +125,35 @@ FAILED, INTERRUPTED = 1, 130
         "--reference", metavar="MODEL", help="Compare with this model, for a checkpoint that is itself quantized."
     ),
     click.option("--energy", is_flag=True, help="Also measure joules per token; adds about ten seconds per phase."),
-    click.option(
-        "--seed",
-        type=click.IntRange(0, MAX_SEED),
-        default=0,
-        metavar="N",
-        help="Seed of synthetic weights and prompt tokens.",
-    ),
+    option("seed", "Seed of synthetic weights and prompt tokens."),
 )
 @options.group(
     "How to run it",
     options.device(),
-    options.plugin_name(
-        "--backend",
-        folder=backends.FOLDER,
-        default=backends.DEFAULT,
-        help="What runs the models; hf is Hugging Face transformers.",
-    ),
-    options.many(
-        "--path",
+    option("backend", "What runs the models; hf is Hugging Face transformers.", "NAME"),
+    option(
         "paths",
-        metavar="PATH",
-        help="How decode runs: eager (transformers as shipped), static or graph. "
+        "How decode runs: eager (transformers as shipped), static or graph. "
         "[default: graph on a GPU, static on a CPU]",
+        "PATH",
     ),
-    options.count("--ubatch", help="Tokens per prefill chunk. [default: 512 on a CPU, 2048 on a GPU]"),
-    options.count("--threads", most=MAX_THREADS, help="CPU threads. [default: the backend's choice]"),
-    options.size("--max-memory", help="Host memory that one worker process may use, such as 8GiB."),
+    option("ubatch", "Tokens per prefill chunk. [default: 512 on a CPU, 2048 on a GPU]"),
+    option("threads", "CPU threads. [default: the backend's choice]"),
+    option("max_memory", "Host memory that one worker process may use, such as 8GiB."),
 )
-@options.group(
-    "Only with --backend llama.cpp",
-    click.option(
-        "--llama-cpp",
-        metavar="DIR",
-        help="The build, its bin folder or the source tree. [default: $LLAMA_CPP_DIR, or llama-bench on the PATH]",
-    ),
-    options.many("--kv", "kv", metavar="TYPE", help="Types of the KV cache, such as f16,q8_0,q4_0. [default: f16]"),
-    options.many(
-        "--flash-attn", "flash_attn", metavar="on|off|auto", help="Flash attention. [default: the build's choice]"
-    ),
-    options.many("--gpu-layers", "gpu_layers", metavar="N", help="Layers on the GPU. [default: all that fit]"),
-    options.many(
-        "--n-cpu-moe", "n_cpu_moe", metavar="N", help="Layers whose experts stay in the host's memory. [default: 0]"
-    ),
-    options.many(
-        "--tensor-split", "tensor_split", metavar="SHARES", help="Shares of several GPUs, such as 3/1 (3 to 1)."
-    ),
-)
+@llama_cpp_options()
 @options.group(
     "How long to measure",
-    options.count(
-        "-r", "--reps", help="Repetitions of each phase. [default: as many as --precision needs; 2 without -m]"
+    option("reps", "Repetitions of each phase. [default: as many as --precision needs; 2 without -m]"),
+    option("precision", "Repeat, 5 to 20 times, until the 95% interval of the rate is within this. [default: 2%]"),
+    click.option(
+        "--quick",
+        is_flag=True,
+        help="A first look: one warm-up per case, and 3 to 10 repetitions for a --precision of 5%.",
     ),
-    options.percentage(
-        "--precision",
-        help="Repeat, 5 to 20 times, until the 95% interval of the rate is within this. [default: 2%]",
-    ),
-    options.duration(
-        "--max-phase", "max_phase_s", help="Start no further repetition of a phase after this time. [default: 60s]"
-    ),
-    options.duration("--budget", "budget_s", help="Choose the cases that fit into this time, such as 10m."),
-    options.duration("--timeout", "timeout_s", default="1h", help="Stop a case that takes longer than this."),
+    option("max_phase", "Start no further repetition of a phase after this time. [default: 60s]"),
+    option("budget", "Choose the cases that fit into this time, such as 10m."),
+    option("timeout", "Stop a case that takes longer than this."),
 )
 @options.group(
     "Results",
@@ -173,6 +168,7 @@ FAILED, INTERRUPTED = 1, 130
         default=True,
         help="Reuse stored rows of the same cases, or measure them again.",
     ),
+    options.learned(),
     options.html(),
     options.store(),
     options.output(),
@@ -184,11 +180,12 @@ def sweep(
     max_memory: int | None,
     dry_run: bool,
     resumed: bool,
+    learned: bool,
     html: Path | None,
     store: Path | None,
     output: str,
     most_notes: int | None,
-    **asked: Any,
+    **given: Any,
 ) -> int:
     """Measure every combination of model, quantization, context and batch.
 
@@ -203,17 +200,19 @@ def sweep(
     files.check(html, store)
     found = devices.find(device)
     available = run_sweep.available_bytes(found, max_memory)
-    own = {name: asked.pop(name) for name in OF_BACKENDS}
-    resolved = resolve_request(SweepRequest(**asked, options=own), found, available, say)
+    own = {name: given.pop(name) for name in OF_BACKENDS}
+    resolved = resolve_request(SweepRequest(**given, options=own), found, available, say)
     for line in refusal_lines(resolved.refused):  # before the rows, so that nobody waits for them
         say(line)
     refused = REFUSED if resolved.refused else 0
     if dry_run:
-        show_dry_run(resolved, found, max_memory, store, resumed, output)
+        show_dry_run(resolved, found, max_memory, store, resumed, output, learned)
         return refused
     with Store.open(store) as opened, RowPrinter(opened, resolved, output, most_notes) as printer:
         limits = WorkerLimits(max_memory_bytes=max_memory, case_s=timeout_s)
-        result = run_sweep.sweep(resolved, found, opened, limits, printer, argv=sys.argv[1:], resumed=resumed)
+        argv = [*sys.argv[1:], *_from_settings()]
+        ways = {"resumed": resumed, "learned": learned}
+        result = run_sweep.sweep(resolved, found, opened, limits, printer, argv=argv, **ways)
         complete = printer.finish()
         if html is not None:
             files.write_rows(html, opened, result.run)
@@ -226,6 +225,13 @@ def sweep(
     return FAILED if failed else refused
 
 
+def _from_settings() -> Iterator[str]:
+    """The options that ``profile.toml`` has decided, as words: a stored run must not depend on that file."""
+    for name, setting in options.from_settings(click.get_current_context()).items():
+        for value in [setting.value] if isinstance(setting.value, str) else setting.value:
+            yield from (OPTIONS[name].names[0], value)
+
+
 def show_dry_run(
     resolved: ResolvedRequest,
     device: DeviceInfo,
@@ -233,11 +239,12 @@ def show_dry_run(
     store: Path | None,
     resumed: bool,
     output: str,
+    learned: bool,
 ) -> None:
     """Print what would run and why; with ``resumed``, which stored rows would be reused, without creating a store."""
-    has_rows = resumed and existing(store) is not None
-    with Store.open(store, create=False) if has_rows else nullcontext() as opened:
-        prepared = run_sweep.prepare(resolved, device, opened, max_memory)
+    place = existing(store)
+    with Store.open(store, create=False) if resumed and place is not None else nullcontext() as opened:
+        prepared = run_sweep.prepare(resolved, device, opened, max_memory, learned_from=place if learned else None)
     plan, reused = prepared.plan, prepared.reused
     click.echo(show_plan.render(plan, reused, prepared.available_bytes, output, resolved.subjects), nl=False)
     for line in (*device.limits, *show_plan.about(resolved.subjects)):

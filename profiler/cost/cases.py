@@ -14,6 +14,7 @@ from profiler import backends
 from profiler.case import Case, options_of
 from profiler.cost import engines, explanation
 from profiler.cost.interval import Interval, exact, prior
+from profiler.cost.learned import NOTHING, Learned, plain_figures
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import Predictor
 from profiler.cost.storage import Part, Storage
@@ -57,13 +58,17 @@ class CaseEstimate:
 
 
 def estimate_case(
-    case: Case, geometry: Geometry, host: Target, checkpoint_format: Stored | None = None
+    case: Case,
+    geometry: Geometry,
+    host: Target,
+    checkpoint_format: Stored | None = None,
+    learned: Learned = NOTHING,
 ) -> CaseEstimate:
     """Estimate ``case`` on ``host`` (``host_of``) even if it does not fit.
 
     ``checkpoint_format``: the checkpoint, if it runs as it is stored.
     """
-    found = predictor_of(case, geometry, host, checkpoint_format)
+    found = predictor_of(case, geometry, host, checkpoint_format, learned)
     kind, width, kv = host.device_kind, DTYPE_BYTES[case.dtype], kv_of(case)
     terms = found.terms(found.request(case.context, case.batch, kv))
     held = geometry.cache_bytes(case.context + case.steps, case.batch, width).total
@@ -73,7 +78,7 @@ def estimate_case(
     return CaseEstimate(
         weights=terms.weights,
         cache=exact(held),
-        peak=terms.peak + Interval(held, 0, 2 * held, "prior"),
+        peak=replace(terms.peak + Interval(held, 0, 2 * held, "prior"), low=terms.needed.low),
         load_s=_load_s(case, geometry, found, kind).scaled(1 / host.running),
         prefill_s=prefill.seconds,
         fill_s=prior(held / kind.fill_bytes_s, SPREAD),
@@ -105,10 +110,16 @@ def is_placed(case: Case) -> bool:
     return not PLACING.isdisjoint(options_of(case.options))
 
 
-def predictor_of(case: Case, geometry: Geometry, host: Target, checkpoint_format: Stored | None = None) -> Predictor:
+def predictor_of(
+    case: Case,
+    geometry: Geometry,
+    host: Target,
+    checkpoint_format: Stored | None = None,
+    learned: Learned = NOTHING,
+) -> Predictor:
     """A predictor for all cases of a model in one quantization."""
     engine = backends.find(case.backend).engine
-    return _predictor(geometry, engine, case.quant, case.dtype, host, case.path, checkpoint_format)
+    return _predictor(geometry, engine, case.quant, case.dtype, host, case.path, checkpoint_format, learned)
 
 
 @lru_cache(maxsize=64)
@@ -120,8 +131,10 @@ def _predictor(
     device: Target,
     path: str,
     checkpoint_format: Stored | None,
+    learned: Learned,
 ) -> Predictor:
-    return Predictor(geometry, engines.find(engine), quant, Machine(device), dtype, path, checkpoint_format)
+    machine = Machine(device)
+    return Predictor(geometry, engines.find(engine), quant, machine, dtype, path, checkpoint_format, learned)
 
 
 def left_plain(storage: Storage, quant: str, dtype: str) -> str | None:
@@ -152,18 +165,33 @@ def _load_s(case: Case, geometry: Geometry, found: Predictor, kind: DeviceKind) 
 
 
 def stored_prediction(
-    case: Case, geometry: Geometry, device: DeviceInfo, checkpoint_format: Stored | None = None
+    case: Case,
+    geometry: Geometry,
+    device: DeviceInfo,
+    checkpoint_format: Stored | None = None,
+    learned: Learned = NOTHING,
 ) -> dict[str, Any]:
     """The prediction as JSON: rates and peak with bounds and basis, seconds at the ceilings if the device was
-    calibrated, and the process-to-process variation (``stats.between``).
+    calibrated, and the process-to-process variation (``stats.between``); as ``plain``, the figures without what
+    earlier rows taught, and what they rest on.
 
     ``checkpoint_format``: the checkpoint, if it runs as it is stored. Empty for a backend whose engine has no rules,
     and for a case that ``is_placed``.
     """
     if not backends.find(case.backend).predicted or is_placed(case):
         return {}
-    predictor = predictor_of(case, geometry, host_of(device, case.threads), checkpoint_format)
-    engine, on = predictor.engine, predictor.machine.target
+    host = host_of(device, case.threads)
+    predictor = predictor_of(case, geometry, host, checkpoint_format, learned)
+    content = _stored(predictor, case, checkpoint_format)
+    plain, terms = content, predictor.plain.terms(predictor.request(case.context, case.batch, kv_of(case)))
+    if learned:
+        plain = _stored(predictor_of(case, geometry, host, checkpoint_format), case, checkpoint_format)
+    return content | {"plain": plain_figures(plain, terms.buffers + terms.framework, geometry.parameters, host)}
+
+
+def _stored(predictor: Predictor, case: Case, checkpoint_format: Stored | None) -> dict[str, Any]:
+    """The prediction of one predictor as JSON."""
+    engine, on, geometry = predictor.engine, predictor.machine.target, predictor.geometry
     found = predictor.predict(case.context, case.batch, kv_of(case))
     real = case.weights == "real" and checkpoint_format is None  # as stored, nothing is packed during loading
     peak = found.terms.peak + (engine.left_mapped(predictor.storage, case.dtype, on) if real else exact(0))
@@ -207,7 +235,7 @@ def _utilization(predictor: Predictor, case: Case) -> dict[str, Any] | None:
     """What MFU of the prefill and MBU of decode are computed from (``stats.ceiling``); ``None`` without ceilings."""
     on = predictor.machine.target
     at = on.at_quick
-    if at.guessed or (backends.made_up(case.backend) and on.ceilings is None):
+    if at.guessed or (backends.simulated(case.backend) and on.ceilings is None):
         return None
     there = predictor if at is on else predictor_of(case, predictor.geometry, at, predictor.checkpoint_format)
     prefill_s, step_s = there.utilization_s(case.context, mean_depth(case), case.batch, kv_of(case))

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 
 from profiler.cost import machine, work
 from profiler.cost.engines.base import EngineRequest, Terms
-from profiler.cost.prediction import Offloaded, Predictor, judge, shared_out
+from profiler.cost.prediction import Offloaded, Predictor, judge
 from profiler.cost.rates import PLAIN
 from profiler.cost.roofline import Rates
 from profiler.cost.work import PhaseWork
 from profiler.decode_path import GRAPH
-from profiler.quants.base import DTYPE_BYTES
 from profiler.results.measurement import PHASES
 
 NAMES = {
@@ -99,14 +98,21 @@ def explain(predictor: Predictor, context: int, batch: int, kv: str | None = Non
     request = predictor.request(context, batch, kv)
     works, terms = predictor.works(context, context, batch, kv), predictor.terms(request)
     offloaded = judge(terms, predictor.machine).offloaded_bytes
+    found = [None if offloaded else predictor.correction(phase, context, batch) for phase in PHASES]
+    learned = [1.0 if each is None else each.factor for each in found]  # rows know the whole, and not its parts
     phases = tuple(
         PhaseParts(
             name,
-            tuple(_shares(done, predictor, rates, predictor.offloaded(done, offloaded, rates))),
+            tuple(
+                replace(share, predicted_s=share.predicted_s * factor)
+                for share in _shares(done, predictor, rates, predictor.offloaded(done, offloaded, rates))
+            ),
             done.passes,
             name == "decode" and _graph_helps(predictor),
         )
-        for name, done, rates in zip(PHASES, works, (predictor.rates, predictor.step_rates), strict=True)
+        for name, done, rates, factor in zip(
+            PHASES, works, (predictor.rates, predictor.step_rates), learned, strict=True
+        )
     )
     return Explanation(phases, terms, tuple(_changes(predictor, request)))
 
@@ -200,7 +206,7 @@ def _changes(predictor: Predictor, request: EngineRequest) -> list[Change]:
     found = []
 
     def consider(words: str, other: EngineRequest) -> None:
-        found.append(Change(words, now - _peak(predictor, other)))
+        found.append(Change(words, now - predictor.terms(other).peak.value))
 
     if request.context > 1:
         half = request.context // 2
@@ -225,10 +231,3 @@ def _smaller(predictor: Predictor) -> Sequence[str]:
     sizes = {quant: predictor.storage_in(quant, predictor.dtype).device_bytes for quant in predictor.engine.quants}
     below = {quant: size for quant, size in sizes.items() if size < 0.97 * own}
     return [max(below, key=lambda quant: below[quant])] if below else []
-
-
-def _peak(predictor: Predictor, request: EngineRequest) -> float:
-    dtype = request.quant if request.quant in DTYPE_BYTES else request.dtype
-    storage = predictor.storage_in(request.quant, dtype)
-    host, geometry = predictor.machine, predictor.geometry
-    return shared_out(predictor.engine.memory(geometry, storage, request, host.target), geometry, host).peak.value

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Basis = Literal["exact", "calibrated", "fitted", "prior"]
-ORDER: tuple[Basis, ...] = ("exact", "calibrated", "fitted", "prior")  # a sum has the weakest basis of its terms
+Basis = Literal["exact", "learned", "calibrated", "fitted", "prior"]
+ORDER: tuple[Basis, ...] = ("exact", "learned", "calibrated", "fitted", "prior")  # a sum has the weakest of its terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,13 @@ class Interval:
     low: float
     high: float
     basis: Basis
+    rows: int = 0  # learned: measured on this machine in similar cases
+
+    @property
+    def basis_text(self) -> str:
+        """The basis in words."""
+        rows = f"{self.rows} row{'s' * (self.rows != 1)}"
+        return f"learned from {rows} here" if self.basis == "learned" else self.basis
 
     def __add__(self, other: Interval) -> Interval:
         """The sum. Bounds add as if both errors had the same sign, since errors of one model are not independent."""
@@ -25,15 +32,17 @@ class Interval:
             self.low + other.low,
             self.high + other.high,
             max(self.basis, other.basis, key=ORDER.index),
+            max(self.rows, other.rows),
         )
 
     def scaled(self, factor: float) -> Interval:
         """The interval times ``factor``."""
-        return Interval(self.value * factor, self.low * factor, self.high * factor, self.basis)
+        return Interval(self.value * factor, self.low * factor, self.high * factor, self.basis, self.rows)
 
     def to_json(self) -> dict[str, Any]:
-        """``value``, ``low``, ``high`` and ``basis``."""
-        return {"value": self.value, "low": self.low, "high": self.high, "basis": self.basis}
+        """``value``, ``low``, ``high`` and ``basis``; ``rows`` of a learned figure."""
+        content = {"value": self.value, "low": self.low, "high": self.high, "basis": self.basis}
+        return content | ({"rows": self.rows} if self.basis == "learned" else {})
 
 
 def exact(value: float) -> Interval:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,6 +16,7 @@ from profiler.cost import rates as cost_rates
 from profiler.cost.calibrated import calibrated
 from profiler.cost.engines.base import Engine, EngineRequest, Terms
 from profiler.cost.interval import Basis, Interval
+from profiler.cost.learned import NOTHING, PHASES, Correction, Learned, LearnedCase
 from profiler.cost.machine import Machine
 from profiler.cost.roofline import Bounds, Rates
 from profiler.cost.storage import Storage
@@ -24,6 +26,7 @@ from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Experts
 from profiler.models.stored import Stored
+from profiler.quants.base import DTYPE_BYTES
 from profiler.units import GIB, bytes_text, parse_count, printable
 
 FitWord = Literal["fits", "tight", "offload", "no"]
@@ -68,7 +71,7 @@ def judge(terms: Terms, machine: Machine) -> FitVerdict:
     It uses the predicted value of the peak. If only the upper bound exceeds the device, the verdict is tight.
     """
     usable = machine.usable_bytes
-    peak = terms.peak
+    peak = terms.needed
     shared = round(terms.host.value) if machine.target.unified else 0
     needed = round(peak.value) + shared
     headroom = usable - needed
@@ -121,7 +124,7 @@ class PredictedPhase:
     def tps(self) -> Interval:
         """Tokens per second over all sequences."""
         s = self.seconds
-        return Interval(self.tokens / s.value, self.tokens / s.high, self.tokens / s.low, s.basis)
+        return Interval(self.tokens / s.value, self.tokens / s.high, self.tokens / s.low, s.basis, s.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +198,11 @@ class Predictor:
         dtype: str = "bf16",
         path: str = EAGER,
         checkpoint_format: Stored | None = None,
+        learned: Learned = NOTHING,
     ) -> None:
-        """``path``: the decode path of transformers. ``checkpoint_format``: the checkpoint, if it runs as stored."""
-        self.checkpoint_format = checkpoint_format
+        """``path``: the decode path of transformers. ``checkpoint_format``: the checkpoint, if it runs as stored.
+        ``learned``: what rows of this machine teach; nothing gives the plain prediction."""
+        self.checkpoint_format, self.learned = checkpoint_format, learned
         self.geometry, self.engine, self.quant, self.machine, self.dtype = geometry, engine, quant, host, dtype
         self.path = path = engine.runs(path, quant, dtype, host.target)
         self._ceilings: dict[str, float] = {}  # FLOP/s by storage type
@@ -223,10 +228,30 @@ class Predictor:
         """The request to the engine. Its chunk size is the engine's default, which is smaller on small devices."""
         return EngineRequest(self.quant, context, batch, self.dtype, kv, path=self.path)
 
+    @property
+    def plain(self) -> Predictor:
+        """The same predictor without what rows taught."""
+        found = copy(self)
+        found.learned = NOTHING
+        return found
+
     def terms(self, request: EngineRequest) -> Terms:
-        """Memory of the fullest device."""
-        whole = self.engine.memory(self.geometry, self.storage, request, self.machine.target)
-        return shared_out(whole, self.geometry, self.machine)
+        """Memory of the fullest device; ``request`` may have another quantization than this predictor."""
+        storage = self.storage
+        if request.quant != self.quant:
+            storage = self.storage_in(request.quant, request.quant if request.quant in DTYPE_BYTES else request.dtype)
+        whole = self.engine.memory(self.geometry, storage, request, self.machine.target)
+        terms = shared_out(whole, self.geometry, self.machine)
+        found = self.correction("memory", request.context, request.batch)
+        if found is None:
+            return terms
+        prefill, decode, framework = map(found.of, (terms.prefill, terms.decode, terms.framework))
+        return replace(terms, prefill=prefill, decode=decode, framework=framework)
+
+    def correction(self, phase: str, context: int, batch: int) -> Correction | None:
+        """What rows teach about a phase, or about ``memory``; ``None`` if no row is like this case."""
+        case = LearnedCase(self.quant, self.geometry.parameters, context, batch)
+        return self.learned.correction(self.engine.name, self.path, phase, case)
 
     def predict(self, context: int, batch: int, kv: str | None = None) -> Prediction:
         """Predict the case of ``context`` tokens in each of ``batch`` sequences."""
@@ -248,9 +273,10 @@ class Predictor:
         ``offloaded_bytes``: weights in host memory.
         """
         prompt, step = self.works(context, depth, batch, kv)
+        learned = [None if offloaded_bytes else self.correction(phase, context, batch) for phase in PHASES]
         return (
-            self._phase(prompt, context * batch, self.rates, self.rates.prefill, offloaded_bytes),
-            self._phase(step, batch, self.step_rates, self.step_rates.decode, offloaded_bytes),
+            self._phase(prompt, context * batch, self.rates, self.rates.prefill, offloaded_bytes, learned[0]),
+            self._phase(step, batch, self.step_rates, self.step_rates.decode, offloaded_bytes, learned[1]),
         )
 
     def works(self, context: int, depth: int, batch: int, kv: str | None = None) -> tuple[PhaseWork, PhaseWork]:
@@ -268,7 +294,7 @@ class Predictor:
         if self.machine.target.guessed:
             return seconds
         least = min(seconds.value, self._least(done))
-        return Interval(seconds.value, max(seconds.low, least), seconds.high, seconds.basis)
+        return replace(seconds, low=max(seconds.low, least))
 
     def largest_context(self, batch: int, kv: str | None = None) -> int:
         """The most tokens per sequence for which the case still fits; 0 if none do."""
@@ -282,7 +308,13 @@ class Predictor:
         return judge(self.terms(self.request(context, batch, kv)), self.machine).word in ("fits", "tight")
 
     def _phase(
-        self, done: PhaseWork, tokens: int, rates: Rates, bounds: Bounds, offloaded_bytes: int
+        self,
+        done: PhaseWork,
+        tokens: int,
+        rates: Rates,
+        bounds: Bounds,
+        offloaded_bytes: int,
+        learned: Correction | None,
     ) -> PredictedPhase:
         split = rates.split(done)
         at_once = machine.overlap(done, self.machine, self.engine.pipelines_passes)
@@ -296,6 +328,7 @@ class Predictor:
             low, high, basis = low / OFFLOAD_SPREAD, high * OFFLOAD_SPREAD, "prior"
             binds = "host memory" if offloaded.predicted_s > seconds / 2 else binds
         found = Interval(seconds, seconds * low, seconds * high, basis)
+        found = found if learned is None else learned.of(found)
         if not offloaded_bytes:
             found = self._possible(found, done)
         return PredictedPhase(found, tokens, binds)

@@ -352,11 +352,11 @@ class Meter(Protocol):
     def window(self) -> Window:
         """Open a window once the device has finished everything queued."""
 
-    def mark(self) -> object:
+    def timestamp(self) -> object:
         """A point in the device's queue of work. Cheap, and does not wait."""
 
-    def elapsed(self, marks: Sequence[object]) -> list[float]:
-        """Seconds between each mark and the next. Waits for the device."""
+    def elapsed(self, timestamps: Sequence[object]) -> list[float]:
+        """Seconds between each timestamp and the next. Waits for the device."""
 
     def reset_peak(self) -> None:
         """Reset ``peak`` to the memory in use now."""

@@ -33,7 +33,7 @@ POWERCAP = Path("/sys/class/powercap")
 PACKAGES = "intel-rapl:[0-9]*"  # also AMD's; a domain inside a package is intel-rapl:0:0
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
-SMAPS = Path("/proc/self/smaps")
+MAPS, SMAPS = Path("/proc/self/maps"), Path("/proc/self/smaps")
 MAPPING = re.compile("[0-9a-f]+-[0-9a-f]+ ")  # the first line of each mapping; the following lines begin with a name
 WEIGHT_FILES = (".safetensors", ".gguf")
 BF16_UNITS = {
@@ -185,11 +185,11 @@ class HostClock:
     def window(self) -> HostWindow:
         return HostWindow()
 
-    def mark(self) -> object:
+    def timestamp(self) -> object:
         return time.perf_counter()
 
-    def elapsed(self, marks: Sequence[object]) -> list[float]:
-        return [after - before for before, after in pairwise(marks)]  # type: ignore[operator]
+    def elapsed(self, timestamps: Sequence[object]) -> list[float]:
+        return [after - before for before, after in pairwise(timestamps)]  # type: ignore[operator]
 
 
 class CpuMeter(HostClock):
@@ -317,18 +317,33 @@ def process_bytes(field: str, pid: int | str = "self") -> int:
 def mapped_weights_bytes() -> int | None:
     """Resident pages of weight files that this process has mapped; None if the kernel does not report them.
 
-    safetensors files are mapped if they are used unchanged, and their pages become resident on first use.
+    safetensors files are mapped if they are used unchanged, and their pages become resident on first use. Counting
+    them takes 50 ms, so it is only done if such a file is mapped and the number of resident file pages has changed.
     """
-    resident, is_weights = 0, False
+    global _counted
     try:
-        with SMAPS.open(errors="replace") as lines:  # the whole text would add megabytes to the peak
-            for line in lines:
-                if MAPPING.match(line):
-                    is_weights = line.rstrip().endswith(WEIGHT_FILES)
-                elif is_weights and line.startswith("Rss:"):
-                    resident += int(line.split()[1]) * 1024
+        if not any(line.rstrip().endswith(WEIGHT_FILES) for line in MAPS.read_text(errors="replace").splitlines()):
+            return 0
+        resident = _known("RssFile")
+        if resident is None or resident != _counted[0]:
+            _counted = resident, _resident_weights()
     except OSError:
         return None
+    return _counted[1]
+
+
+_counted: tuple[int | None, int] = (None, 0)  # resident file pages, and those of weight files among them
+
+
+def _resident_weights() -> int:
+    """As ``mapped_weights_bytes``. Raises OSError."""
+    resident, is_weights = 0, False
+    with SMAPS.open(errors="replace") as lines:  # the whole text would add megabytes to the peak
+        for line in lines:
+            if MAPPING.match(line):
+                is_weights = line.rstrip().endswith(WEIGHT_FILES)
+            elif is_weights and line.startswith("Rss:"):
+                resident += int(line.split()[1]) * 1024
     return resident
 
 

@@ -234,15 +234,15 @@ class CudaMeter:
         self._cuda.synchronize(self._device)
         return CudaWindow(self)
 
-    def mark(self) -> object:
+    def timestamp(self) -> object:
         event = self._cuda.Event(enable_timing=True)
         event.record(self._cuda.current_stream(self._device))
         return event
 
-    def elapsed(self, marks: Sequence[Any]) -> list[float]:
-        if marks:
-            marks[-1].synchronize()
-        return [before.elapsed_time(after) / 1000 for before, after in pairwise(marks)]
+    def elapsed(self, timestamps: Sequence[Any]) -> list[float]:
+        if timestamps:
+            timestamps[-1].synchronize()
+        return [before.elapsed_time(after) / 1000 for before, after in pairwise(timestamps)]
 
     def reset_peak(self) -> None:
         """Free the allocator's unused segments first, or those of the last case would count in the next peak."""
@@ -294,10 +294,10 @@ class CudaWindow:
     def __init__(self, meter: CudaMeter) -> None:
         self._meter = meter
         self._host = HostWindow()
-        self._first = meter.mark()
+        self._first = meter.timestamp()
 
     def close(self) -> Lap:
-        last = self._meter.mark()
+        last = self._meter.timestamp()
         launched = time.perf_counter()
         finished = self._meter.now()
         lap = self._host.close()

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from profiler import backends, files
-from profiler.case import Case, Task
+from profiler.case import Case, Task, options_of
 from profiler.decode_path import EAGER
 from profiler.errors import NotFound, ProfileError
 from profiler.foreign import BadContent, Budget, json_value, read_bytes
@@ -50,6 +50,7 @@ from profiler.units import MAX_BYTES, printable
 
 MORE_REQUESTS = "send more requests, such as profile endpoint -r 20, and accept a few runs of the old version"
 SETTLE = "measure both versions in turns, where REV is a revision, an environment or a command to compare with"
+SETTLE_BUILDS = "measure both builds in turns, where OLD_DIR is the folder of the earlier build"
 
 FORMAT = "llm-hwprofile baseline"
 SCHEMA = 1
@@ -97,13 +98,14 @@ def settle(task: Task) -> Settle:
     """What to do when stored times cannot decide a case. In the command, the user replaces REV."""
     if task.case.server is not None:
         return Settle(MORE_REQUESTS)
-    return Settle(SETTLE, str(_pairs(task)))
+    return Settle(SETTLE_BUILDS if backends.find(task.case.backend).find_build else SETTLE, str(_pairs(task)))
 
 
 def _pairs(task: Task) -> Command:
     case, source = task.case, task.source
     model = case.model if source.kind == "catalog" else source.argument()
     sizes = ("-c", str(case.context), "-b", str(case.batch), "-n", str(case.steps))
+    traits = backends.find(case.backend)
     options = {
         "--device": (case.device, None),
         "--backend": (case.backend, backends.DEFAULT),
@@ -113,11 +115,13 @@ def _pairs(task: Task) -> Command:
         "--threads": (case.threads, threads_of(case.device, None)),
     }
     others = {name: str(value) for name, (value, usual) in options.items() if value not in (None, usual)}
+    others |= {f"--{name}": value for name, value in options_of(case.options).items()}
+    quant = () if traits.gguf and case.weights == "real" else ("-q", case.quant)  # a file has its own
+    blank, meaning = "REV", "a revision, an environment or a command"
+    if traits.find_build is not None:
+        blank, meaning = "OLD_DIR", "the folder of the earlier build"
     return command(
-        ("profile", "gate", "--base", "REV", "-m", model, "-q", case.quant),
-        sizes,
-        *others.items(),
-        REV="a revision, an environment or a command",
+        ("profile", "gate", "--base", blank, "-m", model), quant, sizes, *others.items(), **{blank: meaning}
     )
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from profiler import devices
+from profiler import backends, devices
 from profiler.case import Case, Source, Task
 from profiler.devices import nvml
 from profiler.devices.base import DeviceInfo, kind_of
@@ -156,12 +156,13 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 def threads_of(device: str, asked: int | None) -> int | None:
     """Compute threads of a gate; None leaves the choice to the backend."""
-    return CPU_THREADS if asked is None and clock_of(device) == "cpu" else asked
+    return CPU_THREADS if asked is None and kind_of(device).is_host else asked
 
 
-def clock_of(device: str) -> GateClock:
-    """A gate on a CPU uses CPU time, which other programs disturb far less than wall time."""
-    return "cpu" if kind_of(device).is_host else "wall"
+def clock_of(case: Case) -> GateClock:
+    """A gate on a CPU uses CPU time, where it is known: other programs disturb it far less than wall time."""
+    known = case.server is None and kind_of(case.device).is_host and backends.find(case.backend).has_cpu_time(case)
+    return "cpu" if known else "wall"
 
 
 def record(stage: str, pair: int, blocks: Sequence[ProcessBlock], disturbed: str | None) -> list[dict[str, Any]]:
@@ -247,7 +248,7 @@ class WorkerBench:
         self._slots = [self._slot(variant) for variant in variants]
 
     def block(self, slot: int, task: Task) -> ProcessBlock:
-        if self._interrupts.asked:
+        if self._interrupts.stop_requested:
             raise Interrupted
         mine = self._slots[slot]
         if self.resident is False:
@@ -275,7 +276,7 @@ class WorkerBench:
             raise Interrupted from None
         finally:
             slot.supervisor.stop_worker()
-        if self._interrupts.asked:  # the measuring bench is another object, which would not know
+        if self._interrupts.stop_requested:  # the measuring bench is another object, which would not know
             raise Interrupted
         if row.outcome != "ok":
             raise ProfileError(
@@ -339,7 +340,9 @@ class Series:
             return disturbed
         for metric, (a, b) in values.items():
             if a is None or b is None:
-                raise NoValidPairs(f"a repetition of {metric} is too short for the {self.clock} clock")
+                raise NoValidPairs(
+                    f"the {self.clock} time of a repetition of {metric} is unknown, or too short for the clock"
+                )
         for metric, (a, b) in values.items():
             assert a is not None and b is not None  # checked above
             self.logs.setdefault(metric, []).append(math.log(b / a))

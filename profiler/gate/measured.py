@@ -46,7 +46,7 @@ class GateMeasurement:
 
     @property
     def clock(self) -> GateClock:
-        return "wall" if self.task.case.server is not None else clock_of(self.task.case.device)
+        return clock_of(self.task.case)
 
     def entry(self) -> BaselineEntry:
         """The entry for a baseline. All rows must be ok."""
@@ -83,7 +83,7 @@ def measure(
         blocks.append(bench.block(number % 2, task))
         if blocks[-1].row.outcome != "ok":
             break
-    clock = clock_of(task.case.device)
+    clock = clock_of(task.case)
     times: dict[str, tuple[float, ...]] = {}
     for metric in metrics:
         known = [block.seconds(metric, clock) for block in blocks if block.disturbed(clock) is None]
@@ -109,10 +109,14 @@ def of_row(row: Measurement, metrics: Sequence[Phase]) -> GateMeasurement:
     return GateMeasurement(name_of(case), task, row.environment, (row,), known)
 
 
-def machine(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """An environment without the server's version, which may differ: a gate judges a server before and after an
-    update."""
-    return {name: value for name, value in environment.items() if name != "server"}
+def machine(environment: Mapping[str, Any], case: Case) -> dict[str, Any]:
+    """An environment without the version of a server or of an engine's own programs, which may differ: a gate judges
+    them before and after an update.
+    """
+    found = {name: value for name, value in environment.items() if name != "server"}
+    if backends.find(case.backend).find_build is not None and isinstance(found.get("libraries"), Mapping):
+        found["libraries"] = {name: text for name, text in found["libraries"].items() if name != case.backend}
+    return found
 
 
 def against(
@@ -134,8 +138,8 @@ def against(
     if changed:
         reason = f"it is not the case of the baseline: {', '.join(changed)}"
         return [GateVerdict(name, "case", "INCOMPARABLE", reason, front.if_meant)]
-    here = machine(measured.environment)
-    entry = replace(entry, environment=machine(entry.environment))
+    here = machine(measured.environment, entry.case)
+    entry = replace(entry, environment=machine(entry.environment, entry.case))
     same = not differences(entry.environment, here)
     other_step = gate_rule.unlike_baseline(entry.step, measured.rows)
     figures = gate_rule.exact_figures(measured.rows[0])
@@ -199,7 +203,7 @@ def _changed(entry: BaselineEntry, measured: GateMeasurement) -> list[str]:
 
 def _simulated(task: Task) -> bool:
     """Whether the backend simulates the machine, so that the reference work would say nothing about it."""
-    return backends.made_up(task.case.backend) is not None
+    return backends.simulated(task.case.backend) is not None
 
 
 @dataclass(slots=True)

@@ -96,6 +96,14 @@ def reasons(verdicts: Sequence[GateVerdict]) -> list[str]:
     return lines
 
 
+def undecided(what: str, option: str) -> str:
+    """The warning of a ``what`` whose INCONCLUSIVE is no failure."""
+    return (
+        "warning: some times are too noisy for a decision. That does not fail the"
+        f" {what}; to make it fail, add {option}"
+    )
+
+
 def interval(low: float | None, high: float | None) -> str:
     """``0.983–1.012``."""
     if low is None or high is None:

@@ -30,6 +30,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, Literal, TypeVar
 
+from profiler import backends
 from profiler.devices.base import kind_of
 from profiler.results import measurement, stats
 from profiler.results.measurement import Measurement
@@ -247,11 +248,15 @@ BOUNDS: dict[str, Bound] = {
 def exact_figures(row: Measurement) -> dict[str, int]:
     """A row's figures for ``BOUNDS``. Only devices that count live tensors (CUDA) report allocated bytes.
 
-    A server has none: its prompts differ by a few tokens, and its memory depends on what it was asked before.
+    A server has none: its prompts differ by a few tokens, and its memory depends on what it was asked before. An
+    engine's own programs have only their peak, since each version may arrange weights and buffers as it likes.
     """
     if row.case.server is not None:
         return {}
     memory = row.memory
+    if backends.find(row.case.backend).times_itself:
+        peak = memory.process_peak_bytes
+        return {} if peak is None else {"process_peak_bytes": peak}
     found = {
         "weights_bytes": memory.weights_bytes,
         "cache_bytes": memory.cache_bytes,

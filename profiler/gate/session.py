@@ -17,6 +17,7 @@ from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 from profiler.gate import trial as gate_trial
 from profiler.gate import variants
+from profiler.gate.agreement import agreement
 from profiler.gate.bench import (
     METRICS,
     GateClock,
@@ -36,7 +37,7 @@ from profiler.results.environment import differences, environment_key
 from profiler.results.measurement import Phase
 from profiler.results.redact import redact_json
 from profiler.run.grid import runnable
-from profiler.run.refusal import Refusal, together
+from profiler.run.refusal import Refusal, combined_error
 from profiler.run.request import ResolvedRequest, SweepRequest, resolve_request
 from profiler.run.supervisor import WorkerLimits
 from profiler.units import printable
@@ -53,6 +54,7 @@ class GateRequest:
     sweep: SweepRequest  # cases, and how they are run
     base: str | None = None
     candidate: str | None = None
+    build: str | None = None  # shell command that builds a revision of the user's project
     baseline: Path | None = None
     rows: str | None = None
     store: Path | None = None
@@ -77,8 +79,8 @@ class GateRequest:
             )
         elif self.accept and (self.baseline is None or self.base is not None):
             raise ProfileError("--accept writes a baseline: it needs --baseline FILE and no --base")
-        elif self.candidate is not None and self.base is None:
-            raise ProfileError("--candidate needs --base")
+        elif self.base is None and (self.candidate is not None or self.build is not None):
+            raise ProfileError(f"{'--candidate' if self.build is None else '--build'} needs --base")
         elif not self.sweep.models:
             raise ProfileError("no model was given", "Add -m MODEL; profile models lists the catalog.")
         if self.baseline is not None:  # fail before anything is measured
@@ -146,7 +148,7 @@ def run(request: GateRequest, say: Say) -> GateResult:
     sweep = replace(request.sweep, reps=request.sweep.reps or REPS, threads=threads)
     resolved = resolve_request(sweep, device, device.free_bytes, say)
     if request.accept and resolved.refused:  # every later comparison would report a missing model as new
-        raise together(resolved.refused)
+        raise combined_error(resolved.refused)
     tasks = tuple(runnable(resolved.tasks))
     if len(tasks) > MAX_CASES:
         raise ProfileError(
@@ -161,7 +163,7 @@ def run(request: GateRequest, say: Say) -> GateResult:
     try:
         with tempfile.TemporaryDirectory(prefix="profile-gate-") as scratch:
             if request.base is not None:
-                result.verdicts += gate.pairs(request.base, request.candidate, Path(scratch))
+                result.verdicts += gate.pairs(request, Path(scratch))
             if request.baseline is not None:
                 result.verdicts += gate.against_baseline(request.baseline, request.accept)
     except Interrupted:
@@ -203,32 +205,30 @@ class _Gate:
         seed: int,
     ) -> None:
         self._device, self._effort, self._tasks, self._metrics = device, resolved.effort, tasks, metrics
+        self._traits = backends.find(resolved.backend)
         self._wait_s, self._say, self._rule, self._here, self._seed = wait_s, say, rule, here, seed
         self.result = GateResult(
             rule,
             [task.case for task in tasks],
             here,
-            clock=clock_of(device.name),
+            clock="wall" if any(clock_of(task.case) == "wall" for task in tasks) else "cpu",
             seed=seed,
             effort=asdict(resolved.effort),
         )
 
-    def pairs(self, named: str, judged: str | None, scratch: Path) -> list[GateVerdict]:
+    def pairs(self, request: GateRequest, scratch: Path) -> list[GateVerdict]:
         """Measure base and candidate in turns."""
-        base = variants.resolve(named, scratch, lambda words: self._say(f"the base {words}"))
-        candidate = (
-            variants.resolve(judged, scratch, lambda words: self._say(f"the candidate {words}"))
-            if judged is not None
-            else variants.here()
-        )
+        base = self._variant(request.base, request.build, scratch, "the base")
+        candidate = self._variant(request.candidate, request.build, scratch, "the candidate")
         self._note_variants(base, candidate)
         with self._bench() as bench:
             for variant in (base, candidate):
                 bench.check(variant, self._tasks)
+        agreed = self._agreement(base, candidate)
         obstacles = wait_until_quiet(self._device, self.result.clock, self._say, self._wait_s)
         if obstacles:
             reason = "; ".join(obstacles)
-            return [
+            return agreed + [
                 GateVerdict(task.case.label, "machine", "INCONCLUSIVE", reason, "quiet the machine")
                 for task in self._tasks
             ]
@@ -237,7 +237,44 @@ class _Gate:
             trial = GateTrial(plan, bench, base, candidate, self._say, self.result.blocks)
             verdicts = trial.run()
         self.result.notes += trial.notes
-        return verdicts
+        return agreed + verdicts
+
+    def _agreement(self, base: Variant, candidate: Variant) -> list[GateVerdict]:
+        """Verdicts on the tokens of each loaded model, if the backend can give those of both variants."""
+        complete = self._traits.complete
+        if complete is None or base.build is None or candidate.build is None:
+            return []
+        found: list[GateVerdict] = []
+        for task in {task.case.load_key: task for task in reversed(self._tasks)}.values():
+            self._say(f"{printable(task.case.label)}: greedy tokens of both builds")
+            try:
+                both = [complete(task.case, task.source, build) for build in (base.build, candidate.build)]
+            except KeyboardInterrupt:
+                raise Interrupted from None
+            except ProfileError as error:
+                hint = f" ({error.hint})" if error.hint else ""
+                self.result.notes.append(f"tokens of {task.case.model}: unknown, because {error.message}{hint}")
+            else:
+                agreed = agreement(task.case.label, *both)
+                self.result.notes += [f"{each.metric}: {each.reason}" for each in agreed if each.word == "PASS"]
+                found += agreed
+        return found
+
+    def _variant(self, named: str | None, line: str | None, scratch: Path, role: str) -> Variant:
+        """What ``--base`` or ``--candidate`` names, built by the shell command ``line``; None: the usual one."""
+        find = self._traits.find_build
+        if named is not None and line is not None and not Path(named).exists():
+            return variants.of_project(named, line, find, scratch, self._say)
+        if find is not None:
+            if named is not None:
+                variants.refuse_unbuilt(named, self._traits.build_command)
+            variant = variants.of_build(named, find)
+            assert variant.build is not None
+            self._say(f"{role} runs the programs in {printable(variant.build.folder)}")
+            return variant
+        if named is None:
+            return variants.here()
+        return variants.resolve(named, scratch, lambda words: self._say(f"{role} {words}"))
 
     def against_baseline(self, path: Path, accept: bool) -> list[GateVerdict]:
         """Measure blocks of each case and compare them with the file, or write them there."""
@@ -263,7 +300,8 @@ class _Gate:
             }
         self.result.notes += variants.differences(base, candidate)
         if variants.is_same(base, candidate):
-            note = "base and candidate are the same code in the same environment: this gate tests itself"
+            what = "code in the same environment" if base.build is None else "build"
+            note = f"base and candidate are the same {what}: this gate tests itself"
             self.result.notes.append(note)
 
     def _noise_cache(self, base: Variant) -> tuple[gate_trial.FindNoise, gate_trial.KeepNoise]:

@@ -42,10 +42,6 @@ ARGUMENTS = {  # options of ``profile sweep`` → arguments of ``profile_case``,
 OPTION = re.compile(r"(?<![\w-])--?[a-z]+(?![\w-])")
 CASE = ("model", "quant", "context", "batch", "steps", "reps", "delta", "device", "phase")
 SETTINGS = ("backend", "path", "weights", "fill", "threads", "ubatch", "seed", "max_phase_s")
-UNDECIDED = (
-    "warning: some stored times are too noisy for a decision. That does not fail the session; to make it fail, add"
-    " --profile-gate-inconclusive fail"
-)
 
 
 class Replay:
@@ -152,7 +148,7 @@ class Suite:
         self.lines = [page.headline(verdicts), "", *page.table(verdicts), *([""] if reasons else []), *reasons]
         word = worst(verdicts)
         if word == "INCONCLUSIVE" and not self.inconclusive_fails:
-            self.warnings = [UNDECIDED]
+            self.warnings = [page.undecided("session", "--profile-gate-inconclusive fail")]
         return exit_code(word, self.inconclusive_fails)
 
     def close(self) -> None:

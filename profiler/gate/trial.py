@@ -180,7 +180,7 @@ class State:
         ends = [math.exp(v) for v in (found.mean, found.low, found.high)] if found else [None] * 3
         return GateVerdict(
             case=case.label,
-            metric=f"{metric}_{clock_of(case.device)}_s",
+            metric=f"{metric}_{clock_of(case)}_s",
             word=self.word or "INCONCLUSIVE",
             reason=self.reason,
             advice=self.advice,
@@ -263,7 +263,7 @@ class GateTrial:
 
     def _series(self, tasks: Iterable[Task], pairs: int) -> list[Series]:
         return [
-            Series(task, [metric for metric, _ in open_ones], clock_of(task.case.device), pairs)
+            Series(task, [metric for metric, _ in open_ones], clock_of(task.case), pairs)
             for task in tasks
             if (open_ones := self._open(task))
         ]
@@ -334,7 +334,7 @@ class GateTrial:
         ):
             self.say(f"confirming {_count(len(tasks))}: {CONFIRM_PAIRS} pairs in new processes, slots swapped")
             series = [
-                Series(task, mine, clock_of(task.case.device), CONFIRM_PAIRS)
+                Series(task, mine, clock_of(task.case), CONFIRM_PAIRS)
                 for task in tasks
                 if (mine := [metric for metric in METRICS if (task.case.key, metric) in failed])
             ]

@@ -4,6 +4,7 @@
     --base ../old/.venv                 a virtual environment or an interpreter, with its libraries; it runs its own
                                         llm-hwprofile if it has one, otherwise a copy of ours
     --base "taskset -c 0 python3"       a command that starts an interpreter
+    --base ../old-llama.cpp             a build, for a backend that runs the programs of one (``--backend llama.cpp``)
 
 A prefix ``rev:``, ``venv:`` or ``cmd:`` says which one is meant. Without a prefix, a name that is both a revision and
 a program is refused, because the branches of a repository must not decide which code runs. The gate prints what it
@@ -29,11 +30,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from profiler import folders
+from profiler.backends.base import InstalledBuild
 from profiler.case import Task
 from profiler.errors import ProfileError
 from profiler.gate import revision
@@ -81,9 +83,9 @@ def fault():
         if device.startswith("cuda") and "torch" in sys.modules and not sys.modules["torch"].cuda.is_available():
             return f"its torch {sys.modules['torch'].__version__} cannot use a GPU"
     from profiler import devices
-    for case in cases:
+    for case in cases if "torch" in sys.modules else ():
         quant = registry.load("quants", case.quant, "quantization").QUANT
-        reason = "torch" in sys.modules and quant.unavailable(devices.find(case.device))
+        reason = quant.unavailable(devices.find(case.device))
         if reason:
             return reason
 try: said = fault()
@@ -92,6 +94,8 @@ print("\\n" + sys.argv[1], json.dumps({"fault": said}))
 """
 
 GIT_NAMES = ("HEAD", "@")  # always the revision, though libwww-perl installs a program called HEAD
+ENVIRONMENTS = (".venv", "venv")  # folders in which --build of a Python project may make its environment
+EXAMPLE = "--build 'python3 -m venv .venv && .venv/bin/pip install -e . torch transformers'"
 KINDS = {"rev": "a git revision", "venv": "an environment", "cmd": "a command"}
 FORMS = "Use a git revision, a virtual environment's folder, an interpreter, or a command that starts one."
 OLD_VARIANT = (
@@ -200,6 +204,7 @@ class Variant:
     reported: Mapping[str, Any] = field(default_factory=dict)  # what the interpreter reports about itself
     of_revision: bool = False  # a revision of our code, with the installed libraries
     repository: str | None = None  # the git checkout that the code is from; None: an installed package
+    build: InstalledBuild | None = None  # of the engine's programs, for a backend that runs those
 
 
 class OtherRepository(ProfileError):
@@ -221,6 +226,58 @@ def here() -> Variant:
     """The current installation."""
     launch = Launch((sys.executable,), folders.child_environ(os.environ))
     return Variant("this installation", launch, about(launch), repository=_repository())
+
+
+def of_build(folder: str | None, find: Callable[[str | None], InstalledBuild]) -> Variant:
+    """The current installation with the build in a folder, or with the usual one. Raises ProfileError."""
+    build, variant = find(folder), here()
+    libraries = (variant.reported.get("libraries") or {}) | dict(build.versions)
+    return replace(
+        variant,
+        name=build.folder if folder is None else folder,
+        launch=replace(variant.launch, environ={**variant.launch.environ, **build.variables}),
+        reported={**variant.reported, "executable": build.program, "libraries": libraries},
+        repository=None,
+        build=build,
+    )
+
+
+def of_project(
+    text: str, line: str, find: Callable[[str | None], InstalledBuild] | None, scratch: Path, say: Say
+) -> Variant:
+    """A revision of the repository that the user stands in, built by the shell command ``line``.
+
+    It gives a build of the engine's programs (``find``), else a virtual environment. Raises ProfileError.
+    """
+    root = revision.toplevel(Path.cwd())
+    if root is None:
+        raise ProfileError(
+            "--build builds a revision of your project, but the current folder is in no git repository"
+        )
+    typed = text.removeprefix("rev:")
+    commit = revision.commit(typed, root)
+    if commit is None:
+        raise ProfileError(f"{_quoted(typed)} is no revision of {printable(root)}, which --build is about")
+    folder = revision.built(commit, root, line, say)
+    name = f"{printable(typed)} ({commit[:12]})"
+    if find is not None:
+        return replace(of_build(str(folder), find), name=name, repository=printable(root))
+    environments = [folder / each for each in ENVIRONMENTS if (folder / each / "bin" / "python").exists()]
+    if not environments:
+        raise ProfileError(
+            f"the build of {name} made no {' or '.join(ENVIRONMENTS)} with an interpreter in {printable(folder)}",
+            f"Let --build make one: {EXAMPLE}",
+        )
+    found = _with_code(text, Launch((str(environments[0] / "bin" / "python"),)), scratch)
+    return replace(found, name=name, repository=printable(root))
+
+
+def refuse_unbuilt(text: str, example: str) -> None:
+    """Raises ProfileError if ``text`` is a revision of the repository that the user stands in, not a folder."""
+    root = None if Path(text).exists() else revision.toplevel(Path.cwd())
+    if root is not None and revision.commit(text.removeprefix("rev:"), root) is not None:
+        what = f"{_quoted(text)} is a revision of {printable(root)}, which has to be built"
+        raise ProfileError(what, f"Add the command that does it: --build {quote(example)}")
 
 
 def _repository() -> str | None:
@@ -290,9 +347,9 @@ def differences(base: Variant, candidate: Variant) -> list[str]:
     if a != b:
         found.append(f"Python {_text(a)} → {_text(b)}")
     a_libraries, b_libraries = (variant.reported.get("libraries") or {} for variant in (base, candidate))
-    for name in LIBRARIES[1:]:
+    for name in dict.fromkeys((*LIBRARIES[1:], *a_libraries, *b_libraries)):
         a, b = a_libraries.get(name), b_libraries.get(name)
-        if a != b:
+        if a != b and name != LIBRARIES[0]:  # this package: the names of the variants say more
             found.append(f"{name} {_text(a)} → {_text(b)}")
     return found
 
@@ -300,7 +357,15 @@ def differences(base: Variant, candidate: Variant) -> list[str]:
 def is_same(base: Variant, candidate: Variant) -> bool:
     """Whether the variants are identical: then a gate compares a program with itself."""
     identity = ("prefix", "code", "libraries")
-    return base.launch.environ == candidate.launch.environ and (
+    environs = [
+        {
+            name: value
+            for name, value in each.launch.environ.items()
+            if each.build is None or name not in each.build.variables
+        }
+        for each in (base, candidate)
+    ]
+    return environs[0] == environs[1] and (
         len(base.launch.python) == len(candidate.launch.python) == 1
         and [base.reported.get(name) for name in identity] == [candidate.reported.get(name) for name in identity]
     )
@@ -381,9 +446,10 @@ def _refuse_other_repository(text: str, found: str | None) -> None:
     raise OtherRepository(
         f"{_quoted(text)} is a revision, and the current folder is in the repository {printable(other)}: a gate"
         f" compares versions of profile itself and of the libraries, with revisions of {where}",
-        "To compare two environments of your own: --base OLD/.venv --candidate NEW/.venv. To compare a server before"
-        " and after a change: profile endpoint twice, then profile compare latest~1 latest. To compare revisions of"
-        " profile, change to its repository.",
+        f"To build that revision of your project and compare with it: {EXAMPLE}. To compare two environments of"
+        " your own: --base OLD/.venv --candidate NEW/.venv. To compare a server before and after a change: profile"
+        " endpoint twice, then profile compare latest~1 latest. To compare revisions of profile, change to its"
+        " repository.",
     )
 
 

@@ -19,6 +19,7 @@ STATED = ("capped", "sm_mhz")  # fields of samples that these cautions use
 DIFFERENT = 0.02  # of the clock: more than its 15 MHz steps, and more than most figures spread
 
 ENOUGH_REPS = 5  # the interval of five repetitions is far narrower than that of two: t is 2.8 instead of 12.7
+QUICK_REPS = 3  # what a quick look asks for
 NOISY = 0.1  # interquartile range ÷ median, the first threshold of torch.utils.benchmark
 QUARTILES_NEED = 4  # repetitions
 UNFINISHED = ("cap", "time")  # reasons to stop before the requested precision is reached
@@ -134,7 +135,8 @@ def _cut_short(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     if stopped not in ("cold", "time"):
         return
     done = len(measurement.samples.timed(phase))
-    limit, wanted = measurement.asked.get("max_phase_s"), measurement.asked.get("reps") or ENOUGH_REPS
+    fewest = QUICK_REPS if measurement.asked.get("quick") else ENOUGH_REPS
+    limit, wanted = measurement.asked.get("max_phase_s"), measurement.asked.get("reps") or fewest
     if not done or limit is None or (stopped == "time" and done >= wanted):
         return
     took = statistics.median(measurement.samples.seconds(phase))

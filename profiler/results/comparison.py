@@ -24,7 +24,7 @@ from profiler.results.measurement import PHASES, Measurement, Phase
 from profiler.units import printable
 
 CONFIDENCE = 0.95
-MOST_DEGREES = 200.0  # beyond this, Student's t is as good as normal
+MAX_DEGREES_OF_FREEDOM = 200.0  # beyond this, Student's t is as good as normal
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +202,8 @@ def _degrees(part_a: float, n_a: int, part_b: float, n_b: int, apart: float) -> 
     """
     below = part_a**2 / (n_a - 1) + part_b**2 / (n_b - 1)
     if below <= 0:
-        return MOST_DEGREES if apart else 1.0
-    return min(MOST_DEGREES, max(1.0, math.floor(10 * (part_a + part_b + apart) ** 2 / below) / 10))
+        return MAX_DEGREES_OF_FREEDOM if apart else 1.0
+    return min(MAX_DEGREES_OF_FREEDOM, max(1.0, math.floor(10 * (part_a + part_b + apart) ** 2 / below) / 10))
 
 
 def _differences(pairs: Iterable[tuple[Measurement, Measurement]]) -> tuple[str, ...]:

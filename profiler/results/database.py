@@ -32,7 +32,7 @@ from profiler.errors import NoStore, StoreError
 from profiler.shell import Command, command
 from profiler.units import GIB, KIB, bytes_text, printable
 
-MAX_VALUE = 32 * KIB**2  # bytes of one text or blob: four million step times, twice what a worker may send
+MAX_VALUE_BYTES = 32 * KIB**2  # bytes of one text or blob: four million step times, twice what a worker may send
 TICK = 50_000  # SQLite VM steps between two checks of the budget: a few milliseconds
 STEPS = 10_000_000  # allowed for any query
 STEPS_PER_BYTE = 1  # additional steps per byte of the file; a row takes a few thousand bytes and some hundred steps
@@ -41,7 +41,7 @@ BYTES_PER_BYTE = 2  # additional bytes per byte of the file, which contains ever
 Tables = Mapping[str, tuple[str, str]]  # by name: table or index, and the normalized SQL that creates it
 
 BESIDE = ("wal", "shm", "journal")  # endings of the names of the files that SQLite writes next to a store
-MOST_COPIED = 4 * GIB  # bytes copied to a temporary folder
+MAX_COPIED_BYTES = 4 * GIB  # bytes copied to a temporary folder
 SIGNS = ("unable to open database file", "readonly")  # SQLite's messages if it cannot write
 NO_INDEX = "SQLITE_IOERR_SHMSIZE"  # it cannot create the index of the log, which is 32 KiB
 OTHER_LOG = "SQLITE_IOERR_SHORT_READ"  # the log lacks pages that the index says it has
@@ -106,7 +106,7 @@ class Guarded(sqlite3.Connection):
         self.file: tuple[int, int] | None = None  # device and inode of the opened file
         self.ticks_left = self.ticks = STEPS // TICK
         self.most_bytes = BYTES
-        self.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE)
+        self.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
         self.set_progress_handler(self._tick, TICK)
         for setting in ("trusted_schema = OFF", "cell_size_check = ON"):
             super().execute(f"PRAGMA {setting}")
@@ -207,8 +207,8 @@ def connect_read_only(path: Path, timeout_s: float) -> Guarded:
             if not may_be(error):
                 raise
     if log.exists() and log.stat().st_size:
-        if path.stat().st_size + log.stat().st_size > MOST_COPIED:
-            raise OSError(errno.EFBIG, f"the store and its log are larger than {bytes_text(MOST_COPIED)}")
+        if path.stat().st_size + log.stat().st_size > MAX_COPIED_BYTES:
+            raise OSError(errno.EFBIG, f"the store and its log are larger than {bytes_text(MAX_COPIED_BYTES)}")
         return _copied(path, log, timeout_s)
     return _opened_read_only(path, "immutable=1", timeout_s)
 
@@ -346,7 +346,7 @@ def _words(path: Path, error: Exception) -> tuple[str, str]:
         ("malformed", "is damaged", f"Try {command('sqlite3', str(path), '.recover')}, or {elsewhere}."),
         ("interrupted", "takes longer to read than a file of its size should", f"{DAMAGED} {otherwise}"),
         ("more than the file can", "returns more than a file of its size can contain", f"{DAMAGED} {otherwise}"),
-        ("too big", f"contains a value of more than {bytes_text(MAX_VALUE)}", f"{DAMAGED} {otherwise}"),
+        ("too big", f"contains a value of more than {bytes_text(MAX_VALUE_BYTES)}", f"{DAMAGED} {otherwise}"),
         ("FOREIGN KEY", "has no such run: another program may have removed it", "Run the same command again."),
     ):
         if sign in text:
@@ -362,7 +362,7 @@ def _reaches(path: Path, limit: int) -> bool:
     for part in (path, *(path.with_name(f"{path.name}-{name}") for name in BESIDE)):
         with suppress(OSError):
             largest = max(largest, part.stat().st_size)
-    return largest + MAX_VALUE > limit
+    return largest + MAX_VALUE_BYTES > limit
 
 
 def sweep_into(path: Path) -> Command:

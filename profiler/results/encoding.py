@@ -44,8 +44,8 @@ from profiler.results.redact import SHORT, redact_json
 from profiler.results.validity import (
     COUNT,
     EXPECTED,
-    MOST_SAMPLES,
-    MOST_TEXT,
+    MAX_SAMPLES,
+    MAX_TEXT,
     Allowed,
     Form,
     allowed,
@@ -69,8 +69,8 @@ NULL, EMPTY = Raw(b"null"), Raw(b"{}")
 NEEDED = {"phase", "seconds", "tokens", "step_s"}  # required columns of samples
 
 SAMPLE_FIELDS = SAMPLE_DEFAULTS.keys()
-MOST_PARTS = 1000  # of rows that are cached
-LONGEST_PART = 4096  # bytes
+MAX_CACHED_PARTS = 1000  # of rows that are cached
+MAX_PART_BYTES = 4096  # bytes
 _parts: dict[tuple[str, bytes], Any] = {}
 EncodedSteps = bytes | Callable[[], bytes]  # packed, or a function that returns them
 
@@ -175,7 +175,7 @@ def _struct(name: str, form: Form) -> Any:
 
 
 def _list(kind: Any) -> Any:
-    return Annotated[list[kind], Meta(max_length=MOST_SAMPLES)]
+    return Annotated[list[kind], Meta(max_length=MAX_SAMPLES)]
 
 
 def _type(rule: Allowed) -> Any:
@@ -187,7 +187,7 @@ def _type(rule: Allowed) -> Any:
     if float in rule.kinds:
         kinds.append(Annotated[float, Meta(ge=rule.low, le=rule.high)])
     if str in rule.kinds:
-        kinds.append(Literal[tuple(sorted(rule.words))] if rule.words else Annotated[str, Meta(max_length=MOST_TEXT)])
+        kinds.append(Literal[tuple(sorted(rule.words))] if rule.words else Annotated[str, Meta(max_length=MAX_TEXT)])
     kinds += [kind for kind in (bool, type(None)) if kind in rule.kinds]
     return reduce(operator.or_, kinds)
 
@@ -316,8 +316,8 @@ def _new_part(name: str, text: bytes) -> Any:
     else:
         check_expected(content)
     made = _made(name, content)
-    if len(text) <= LONGEST_PART:
-        if len(_parts) >= MOST_PARTS:
+    if len(text) <= MAX_PART_BYTES:
+        if len(_parts) >= MAX_CACHED_PARTS:
             _parts.clear()
         _parts[name, text] = made
     return made

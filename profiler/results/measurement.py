@@ -77,6 +77,11 @@ class Memory:
     phases_process_bytes: int | None = None  # peak of the process over both phases, without loading
     device_bytes: int | None = None  # CUDA: used by all processes
 
+    @property
+    def phases_peak_bytes(self) -> int | None:
+        """The higher peak of prefill and decode."""
+        return max(filter(None, (self.prefill_peak_bytes, self.decode_peak_bytes)), default=None)
+
 
 @dataclass(frozen=True, slots=True)
 class PhaseEnergy:

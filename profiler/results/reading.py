@@ -26,10 +26,10 @@ from profiler.results.store import Run, Store, existing
 from profiler.units import bytes_text, printable
 
 SUFFIXES = (".jsonl", ".json", ".sqlite")
-MAX_BYTES = 1 << 30  # of a file of rows: a hundred thousand of them with their samples
+MAX_FILE_BYTES = 1 << 30  # of a file of rows: a hundred thousand of them with their samples
 LINE = Budget(nbytes=1 << 24, values=1 << 19, depth=16, twice=True)  # of one row: a hundred thousand repetitions
 ARRAY = Budget(nbytes=1 << 28, values=1 << 23, depth=17, twice=True)  # of all rows, which -o json prints as one value
-MAX_SAMPLES = 1 << 21  # repetitions in all rows of a file
+MAX_FILE_SAMPLES = 1 << 21  # repetitions in all rows of a file
 
 
 def file_named(name: str) -> Path | None:
@@ -92,8 +92,9 @@ def is_store(path: Path) -> bool:
 def _contents(path: Path) -> Iterator[Iterator[tuple[int, Any]]]:
     """The rows of a file as JSON content, each with its number."""
     with open_file(path) as file, _readable(path):
-        if os.fstat(file.fileno()).st_size > MAX_BYTES:
-            raise ProfileError(f"{printable(path)} is larger than {bytes_text(MAX_BYTES)}, too large for result rows")
+        if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+            limit = bytes_text(MAX_FILE_BYTES)
+            raise ProfileError(f"{printable(path)} is larger than {limit}, too large for result rows")
         start = file.peek(len(SQLITE))[: len(SQLITE)]  # type: ignore[attr-defined]
         if start.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):  # what > writes in PowerShell
             raise ProfileError(f"{printable(path)} is UTF-16 text, but rows must be UTF-8", "Save it as UTF-8.")
@@ -151,8 +152,8 @@ def _measurements(
         environment = environments.setdefault(repr(row.environment), row.environment)
         found.append(row if environment is row.environment else replace(row, environment=environment))
         samples += len(row.samples)
-        if samples > MAX_SAMPLES:
-            raise _no_row(path, number, f"the rows up to it have more than {MAX_SAMPLES:,} repetitions")
+        if samples > MAX_FILE_SAMPLES:
+            raise _no_row(path, number, f"the rows up to it have more than {MAX_FILE_SAMPLES:,} repetitions")
     return found
 
 

@@ -33,9 +33,9 @@ from profiler.results.measurement import (
     unaccounted_bytes,
 )
 from profiler.results.redact import redact_json
-from profiler.results.validity import check_columns, check_row, check_tokens
+from profiler.results.validity import MAX_NUMBER, check_columns, check_part, check_row, check_tokens
 
-MOST_ENVIRONMENTS = 64
+MAX_CACHED_ENVIRONMENTS = 64
 _environments: dict[int, tuple[dict[str, Any], tuple[dict[str, Any], str]]] = {}  # by identity, which they keep
 
 ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(", ", ": "))
@@ -107,7 +107,7 @@ def _clean(environment: dict[str, Any]) -> tuple[dict[str, Any], str]:
     if known is None or known[0] is not environment:
         clean: dict[str, Any] = redact_json(environment)
         known = environment, (clean, dumps(clean))
-        if len(_environments) >= MOST_ENVIRONMENTS:
+        if len(_environments) >= MAX_CACHED_ENVIRONMENTS:
             _environments.clear()
         _environments[id(environment)] = known
     return known[1]
@@ -199,6 +199,8 @@ def from_row(row: Mapping[str, Any]) -> Measurement:
         "quality": quality.stored(row.get("quality")),
     }
     check_row(content, "path")
+    content["expected"] |= _ceilings(row)
+    check_part("expected", content["expected"])
     path = content["decode_path"]
     return Measurement(
         **content
@@ -221,6 +223,33 @@ def _expected(row: Mapping[str, Any]) -> dict[str, Any]:
     if not all(type(value) in (int, float) and 0 <= value < 1 for value in known.values()):
         raise ValueError("tps_between, the process-to-process variation, is not a number from 0 to 1")
     return {"between": {**known, "basis": next(phases[phase].get("between_basis") for phase in known)}}
+
+
+def _ceilings(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The seconds at the ceilings, from the shares of them that the row states (the inverse of ``stats.shares``)."""
+    stated = row.get("ceiling")
+    if not isinstance(stated, Mapping):
+        return {}
+    case = Case.from_row(row["case"])
+    count = stats.sequences(case)
+    tokens = {"prefill": count * case.context, "decode": count}
+
+    def seconds(share: Any, phase: Phase) -> float | None:
+        tps = (row[phase] or {}).get("tps")
+        if share is None or tps is None:
+            return None
+        if any(type(each) not in (int, float) or not 0 < each < MAX_NUMBER for each in (share, tps)):
+            raise ValueError(f"the share of the ceiling of {phase} is not a number above 0")
+        return float(share) * tokens[phase] / float(tps)
+
+    found: dict[str, Any] = {"decode_bound": stated["bound"]} if stated.get("bound") is not None else {}
+    used = seconds(stated.get("prefill_mfu"), "prefill"), seconds(stated.get("decode_mbu"), "decode")
+    if stated.get("basis") is not None and used != (None, None):
+        found["utilization"] = {"prefill_s": used[0] or 0.0, "step_s": used[1] or 0.0, "basis": stated["basis"]}
+    each = seconds(stated.get("prefill_fraction"), "prefill"), seconds(stated.get("decode_fraction"), "decode")
+    if each != (None, None):
+        found["ceiling_s"] = {"prefill": each[0] or 0.0, "step": each[1] or 0.0}
+    return found
 
 
 def _samples(phase: Phase, content: Mapping[str, Any] | None, case: Mapping[str, Any]) -> Iterable[Sample]:

@@ -52,8 +52,8 @@ ORDER_NEEDS = 6  # the fewest values whose range covers the median with at least
 CLOSE = 1.5  # largest ÷ smallest of two repetitions that agree
 WIDE = 0.5  # of the median: repetitions with a wider interval cannot be compared
 CORRELATION_NEEDS = 5  # values: fewer do not show how neighbors are correlated
-MOST_CORRELATED = 0.9
-MOST_WIDENING = math.sqrt((1 + MOST_CORRELATED) / (1 - MOST_CORRELATED))
+MAX_CORRELATION = 0.9
+MAX_WIDENING = math.sqrt((1 + MAX_CORRELATION) / (1 - MAX_CORRELATION))
 Z_975 = 1.96
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # by degrees of freedom; NIST e-Handbook of Statistics, 1.3.6.7.2
 IntervalRule = Literal["order", "log-t"]
@@ -186,7 +186,7 @@ def _reach(n: int) -> float:
     mean that lies within the range too. The maximum correlation of neighbors widens both.
     """
     apart = 1 + T_975[n - 1] / (2 * math.sqrt(n - 1)) if 1 < n < ORDER_NEEDS else 1.0
-    return apart * (MOST_WIDENING if n >= CORRELATION_NEEDS else 1.0)
+    return apart * (MAX_WIDENING if n >= CORRELATION_NEEDS else 1.0)
 
 
 @cache
@@ -315,7 +315,7 @@ def widening(values: Sequence[float]) -> float:
     if squares <= 0:
         return 1.0
     plain = math.fsum(map(operator.mul, off, off[1:])) / squares
-    r = min(MOST_CORRELATED, max(0.0, plain + (1 + 4 * plain) / n))
+    r = min(MAX_CORRELATION, max(0.0, plain + (1 + 4 * plain) / n))
     return math.sqrt((1 + r) / (1 - r))
 
 

@@ -27,7 +27,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from profiler import folders
+from profiler import folders, settings
 from profiler.case import digest
 from profiler.errors import NotFound, ProfileError, StoreError
 from profiler.foreign import Budget, json_value
@@ -47,7 +47,7 @@ PART = Budget(nbytes=1 << 24, values=1 << 18, depth=16)  # of an environment or 
 RUN_ID = "%y%m%d-%H%M%S"
 LATEST = re.compile(r"latest(?:~(\d{1,9}))?")
 CHUNK = 500  # rows that are decoded together
-MOST_ROWS = 500  # rows that are cached when they are read again
+MAX_CACHED_ROWS = 500  # rows that are cached when they are read again
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +238,7 @@ class Store:
 
     def command(self, *words: str) -> Command:
         """A command that reads or writes this store, wherever it is."""
-        named = () if self.path == default_path() else ("--store", str(self.path))
-        return command("profile", words, named)
+        return command("profile", words, () if self.path == default_path() else ("--store", str(self.path)))
 
     def find_run(self, prefix: str | None = None) -> str:
         """Id of the latest run, the one before ("latest~1"), or the only one whose id starts with ``prefix``.
@@ -269,11 +268,12 @@ class Store:
         return list(self._of_run(run, "m.steps"))
 
     def iter_run(self, run: str | None = None) -> Iterator[Measurement]:
-        """Rows of a run one at a time, if there are too many for memory.
-
-        Their step times are read on access, so the store must stay open until then.
-        """
+        """Rows of a run one at a time. The store must stay open, because their step times are read on access."""
         return self._of_run(run, "m.id")
+
+    def newest(self, most: int) -> Iterator[Measurement]:
+        """The rows that were stored last, the newest first, as ``iter_run`` returns them."""
+        return self._each("SELECT content, id, environment, NULL FROM measurements ORDER BY id DESC LIMIT ?", (most,))
 
     def _of_run(self, run: str | None, steps: str) -> Iterator[Measurement]:
         return self._each(
@@ -351,7 +351,7 @@ class Store:
             if not found:
                 raise StoreError(f"a row of {printable(self.path)} was deleted while it was read", "Try again.")
             (known,) = self._decoded(found)
-            if len(self._rows) >= MOST_ROWS:
+            if len(self._rows) >= MAX_CACHED_ROWS:
                 self._rows.clear()
             self._rows[row, run] = known
         return known
@@ -478,14 +478,14 @@ def existing(path: Path | None) -> Path | None:
 
 
 def is_named(path: Path | None) -> bool:
-    """Whether the user chose the store, by ``path`` or by ``$PROFILER_STORE``, so that it should exist."""
-    return path is not None or bool(os.environ.get("PROFILER_STORE"))
+    """Whether the user chose the store, so that it should exist."""
+    return path is not None or bool(os.environ.get("PROFILER_STORE")) or settings.store() is not None
 
 
 def default_path() -> Path:
-    """``$PROFILER_STORE``, else ``profile/results.sqlite`` in the user data folder.
+    """``$PROFILER_STORE``, else that of ``profile.toml``, else ``profile/results.sqlite`` in the user data folder.
 
-    Raises ProfileError if there is neither.
+    Raises ProfileError if there is none of them.
     """
     named = os.environ.get("PROFILER_STORE")
-    return folders.expanded(named) if named else folders.data() / "results.sqlite"
+    return folders.expanded(named) if named else settings.store() or folders.data() / "results.sqlite"

@@ -22,25 +22,25 @@ from profiler.case import SERVER, Case, options_of
 from profiler.results.measurement import PHASES, Caution, DecodePath, Energy, Measurement, Memory, PhaseEnergy, Sample
 from profiler.units import MAX_BYTES, printable
 
-MOST_TEXT = 64 * 1024  # characters
-MOST_COUNT = 2**53  # integers that a float represents exactly
-MOST = 1e18  # for floats: sums and products of a few stay finite
-MOST_SAMPLES = 100_000  # repetitions of a row
+MAX_TEXT = 64 * 1024  # characters
+MAX_COUNT = 2**53  # integers that a float represents exactly
+MAX_NUMBER = 1e18  # for floats: sums and products of a few stay finite
+MAX_SAMPLES = 100_000  # repetitions of a row
 PROCESSES_APART = 1.0  # standard deviation ÷ median, which a share of a time cannot reach
 
 RANGES: dict[str, tuple[float, float]] = {  # fields that must not be 0, or may be negative
-    "context": (1, MOST_COUNT),
-    "batch": (1, MOST_COUNT),
-    "steps": (1, MOST_COUNT),
-    "ubatch": (1, MOST_COUNT),
-    "threads": (1, MOST_COUNT),
-    "tokens": (1, MOST_COUNT),
+    "context": (1, MAX_COUNT),
+    "batch": (1, MAX_COUNT),
+    "steps": (1, MAX_COUNT),
+    "ubatch": (1, MAX_COUNT),
+    "threads": (1, MAX_COUNT),
+    "tokens": (1, MAX_COUNT),
     "seconds": (1e-9, 1e9),
     "seed": (0, 2**63),
-    "wait_s": (-MOST, MOST),  # differences of counters that are read one after the other
-    "drain_s": (-MOST, MOST),
-    "counter_j": (-MOST, MOST),
-    "power_j": (-MOST, MOST),
+    "wait_s": (-MAX_NUMBER, MAX_NUMBER),  # differences of counters that are read one after the other
+    "drain_s": (-MAX_NUMBER, MAX_NUMBER),
+    "counter_j": (-MAX_NUMBER, MAX_NUMBER),
+    "power_j": (-MAX_NUMBER, MAX_NUMBER),
     "temperature_c": (-300, 10_000),
 }
 
@@ -51,7 +51,7 @@ class Allowed:
 
     kinds: frozenset[type]
     low: float = 0
-    high: float = MOST
+    high: float = MAX_NUMBER
     words: frozenset[str] = frozenset()  # empty: any text
 
     def takes(self, value: Any) -> bool:
@@ -62,7 +62,7 @@ class Allowed:
         if kind is int or kind is float:
             return bool(self.low <= value <= self.high)
         if kind is str:
-            return value in self.words if self.words else len(value) <= MOST_TEXT
+            return value in self.words if self.words else len(value) <= MAX_TEXT
         return True
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ class Allowed:
             kind = "a number" if float in self.kinds else "a whole number"
             words.insert(0, f"{kind} from {self.low:g} to {self.high:g}")
         if str in self.kinds:
-            text = " or ".join(sorted(self.words)) or f"a text of at most {MOST_TEXT:,} characters"
+            text = " or ".join(sorted(self.words)) or f"a text of at most {MAX_TEXT:,} characters"
             words.insert(0, text)
         if bool in self.kinds:
             words.insert(0, "true or false")
@@ -88,10 +88,10 @@ NUMBER = Allowed(frozenset({int, float, NoneType}))
 SIZE = Allowed(frozenset({int, float, NoneType}), 1e-15)  # something that figures are divided by
 TEXT = Allowed(frozenset({str, NoneType}))
 FLAG = Allowed(frozenset({bool, NoneType}))
-ANY = Allowed(frozenset({int, float, str, bool, NoneType}), -MOST)
-COUNT = Allowed(frozenset({int}), high=MOST_COUNT)
+ANY = Allowed(frozenset({int, float, str, bool, NoneType}), -MAX_NUMBER)
+COUNT = Allowed(frozenset({int}), high=MAX_COUNT)
 AMOUNT = Allowed(frozenset({int, float}))
-SIZES = {"tokens": Allowed(frozenset({int}), 1, MOST_COUNT), "same": COUNT}  # of ``quality.blocks``
+SIZES = {"tokens": Allowed(frozenset({int}), 1, MAX_COUNT), "same": COUNT}  # of ``quality.blocks``
 
 # The fields of semi-structured parts that reports read. Other names may have any JSON value.
 ENVIRONMENT: Form = {
@@ -125,8 +125,9 @@ ASKED = {
     "max_memory_bytes": NUMBER,
     "energy": FLAG,
     "quality": TEXT,
+    "quick": FLAG,
 }
-FIGURE = {"value": SIZE, "low": NUMBER, "high": NUMBER, "basis": TEXT}
+FIGURE = {"value": SIZE, "low": NUMBER, "high": NUMBER, "basis": TEXT, "rows": NUMBER}
 EXPECTED: Form = {
     "peak_bytes": FIGURE,
     "load_peak_bytes": FIGURE,
@@ -138,9 +139,16 @@ EXPECTED: Form = {
     "between": {"prefill": NUMBER, "decode": NUMBER, "basis": TEXT},
     "ceiling_s": {"prefill": NUMBER, "step": NUMBER},
     "utilization": {"prefill_s": NUMBER, "step_s": NUMBER, "basis": TEXT},
+    "plain": {
+        **dict.fromkeys(("peak_bytes", "rest_bytes", "prefill_tps", "decode_tps"), FIGURE),
+        **dict.fromkeys(("parameters", "version", "bytes_s", "flop_s"), NUMBER),
+        "calibrated": FLAG,
+    },
 }
 WHOLE: dict[str, tuple[str, ...]] = {  # parts of ``expected`` whose fields are read without checking for them
-    **dict.fromkeys(("peak_bytes", "load_peak_bytes", "prefill_tps", "decode_tps"), tuple(FIGURE)),
+    **dict.fromkeys(
+        ("peak_bytes", "load_peak_bytes", "prefill_tps", "decode_tps"), ("value", "low", "high", "basis")
+    ),
     "between": ("basis",),
     "ceiling_s": ("prefill", "step"),
     "utilization": ("prefill_s", "step_s", "basis"),
@@ -186,7 +194,7 @@ PARTS: dict[str, Form] = {
 }
 NULLABLE = ("serving", "quality")  # parts that most rows do not have
 OBJECTS: dict[str, type] = {"case": Case, "memory": Memory, "cautions": Caution, "decode_path": DecodePath}
-MOST_DEPTH = 8  # nested lists and objects, where names are free
+MAX_DEPTH = 8  # nested lists and objects, where names are free
 
 
 @cache
@@ -243,8 +251,8 @@ def check_tokens(case: Mapping[str, Any], phases: Sequence[str], tokens: Sequenc
     context, batch, steps = (case.get(name) for name in ("context", "batch", "steps"))
     if not (type(context) is type(batch) is type(steps) is int):
         raise ValueError("case has no context, batch or steps")
-    asked = {("prefill", batch * context), ("decode", batch * steps)}
-    if other := set(zip(phases, tokens, strict=True)) - asked:
+    expected = {("prefill", batch * context), ("decode", batch * steps)}
+    if other := set(zip(phases, tokens, strict=True)) - expected:
         phase, count = min(other, key=str)
         raise ValueError(f"{phase} has repetitions of {shown(count)} tokens, which do not match case")
 
@@ -270,7 +278,7 @@ def check_columns(columns: Any, where: str = "samples", names: Mapping[str, str]
             wrong = next(value for value in values if not rule.takes(value))
             raise ValueError(f"{_at(where, names.get(name, name))} contains {shown(wrong)}, must be {rule}")
     sizes = {len(values) for values in columns.values()}
-    if len(sizes) > 1 or max(sizes) > MOST_SAMPLES:
+    if len(sizes) > 1 or max(sizes) > MAX_SAMPLES:
         raise ValueError(f"{where} has columns of {max(sizes):,} and {min(sizes):,} entries")
 
 
@@ -290,9 +298,9 @@ def check(kind: type, content: Any, where: str = "") -> None:
 
 def check_times(seconds: Sequence[float], where: str) -> None:
     """Raise ValueError unless all floats in ``seconds`` can be the time of a step."""
-    if seconds and not (min(seconds) >= 0 and max(seconds) <= MOST and math.isfinite(sum(seconds))):
-        wrong = next(value for value in seconds if not 0 <= value <= MOST)
-        raise ValueError(f"{where} contains {shown(wrong)}, must be a number from 0 to {MOST:g}")
+    if seconds and not (min(seconds) >= 0 and max(seconds) <= MAX_NUMBER and math.isfinite(sum(seconds))):
+        wrong = next(value for value in seconds if not 0 <= value <= MAX_NUMBER)
+        raise ValueError(f"{where} contains {shown(wrong)}, must be a number from 0 to {MAX_NUMBER:g}")
 
 
 def check_part(name: str, content: Any) -> None:
@@ -344,12 +352,12 @@ def _check_form(content: Any, form: Form, where: str) -> None:
     for name, value in content.items():
         rule = form.get(name)
         if rule is None:
-            _check_plain(value, _at(where, name), MOST_DEPTH)
+            _check_plain(value, _at(where, name), MAX_DEPTH)
         elif isinstance(rule, Allowed):
             if not rule.takes(value):
                 raise ValueError(f"{where}.{name} is {shown(value)}, must be {rule}")
             if isinstance(value, list):
-                _check_plain(value, f"{where}.{name}", MOST_DEPTH)
+                _check_plain(value, f"{where}.{name}", MAX_DEPTH)
         elif value is not None:
             _check_form(value, rule, f"{where}.{name}")
 
@@ -381,7 +389,7 @@ def _allowed(name: str, hint: Any) -> Allowed:
         else:
             kinds |= {int, float} if each is float else {each}
     low, high = RANGES.get(
-        name, (0, MAX_BYTES if name.endswith("_bytes") else MOST if float in kinds else MOST_COUNT)
+        name, (0, MAX_BYTES if name.endswith("_bytes") else MAX_NUMBER if float in kinds else MAX_COUNT)
     )
     return Allowed(frozenset(kinds), low, high, frozenset(words))
 
@@ -392,7 +400,7 @@ def _all(rule: Allowed, values: list[Any]) -> bool:
     if not kinds <= rule.kinds:
         return False
     if kinds == {str}:
-        return set(values) <= rule.words if rule.words else max(map(len, values)) <= MOST_TEXT
+        return set(values) <= rule.words if rule.words else max(map(len, values)) <= MAX_TEXT
     if kinds <= {int, float}:
         total = sum(values)
         return not values or (total == total and rule.low <= min(values) and max(values) <= rule.high)  # NaN ≠ NaN
@@ -414,12 +422,12 @@ class _Shape:
         return (
             all(map(operator.le, self.lows, numbers))
             and all(map(operator.le, numbers, self.highs))
-            and max(map(len, compress(values, self.texts)), default=0) <= MOST_TEXT
+            and max(map(len, compress(values, self.texts)), default=0) <= MAX_TEXT
         )
 
 
 _SHAPES: dict[tuple[Any, ...], _Shape] = {}
-_MOST_SHAPES = 1000
+_MAX_SHAPES = 1000
 
 
 def _is_usual(form: Form, content: Mapping[str, Any]) -> bool:
@@ -430,7 +438,7 @@ def _is_usual(form: Form, content: Mapping[str, Any]) -> bool:
     if shape is None:
         rules = [form.get(name) for name in content]
         plain = [rule for rule in rules if isinstance(rule, Allowed) and not rule.words]
-        fit = len(plain) == len(kinds) < 100 and len(_SHAPES) < _MOST_SHAPES
+        fit = len(plain) == len(kinds) < 100 and len(_SHAPES) < _MAX_SHAPES
         if not fit or list in kinds or not all(kind in rule.kinds for kind, rule in zip(kinds, plain, strict=True)):
             return False
         shape = _SHAPES[key] = _Shape(plain, kinds)

@@ -48,7 +48,8 @@ LOSSLESS_BITS = 8  # q8_0 changes the perplexity of Llama 2 7B by 0.01%, q4_k_m 
 COSTS_A_CLASS = 3  # quantizations of fewer bits
 SHRINKS = 0.75  # of the bytes in 16 bits, at most: in nf4 a mixture of experts keeps 95%, and Gemma 4 E2B 71%
 HOST_SHARE = 0.75  # of a host's memory; the rest is for the system and other programs
-FASTER = 2  # times the rate of the slowest: what is worth a line for being faster
+FASTER = (2.0, 1.5)  # times the rates of the slowest and of the fastest choice: what is worth a line for being fast
+CLASSES_BELOW = 2  # quality classes that it may be below the best
 ANSWER = 256  # tokens of an answer, by which speeds are compared
 
 
@@ -58,9 +59,10 @@ def bits(quant: str) -> int:
     return int(found[0]) if found else 4
 
 
-def loss(quant: str) -> int:
-    """Bits that a quantization lacks to ``LOSSLESS_BITS``: 0 for 8 bits and more."""
-    return LOSSLESS_BITS - min(LOSSLESS_BITS, bits(quant))
+def loss(quant: str) -> float:
+    """Bits that a quantization lacks to ``LOSSLESS_BITS``: 0 for 8 bits and more. The K mixes of llama.cpp, such as
+    ``q4_k_m``, give some tensors more bits and count half a bit more."""
+    return LOSSLESS_BITS - min(LOSSLESS_BITS, bits(quant) + ("_k_" in quant) / 2)
 
 
 def dense_size(geometry: Geometry) -> float:
@@ -70,8 +72,13 @@ def dense_size(geometry: Geometry) -> float:
 
 
 def quality_class(geometry: Geometry, quant: str) -> int:
+    """The quality class of a model, by its dense size and its quantization."""
+    return size_class(dense_size(geometry), quant)
+
+
+def size_class(parameters: float, quant: str) -> int:
     """Doublings of 2.5 billion parameters, dense: 0 for 2.5 to 5, 3 for 20 to 40. One less in fewer than 3 bits."""
-    return floor(log2(dense_size(geometry) / 2.5e9)) - (bits(quant) < COSTS_A_CLASS)
+    return floor(log2(parameters / 2.5e9)) - (bits(quant) < COSTS_A_CLASS)
 
 
 def names() -> tuple[str, ...]:
@@ -126,7 +133,12 @@ class Candidate:
     @property
     def reads(self) -> bool:
         """Whether it decodes as fast as people read."""
-        return self.tps >= READING_TPS
+        return reads(self.prediction)
+
+    @property
+    def quality(self) -> int:
+        """Its quality class."""
+        return quality_class(self.predictor.geometry, self.quant)
 
     @property
     def size(self) -> float:
@@ -251,10 +263,34 @@ class Choices:
             yield Candidate(name, quant, found, prediction)
 
 
+def measured_engines(target: Target) -> list[Engine]:
+    """The engines that `profile sweep` measures on such a device: transformers, and llama.cpp everywhere."""
+    names = (engines.DEFAULT, engines.OF_GGUF) if swept(target) else (engines.OF_GGUF,)
+    return [engines.find(name) for name in names]
+
+
+def instead(geometry: Geometry, machine: Machine, context: int, batch: int, most_bits: int) -> Prediction | None:
+    """What fits of a model in at most so many bits, in an engine that we measure: as fast as people read if possible,
+    with the least loss. ``None`` if nothing of at least ``LEAST_BITS`` fits.
+    """
+    found: list[Prediction] = []
+    for engine in measured_engines(machine.target):
+        for quant in usual_quants(engine, machine.target):
+            if LEAST_BITS <= bits(quant) <= most_bits:
+                made = predictor(geometry, engine, quant, machine)
+                found += [made.predict(context, batch)] if shrinks(made) else []
+    fitting = [each for each in found if each.verdict.word in ("fits", "tight")]
+    return min(fitting, key=lambda p: (not reads(p), loss(p.request.quant), answer_s(p)), default=None)
+
+
+def reads(prediction: Prediction) -> bool:
+    """Whether each sequence is decoded as fast as people read."""
+    return prediction.decode is not None and prediction.decode.tps.value / prediction.request.batch >= READING_TPS
+
+
 def best_three(machine: Machine) -> list[tuple[str, Candidate]]:
     """Up to three different things to run, across the engines that we measure, each with what it is best at."""
-    names = (engines.DEFAULT, engines.OF_GGUF) if swept(machine.target) else (engines.OF_GGUF,)
-    known, room = [engines.find(name) for name in names], with_room(machine)
+    known, room = measured_engines(machine.target), with_room(machine)
     found: list[tuple[Candidate, Choices]] = []
     for prefix in FAMILIES.values():
         choices = [Choices(prefix, engine, room) for engine in known]
@@ -262,12 +298,27 @@ def best_three(machine: Machine) -> list[tuple[str, Candidate]]:
         found += sorted(firsts, key=lambda pair: _across(pair[0]))[:1]
     found.sort(key=lambda pair: (not pair[0].reads, pair[0].rank if pair[0].reads else (-pair[0].tps,)))
     best = [candidate for candidate, _ in found]
-    named = list(zip(("best quality", "other family"), best, strict=False))
-    rates = [each.tps for each in best] or [inf]
-    wanted, models = max(FASTER * min(rates), *rates), {each.name for each in best}
-    faster = [replace(choices, least_tps=wanted).fast() for _, choices in found]
-    quick = [each for rest in faster if (each := next((c for c in rest if c.name not in models), None)) is not None]
-    return [*named, *(("faster", each) for each in sorted(quick, key=lambda each: each.rank)[:1])]
+    named = list(zip(("best", "other"), best, strict=False))
+    third = _fast(found) or [("next", each) for each in _after(found)]
+    return [*named, *third[:1]]
+
+
+def _fast(found: Sequence[tuple[Candidate, Choices]]) -> list[tuple[str, Candidate]]:
+    """The best model that is much faster than the choices of the families, and not much worse."""
+    best = [candidate for candidate, _ in found]
+    rates, models = [each.tps for each in best] or [inf], {each.name for each in best}
+    wanted = max(FASTER[0] * min(rates), FASTER[1] * max(rates))
+    least = max((each.quality for each in best), default=0) - CLASSES_BELOW
+    rankings = (replace(choices, least_tps=wanted).fast() for _, choices in found)
+    first = (next((e for e in ranking if e.name not in models and e.quality >= least), None) for ranking in rankings)
+    return [("fast", each) for each in sorted((e for e in first if e is not None), key=lambda each: each.rank)]
+
+
+def _after(found: Sequence[tuple[Candidate, Choices]]) -> list[Candidate]:
+    """The next model of each family that is as fast as people read."""
+    models = {candidate.name for candidate, _ in found}
+    first = (next((e for e in choices.fast() if e.name not in models), None) for _, choices in found)
+    return sorted((each for each in first if each is not None), key=lambda each: each.rank)
 
 
 def _firsts(
@@ -280,4 +331,4 @@ def _across(candidate: Candidate) -> tuple[float, ...]:
     """The sort key of a family's choices in several engines: the largest model, the least loss, the fastest."""
     if not candidate.reads:
         return (1, -candidate.tps)
-    return (0, -candidate.size, loss(candidate.quant), answer_s(candidate.prediction))
+    return (0, -candidate.size, loss(candidate.quant), -candidate.tps)

@@ -11,7 +11,7 @@ import asyncio
 import re
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -35,7 +35,6 @@ from profiler.results.measurement import Caution
 from profiler.run import grid
 from profiler.run.prompts import DEFAULT_TOKENS, EndpointPrompt, Verdict, judged, own_prompts
 from profiler.run.prompts import prompts as scenario_prompts
-from profiler.run.server_cautions import cautions
 from profiler.units import printable
 
 DEFAULT_CONTEXT, DEFAULT_REPS = 512, 5
@@ -75,7 +74,13 @@ class EndpointRequest:
 
     @property
     def streams(self) -> tuple[int, ...]:
-        found = grid.counts("--concurrency", self.concurrency, (1,))
+        """The numbers of requests at a time: those that were named, else the batches of the scenario."""
+        batches = {grid.load(name).batches for name in grid.words(self.scenarios)} or {(1,)}
+        if len(batches) > 1 and not self.concurrency:
+            raise ProfileError(
+                "these scenarios have different batches", "Name --concurrency, or measure one after the other."
+            )
+        found = grid.counts("--concurrency", self.concurrency, batches.pop())
         if max(found) > MAX_STREAMS:
             raise ProfileError(f"--concurrency: {max(found):,} streams are more than {MAX_STREAMS}")
         return found
@@ -88,11 +93,15 @@ class EndpointRequest:
             )
         tokens = self.tokens or DEFAULT_TOKENS
         if self.prompt is None and not self.scenarios:
-            contexts = grid.counts("-c", self.contexts, (DEFAULT_CONTEXT,))
-            return [(EndpointPrompt(f"{each:,} tokens", each, answer_tokens=tokens),) for each in contexts]
+            return _of_lengths(grid.counts("-c", self.contexts, (DEFAULT_CONTEXT,)), tokens)
         found = own_prompts(self.prompt, tokens) if self.prompt else []
+        lengths = []
         for name in grid.words(self.scenarios):
-            found += scenario_prompts(name)
+            scenario = grid.load(name)
+            if scenario.prompts:
+                found += scenario_prompts(name)
+            else:  # as many tokens as sweep measures
+                lengths += _of_lengths(scenario.contexts, self.tokens or max(scenario.steps))
         written = [
             EndpointPrompt(printable(each.name, 60), written=each, answer_tokens=self.tokens or each.answer_tokens)
             for each in found
@@ -105,7 +114,7 @@ class EndpointRequest:
         grouped: dict[Any, list[EndpointPrompt]] = {}
         for number, each in enumerate(written):
             grouped.setdefault(each.conversation or number, []).append(each)
-        return [tuple(turns) for turns in grouped.values()]
+        return [*dict.fromkeys(lengths), *map(tuple, grouped.values())]
 
     def rounds(self, streams: int, turns: int) -> int:
         """How often the streams of a case of so many turns send it, all together. Raises ProfileError."""
@@ -115,6 +124,11 @@ class EndpointRequest:
                 f"{count * turns:,} requests in one case are more than {MAX_REQUESTS:,}", "Ask for fewer."
             )
         return count
+
+
+def _of_lengths(contexts: Iterable[int], tokens: int) -> list[tuple[EndpointPrompt, ...]]:
+    """A case of varied text for each length in tokens."""
+    return [(EndpointPrompt(f"{each:,} tokens", each, answer_tokens=tokens),) for each in contexts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +161,7 @@ class EndpointResult:
     failure: str | None = None
     hint: str | None = None
     use: ServerUse = field(default_factory=ServerUse)  # memory and energy of the server
-    cautions: tuple[Caution, ...] = field(default=())
+    cautions: tuple[Caution, ...] = ()  # ``serving.py`` finds them
 
     @property
     def asked_tokens(self) -> int:
@@ -416,7 +430,7 @@ class _Bench:
         wait_s = self.core_wait_s / len(delays) if delays else 0.0
         late = percentiles(delays)
         dropped = self.warm.dropped if self.warm is not None else ()
-        result = EndpointResult(
+        return EndpointResult(
             server=self.server,
             model=self.model,
             prompt=prompt,
@@ -432,7 +446,6 @@ class _Bench:
             failure=failure,
             hint=hint,
         )
-        return replace(result, cautions=tuple(cautions(result)))
 
 
 def _whole(exchange: Exchange, fewest: int) -> Exchange:

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from profiler import devices
 from profiler.cost import engines
 from profiler.cost.engines.base import Engine, Named, Placement, Serving, placement
 from profiler.cost.engines.transformers import swept, usual_path
+from profiler.cost.learned import NOTHING, Learned, from_store
 from profiler.cost.machine import RAM_BYTES_S, Machine, Split
 from profiler.cost.prediction import Goal, Prediction, Predictor
 from profiler.devices import target as targets
@@ -24,8 +26,8 @@ from profiler.run import choice, grid
 from profiler.run.grid import counts, model_names, words
 from profiler.run.prompts import contexts_of
 from profiler.run.quantization import QuantVariant, checked, compute_dtype, has, held, variants
-from profiler.run.refusal import Refusal, accepted, together
-from profiler.shell import Command
+from profiler.run.refusal import Refusal, accepted, combined_error
+from profiler.shell import Command, command
 from profiler.units import printable, rate_text
 
 CONTEXTS, BATCHES = (choice.CONTEXT,), (1,)
@@ -52,6 +54,8 @@ class FitRequest:
     path: str | None = None  # decode path of transformers; None: the default of a sweep on that device
     mapped: bool = False  # contexts come from a map, which goes up to the limit of each model
     scenario: str | None = None  # supplies contexts, batches and models that the options do not give
+    learned: bool = True  # whether rows that were measured on this machine correct predictions for it
+    store: Path | None = None  # those rows; None: the default store
 
     @property
     def names_contexts(self) -> bool:
@@ -92,13 +96,15 @@ class FitPrediction:
 @dataclass(frozen=True, slots=True)
 class FitResult:
     """The predictions, and the models that could not be predicted. ``best``: the fastest, if none meets the goal.
-    ``reasons``: sentences on what was chosen, and what was given up for it.
+    ``reasons``: sentences on what was chosen, and what was given up for it. ``elsewhere``: where a model that decodes
+    slower than people read, in an engine that nobody named, is faster.
     """
 
     predictions: list[FitPrediction]
     refused: tuple[Refusal, ...] = ()
     best: FitPrediction | None = None
     reasons: tuple[str, ...] = ()
+    elsewhere: tuple[str, Command] | None = None
 
 
 def predictions(request: FitRequest) -> FitResult:
@@ -128,6 +134,7 @@ def predictions(request: FitRequest) -> FitResult:
     _check_count(len(contexts) * len(batches) * sum(max(len(quants), len(asked)) for *_, quants in cases))
     found: list[FitPrediction] = []
     impossible: dict[tuple[str, str], Refusal] = {}
+    taught = {machine: _learned(machine.target, request) for machine in machines}
     for machine, name, quants in cases:
         model = resolved[name]
         try:
@@ -135,18 +142,41 @@ def predictions(request: FitRequest) -> FitResult:
             own, note = contexts_of(counted, model.source) if counted is not None else (contexts, None)
             for variant in variants(model, as_stored, engine, machine.target, asked, quants):
                 variant = replace(variant, cautions=(*variant.cautions, *filter(None, [note])))
-                found += _cases(name, model, as_stored, engine, variant, machine, own, batches, request)
+                found += _cases(
+                    name, model, as_stored, engine, variant, machine, own, batches, request, taught[machine]
+                )
         except ProfileError as error:
             impossible[name, error.message] = Refusal(name, error)
     refused += tuple(impossible.values())
     if refused and not found and {name for name, _ in models} <= {name for name, _ in impossible}:
-        raise together(refused)
+        raise combined_error(refused)
     if request.goal is None:
-        return FitResult(found, refused, reasons=tuple(dict.fromkeys(reason for *_, why in plans for reason in why)))
+        reasons = tuple(dict.fromkeys(reason for *_, why in plans for reason in why))
+        return FitResult(found, refused, reasons=reasons, elsewhere=_elsewhere(found, request))
     met = ranked(found, request.goal)
     met = met if request.quants else least_loss(met)
     best = None if met else max(found, key=_sequence_tps, default=None)
     return FitResult(met, refused, best, tuple(traded(met, found, request.goal)))
+
+
+def _elsewhere(found: Sequence[FitPrediction], request: FitRequest) -> tuple[str, Command] | None:
+    """Where the one model that was named is faster, if nobody named an engine and it is slow or does not fit."""
+    if request.engine is not None or not request.models or len({(e.model, e.prediction.machine) for e in found}) != 1:
+        return None
+    first = found[0].prediction
+    if any(choice.reads(each.prediction) for each in found) or found[0].named.source.kind == "gguf":
+        return None
+    context, batch = first.request.context, first.request.batch
+    other = choice.instead(found[0].geometry, first.machine, context, batch, choice.LOSSLESS_BITS)
+    if other is None or other.decode is None or other.engine is first.engine or not choice.reads(other):
+        return None
+    engine, quant = other.engine.name, other.request.quant
+    where = (*(("--on", request.on[0]) if request.on else ()), *(("-b", str(batch)) if batch > 1 else ()))
+    rate = rate_text(other.decode.tps.value)
+    typed = command(
+        "profile", "fit", found[0].named.argument, "--engine", engine, "-q", quant, "-c", str(context), where
+    )
+    return f"{quant} in {engine} decodes at {rate} t/s", typed
 
 
 def _plan(
@@ -255,7 +285,7 @@ def one_case(request: FitRequest) -> OneCase:
         raise ProfileError("no model named", "profile models lists the catalog.")
     _, model = _model(names[0], request, contexts)
     variant = variants(model, held(model), engine, machine.target, asked, usual)[0]
-    predictor = _predictor(model.geometry, engine, variant, machine, request.path)
+    predictor = _predictor(model.geometry, engine, variant, machine, request.path, _learned(machine.target, request))
     cautions = (*model.cautions, *variant.cautions, *_extrapolated(engine, variant, machine, request))
     (context,) = _reached(contexts, model.geometry.max_position, request)
     named = Named(
@@ -288,8 +318,9 @@ def _cases(
     contexts: Sequence[int],
     batches: Sequence[int],
     request: FitRequest,
+    learned: Learned,
 ) -> Iterator[FitPrediction]:
-    predictor, kv = _predictor(model.geometry, engine, variant, machine, request.path), request.kv
+    predictor, kv = _predictor(model.geometry, engine, variant, machine, request.path, learned), request.kv
     longest = {batch: predictor.largest_context(batch, kv) for batch in batches}
     as_stored = variant.checkpoint_format is not None or not request.quants
     unchecked = _extrapolated(engine, variant, machine, request)
@@ -300,7 +331,7 @@ def _cases(
             yield FitPrediction(
                 model=model.name,
                 named=Named(model.source.argument(name), model.source, as_stored=as_stored),
-                cautions=(*model.cautions, *variant.cautions, *machine.target.limits, *unchecked),
+                cautions=(*variant.cautions, *unchecked, *machine.target.limits, *model.cautions),
                 prediction=prediction,
                 largest_context=longest[batch],
                 largest_batch=widest,
@@ -318,12 +349,24 @@ def _reached(contexts: Sequence[int], most: int, request: FitRequest) -> tuple[i
 
 
 def _predictor(
-    geometry: Geometry, engine: Engine, variant: QuantVariant, machine: Machine, path: str | None = None
+    geometry: Geometry,
+    engine: Engine,
+    variant: QuantVariant,
+    machine: Machine,
+    path: str | None = None,
+    learned: Learned = NOTHING,
 ) -> Predictor:
     """A predictor of a model in ``variant``, run as a sweep would run it on ``machine``."""
-    target, quant = machine.target, variant.quant
+    target, quant, stored = machine.target, variant.quant, variant.checkpoint_format
     dtype = variant.dtype or compute_dtype(target, quant)
-    return Predictor(geometry, engine, quant, machine, dtype, path or usual_path(target), variant.checkpoint_format)
+    return Predictor(geometry, engine, quant, machine, dtype, path or usual_path(target), stored, learned)
+
+
+def _learned(target: Target, request: FitRequest) -> Learned:
+    """What the rows in the store teach about a device of this machine."""
+    if not request.learned or target.local is None or target.count > 1:
+        return NOTHING
+    return from_store(request.store, devices.find(target.local), target)
 
 
 def _extrapolated(engine: Engine, variant: QuantVariant, machine: Machine, request: FitRequest) -> tuple[str, ...]:
@@ -359,10 +402,16 @@ def least_loss(ranked: Sequence[FitPrediction]) -> list[FitPrediction]:
 def traded(met: Sequence[FitPrediction], found: Sequence[FitPrediction], goal: Goal) -> Iterator[str]:
     """What the goal costs: quantizations with less loss and larger models, and why they do not meet it."""
     for each in met[:MOST_TRADED]:
-        quant, tried = each.prediction.request.quant, [other for other in found if _case(other) == _case(each)]
-        better = [other for other in tried if choice.loss(other.prediction.request.quant) < choice.loss(quant)]
-        if better:
-            nearest = max(better, key=lambda other: (choice.loss(other.prediction.request.quant), -_weights(other)))
+        quant, lost = each.prediction.request.quant, choice.loss(each.prediction.request.quant)
+        better = [
+            other
+            for other in found
+            if _case(other) == _case(each)
+            and choice.loss(other.prediction.request.quant) <= lost
+            and _weights(other) > _weights(each)
+        ]
+        if lost and better:
+            nearest = min(better, key=_weights)
             reason = f"{nearest.prediction.request.quant} {_falls_short(nearest)}"
             yield f"{printable(each.model, 40)} is in {quant} because {reason}"
     reached, best = {each.model for each in met}, met[0] if met else None

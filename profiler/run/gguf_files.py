@@ -60,16 +60,16 @@ def of_folder(name: str, weights: str = "auto") -> list[str]:
     return found or [name]
 
 
-def in_quants(subjects: Sequence[Subject], asked: Sequence[str], others: bool) -> tuple[Subject, ...]:
+def in_quants(subjects: Sequence[Subject], requested: Sequence[str], others: bool) -> tuple[Subject, ...]:
     """The files in one of these quantizations, as read from their tensors, and all models with synthetic weights.
 
     Raises NotFound for a quantization that no file has; ``others``: unless one with synthetic weights can have it.
     """
     has = {each.name: _plain_name(each.checkpoint_format.quant) for each in subjects if each.checkpoint_format}
-    for name in asked:
+    for name in requested:
         if _plain_name(name) not in has.values() and not (others and gguf_mix.known(name)):
             raise unknown("quantization among the files", name, sorted(set(has.values())))
-    wanted = set(map(_plain_name, asked))
+    wanted = set(map(_plain_name, requested))
     return tuple(each for each in subjects if each.weights == "synthetic" or has.get(each.name) in wanted)
 
 

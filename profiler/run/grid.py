@@ -39,7 +39,7 @@ from profiler.quants.base import Quant
 from profiler.run.quantization import QuantChoice, choices
 from profiler.units import parse_count, printable
 
-MOST_COMMAS = 16  # in one path
+MAX_COMMAS = 16  # in one path
 MAX_CASES = 100_000  # more cases than this are a typing error: at a second each they would take a day
 LISTS = "Lists: 512,4k · ranges: '1k-128k*2', 1-8+1."
 _RANGE = re.compile(r"^(?P<first>\w+)-(?P<last>\w+)(?:(?P<rule>[*+])(?P<by>\w+))?$")
@@ -48,9 +48,9 @@ NOT_GRIDS = {"devices", "efficiency", "quality"}  # data files in the same folde
 FILLS = ("prefill", "synthetic")
 REQUIRED = {"description", "contexts", "batches", "steps"}
 KNOWN = REQUIRED | {"quants", "models", "fill", "prompts", "answer_tokens", "stands_for"}
-MAX_BYTES = 64 * 1024
-MAX_ANSWER = 2**20  # tokens
-BUDGET = Budget(nbytes=MAX_BYTES, values=2**14, depth=8)  # a scenario is a few lines long
+MAX_FILE_BYTES = 64 * 1024
+MAX_ANSWER_TOKENS = 2**20  # tokens
+BUDGET = Budget(nbytes=MAX_FILE_BYTES, values=2**14, depth=8)  # a scenario is a few lines long
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +105,6 @@ def runnable(tasks: Iterable[Task]) -> list[Task]:
     """``tasks`` as a list, for a gate, which has no rows for skipped cases. Raises ProfileError if one cannot run."""
     found = list(tasks)
     for task in found:
-        if backends.find(task.case.backend).times_itself:
-            raise ProfileError(
-                f"profile gate cannot measure backend {task.case.backend}, whose programs time themselves",
-                "Measure each build with profile sweep, then compare them: profile compare RUN RUN",
-            )
         if task.reason is not None:
             raise ProfileError(f"{printable(task.case.model, 80)}: {task.reason}")
     return found
@@ -129,7 +124,7 @@ def model_names(values: Iterable[str]) -> tuple[str, ...]:
     for value in values:
         parts = value.split(",")
         while parts:
-            most = min(len(parts), MOST_COMMAS + 1)
+            most = min(len(parts), MAX_COMMAS + 1)
             taken = next((n for n in range(most, 1, -1) if _exists(",".join(parts[:n]).strip())), 1)
             name = ",".join(parts[:taken]).strip()
             found |= {name: None} if name else {}
@@ -295,7 +290,7 @@ def load(name: str) -> Scenario:
 def source(name: str) -> str:
     """The text of a scenario's file as a template, safe for a terminal. Raises the same errors as ``load``."""
     lines = _text(f"scenario {printable(name)}", _file(name)).splitlines()
-    return "".join(f"{printable(line.expandtabs(4), MAX_BYTES)}\n" for line in lines)
+    return "".join(f"{printable(line.expandtabs(4), MAX_FILE_BYTES)}\n" for line in lines)
 
 
 def _file(name: str) -> Traversable:
@@ -322,8 +317,8 @@ def _parse(name: str, file: Traversable) -> Scenario:
         if not isinstance(content.get(key, ""), str):
             raise ProfileError(f"{where}: {key} is {_quoted(content[key])}, but must be text")
     answer = counts(f"{where}: answer_tokens", _texts(content.get("answer_tokens", 1)))
-    if len(answer) > 1 or answer[0] > MAX_ANSWER:
-        raise ProfileError(f"{where}: answer_tokens must be one number up to {MAX_ANSWER:,}")
+    if len(answer) > 1 or answer[0] > MAX_ANSWER_TOKENS:
+        raise ProfileError(f"{where}: answer_tokens must be one number up to {MAX_ANSWER_TOKENS:,}")
     return Scenario(
         name=printable(name),
         description=printable(content["description"]),
@@ -335,7 +330,7 @@ def _parse(name: str, file: Traversable) -> Scenario:
         fill=fill,
         prompts=words(_names(where, content, "prompts")),
         answer_tokens=answer[0] if "answer_tokens" in content else None,
-        stands_for=printable(content["stands_for"], MAX_BYTES) if "stands_for" in content else None,
+        stands_for=printable(content["stands_for"], MAX_FILE_BYTES) if "stands_for" in content else None,
     )
 
 
@@ -363,7 +358,7 @@ def _read(where: str, file: Traversable) -> dict[str, Any]:
 
 def _text(where: str, file: Traversable) -> str:
     try:
-        return (read_bytes(file, MAX_BYTES, where) if isinstance(file, Path) else file.read_bytes()).decode(
+        return (read_bytes(file, MAX_FILE_BYTES, where) if isinstance(file, Path) else file.read_bytes()).decode(
             "utf-8-sig"
         )
     except ProfileError as error:

@@ -67,7 +67,7 @@ from profiler.results.measurement import (
     Sample,
 )
 from profiler.run.repetitions import (
-    FEWEST,
+    MIN_REPS,
     Effort,
     Measured,
     Repeater,
@@ -319,17 +319,17 @@ def _decode(meter: Meter, generation: Generation, case: Case, beat: Beat, watche
     """``steps`` timed decode steps from the saved cache."""
     generation.restore()
     repetition = Repetition(meter, watcher)
-    marks = [meter.mark()]
+    timestamps = [meter.timestamp()]
     for _ in range(case.steps):
         generation.step()
-        marks.append(meter.mark())
+        timestamps.append(meter.timestamp())
         beat("")
     sample = repetition.end("decode")
     tokens = sum(len(step) for step in generation.tokens)
     if tokens != case.batch * case.steps:
         raise ShapeMismatch(f"decode gave {tokens} tokens instead of {case.batch} × {case.steps}")
     _check_length(generation, case.context + case.steps, "decode")
-    return replace(sample, tokens=tokens, step_s=tuple(meter.elapsed(marks)))
+    return replace(sample, tokens=tokens, step_s=tuple(meter.elapsed(timestamps)))
 
 
 def _check_length(generation: Generation, expected: int, phase: str) -> None:
@@ -344,7 +344,7 @@ def _repeat_timed(phase: Phase, run: TimedCase, session: TimedSession, effort: E
     samples: list[Sample] = []
     stopped: Stop | None = None
     session.watcher.start()
-    with closing(run.repeat(phase, effort.reps or FEWEST, effort.max_phase_s)) as groups:
+    with closing(run.repeat(phase, effort.reps or MIN_REPS, effort.max_phase_s)) as groups:
         for group in groups:
             seen = session.watcher.stop(sum(sample.seconds for sample in group))
             samples += [

@@ -22,6 +22,7 @@ from heapq import heappop, heappush
 from profiler import backends
 from profiler.case import Case, Task
 from profiler.cost.cases import CaseEstimate, estimate_case, host_of, is_placed
+from profiler.cost.learned import NOTHING, Learned
 from profiler.devices.base import DeviceInfo
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
@@ -49,7 +50,13 @@ class SweepPlan:
         return sum(loads.values()) + sum(task.run_s for task in self.tasks)
 
 
-def make(tasks: Iterable[Task], device: DeviceInfo, effort: Effort, available_bytes: int) -> SweepPlan:
+def make(
+    tasks: Iterable[Task],
+    device: DeviceInfo,
+    effort: Effort,
+    available_bytes: int,
+    learned: Learned = NOTHING,
+) -> SweepPlan:
     """Order ``tasks`` and skip what cannot run on ``device`` with ``available_bytes`` of its memory."""
     planned: list[Task] = []
     first: dict[str, str] = {}  # by model: the load that computes the reference for its quality
@@ -58,7 +65,7 @@ def make(tasks: Iterable[Task], device: DeviceInfo, effort: Effort, available_by
     for task in tasks:
         if task.reason is None or task.checkpoint_format is not None:
             try:
-                task = plan_case(task, host(task.case.threads), effort)
+                task = plan_case(task, host(task.case.threads), effort, learned)
                 if first.setdefault(task.case.model_id, task.case.load_key) == task.case.load_key:
                     task = replace(task, load_s=task.load_s + quality.reference_s(task, effort.quality))
             except ProfileError as error:  # only this model in this quantization is affected
@@ -69,10 +76,10 @@ def make(tasks: Iterable[Task], device: DeviceInfo, effort: Effort, available_by
     return SweepPlan(tuple(_by_load(planned)), tuple(skipped))
 
 
-def plan_case(task: Task, host: Target, effort: Effort) -> Task:
+def plan_case(task: Task, host: Target, effort: Effort, learned: Learned = NOTHING) -> Task:
     """``task``, which comes from a grid, with its estimates on ``host``."""
     assert task.geometry is not None
-    estimate = estimate_case(task.case, task.geometry, host, task.checkpoint_format)
+    estimate = estimate_case(task.case, task.geometry, host, task.checkpoint_format, learned)
     synthetic = task.case.fill == "synthetic"
     start = estimate.fill_s.value if synthetic else _phase_s(estimate.prefill_s.value, effort)
     decode = _phase_s(estimate.step_s.value * task.case.steps, effort)

@@ -40,7 +40,7 @@ V1_FIELDS = frozenset(  # fields of Case and Effort that workers of every versio
         "max_phase_s",
     ]
 )
-MAX_LINE = 16 * 1024**2  # bytes: enough for a million step times, or for any real config.json
+MAX_LINE_BYTES = 16 * 1024**2  # bytes: enough for a million step times, or for any real config.json
 
 
 class ProtocolError(Exception):
@@ -102,8 +102,8 @@ def encode(message: Mapping[str, Any], finite: bool = True) -> bytes:
         line = json.dumps(message, separators=(",", ":"), allow_nan=not finite).encode() + b"\n"
     except ValueError:
         raise ProtocolError("it contains a number that is not finite") from None
-    if len(line) > MAX_LINE:
-        raise ProtocolError(f"its line has {bytes_text(len(line))}, more than {bytes_text(MAX_LINE)}")
+    if len(line) > MAX_LINE_BYTES:
+        raise ProtocolError(f"its line has {bytes_text(len(line))}, more than {bytes_text(MAX_LINE_BYTES)}")
     return line
 
 
@@ -135,8 +135,8 @@ class LineBuffer:
             del self._rest[: end + 1]
             seen = 0
             yield self._decode(line)
-        if len(self._rest) > MAX_LINE:
-            raise ProtocolError(f"a line of more than {bytes_text(MAX_LINE)}")
+        if len(self._rest) > MAX_LINE_BYTES:
+            raise ProtocolError(f"a line of more than {bytes_text(MAX_LINE_BYTES)}")
 
     def _decode(self, line: bytes) -> dict[str, Any]:
         try:

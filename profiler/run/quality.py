@@ -66,10 +66,10 @@ def _reference(name: str) -> dict[str, Any]:
     }
 
 
-def check(subject: Subject, backend: str, wanted: Mapping[str, Any] | None) -> None:
-    """Raise ProfileError if the quality of a model cannot be measured as requested."""
+def checked(subject: Subject, wanted: Mapping[str, Any] | None, backend: str) -> Subject:
+    """``subject``, if its quality can be measured as requested. Raises ProfileError."""
     if wanted is None:
-        return
+        return subject
     if backends.find(backend).quality is None:
         having = [name for name in registry.names(backends.FOLDER) if backends.find(name).quality is not None]
         raise ProfileError(f"--quality: backend {backend} gives no logits", f"Use --backend {' or '.join(having)}.")
@@ -81,6 +81,7 @@ def check(subject: Subject, backend: str, wanted: Mapping[str, Any] | None) -> N
     stored = subject.checkpoint_format
     if stored is not None and stored.quant not in DTYPE_BYTES and wanted["reference"] is None:
         raise ProfileError(f"{subject.name}: its weights are themselves quantized ({stored.quant})", NO_REFERENCE)
+    return subject
 
 
 def prepare(case: Case, source: Source, wanted: Mapping[str, Any] | None, beat: Beat) -> str | None:

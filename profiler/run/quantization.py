@@ -42,12 +42,14 @@ def choices(
     source: Source,
     weights: str,
     stored: Stored | None,
-    asked: Sequence[Quant],
+    requested: Sequence[Quant],
     device: DeviceInfo,
     gguf: bool = False,
 ) -> list[QuantChoice]:
-    """The quantizations of one model of a sweep; ``asked`` is empty without -q. ``gguf``: the backend runs GGUF files
-    (``Backend.gguf``), and ``asked`` has the quantizations of those that are written with synthetic weights.
+    """The quantizations of one model of a sweep; ``requested`` is empty without -q.
+
+    ``gguf``: the backend runs GGUF files (``Backend.gguf``), and ``requested`` has the quantizations of those that
+    are written with synthetic weights.
 
     A checkpoint runs as it is stored. A quantized one is unpacked into a plain dtype if transformers supports only
     that; quantizing it a second time is refused.
@@ -55,16 +57,16 @@ def choices(
     if gguf:
         if stored is not None:
             return [QuantChoice(checkpoint.quant_of(stored), stored)]
-        return [QuantChoice(quant) for quant in asked]
-    usual: tuple[Quant, ...] = tuple(asked) or (_registered(own_dtype(stored, device)),)
+        return [QuantChoice(quant) for quant in requested]
+    usual: tuple[Quant, ...] = tuple(requested) or (_registered(own_dtype(stored, device)),)
     if weights == "synthetic":
         own = schemes.of(source.config)
-        if not asked and own is not None and own.name in registry.names("quants"):
+        if not requested and own is not None and own.name in registry.names("quants"):
             usual = (_registered(own.name),)
         return [QuantChoice(quant, reason=_unknown(quant)) for quant in usual]
     if stored is None or stored.scheme is None:
         return [QuantChoice(quant, reason=_unknown(quant)) for quant in usual]
-    return [_of_checkpoint(stored, quant, device) for quant in asked] or [_own(stored, device)]
+    return [_of_checkpoint(stored, quant, device) for quant in requested] or [_own(stored, device)]
 
 
 def _unknown(quant: Quant) -> str | None:
@@ -136,7 +138,12 @@ def held(model: Model) -> Stored | None:
 
 
 def variants(
-    model: Model, stored: Stored | None, engine: Engine, target: Target, asked: Sequence[str], usual: Sequence[str]
+    model: Model,
+    stored: Stored | None,
+    engine: Engine,
+    target: Target,
+    requested: Sequence[str],
+    usual: Sequence[str],
 ) -> list[QuantVariant]:
     """The quantizations to predict for ``engine``; ``usual`` are its defaults if nothing else decides.
 
@@ -145,16 +152,17 @@ def variants(
     """
     if stored is None:
         scheme = schemes.of(model.source.config)
-        if scheme is not None and not asked:
+        if scheme is not None and not requested:
             raise ProfileError(
                 f"{model.name}: its config says {scheme.name}, but not enough to compute the size of the weights",
                 "Give a folder with the weights, or choose a quantization with -q.",
             )
-        return [QuantVariant(quant) for quant in dict.fromkeys(checked(engine, quant) for quant in asked or usual)]
-    if not asked:
+        known = dict.fromkeys(checked(engine, quant) for quant in requested or usual)
+        return [QuantVariant(quant) for quant in known]
+    if not requested:
         return _by_itself(model, stored, engine, target, usual)
     found: list[QuantVariant] = []
-    for word in dict.fromkeys(word.casefold() for word in asked):
+    for word in dict.fromkeys(word.casefold() for word in requested):
         in_any_dtype = GGUF not in engine.reads  # loads what is not quantized in any dtype
         if _same(word, stored.quant) and not (in_any_dtype and (stored.gguf or not stored.packed)):
             own = _by_itself(model, stored, engine, target, (word,))

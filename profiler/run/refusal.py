@@ -46,11 +46,11 @@ def accepted(names: Sequence[str], take: Callable[[str], Taken]) -> tuple[list[T
         except ProfileError as error:
             refused.append(Refusal(name, error))
     if refused and not taken:
-        raise together(refused)
+        raise combined_error(refused)
     return taken, tuple(refused)
 
 
-def together(refused: Iterable[Refusal]) -> ProfileError:
+def combined_error(refused: Iterable[Refusal]) -> ProfileError:
     """The error to raise if every model was refused."""
     every = list(refused)
     first = every[0].error

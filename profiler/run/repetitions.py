@@ -2,12 +2,14 @@
 
 A phase warms up until it is steady, then repeats until its rate is precise.
 
-**Warm-up.** The phase runs at full shape until the last five runs neither drift (Theil–Sen slope × 5 below 1% of the
-median) nor spread (interquartile range below 2%). There are at most ``WARMUPS`` such runs, and none starts after
-``WARMUP_S`` seconds. A phase that takes five seconds or more therefore gets a single one, which loads code, starts
-threads and touches memory. On a busy machine the spread never settles; then these limits end the warm-up, and the row
-says so. A case that this process has measured before, as in the blocks of a gate, warms up for at most ``AGAIN_S``,
-because code and memory are ready.
+**Warm-up.** The first case of a process runs each phase at full shape until the last five runs neither drift
+(Theil–Sen slope × 5 below 1% of the median) nor spread (interquartile range below 2%). There are at most
+``MAX_WARMUPS`` such runs, and none starts after ``MAX_WARMUP_S`` seconds. A phase that takes five seconds or more
+therefore gets a single one, which loads code, starts threads and touches memory. On a busy machine the spread never
+settles; then these limits end the warm-up, and the row says so. Code is then loaded and clocks have settled, so each
+later case gets one warm-up per phase, for its new shape. ``benchmarks/drift.py`` shows that the next run is no slower
+than those that follow. A case that this process has measured before, as in the blocks of a gate, warms up for at most
+``MAX_SHORT_WARMUP_S``. ``Effort.quick`` warms up once in every case.
 
 **Repetitions.** ``-r N`` runs exactly N. Otherwise they continue until the 95% interval of the rate
 (``results.stats``) is within the requested precision. The process-to-process variation is excluded, because
@@ -23,7 +25,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, Literal
@@ -36,25 +38,26 @@ from profiler.results.stats import summarize
 from profiler.units import bytes_text, seconds_text
 
 PRECISION = 0.02  # of the median: half of what users would call a difference between two quantizations
-FEWEST = 5  # repetitions before precision may end a phase: stopping at three would give 91% coverage instead of 95%
-MOST = 20  # the limit: 40 repetitions would narrow the interval by only another third
+MIN_REPS = 5  # repetitions before precision may end a phase: stopping at three would give 91% coverage instead of 95%
+MAX_REPS = 20  # the limit: 40 repetitions would narrow the interval by only another third
+QUICK_PRECISION, QUICK_MIN_REPS, QUICK_MAX_REPS = 0.05, 3, 10  # the same with ``quick``, for a first look at a grid
 MAX_PHASE_S = 60.0
 
-WARMUPS = 20
-WARMUP_S = 5.0
-AGAIN_S = 1.0
-USUAL = 10  # repetitions that 2% precision takes if they spread by 2%; the plan assumes this number
+MAX_WARMUPS = 20
+MAX_WARMUP_S = 5.0
+MAX_SHORT_WARMUP_S = 1.0
+LIKELY_REPS = 10  # repetitions that 2% precision takes if they spread by 2%; the plan assumes this number
 INVALID_SHARE = 4  # one of this many repetitions may be replaced, and always at least one
-# Why a phase ended: the precision was reached · the requested number was reached · ``MOST`` was reached ·
+# Why a phase ended: the precision was reached · the requested number was reached · ``MAX_REPS`` was reached ·
 # ``--max-phase`` was reached · the first repetition alone took that long · too many repetitions were invalid.
 Stop = Literal["precision", "reps", "cap", "time", "cold", "invalid"]
 
 # Share of the CPU time we needed. If others took more, the figure says how busy the machine was: threads wait for
 # each other after every operator, so one that lacks a core stops them all.
-BUSY = 0.2
-SOME_THROTTLED = 0.02  # of the time; less may come from a thread that does no work for the phase
+BUSY_SHARE = 0.2
+MIN_THROTTLED_SHARE = 0.02  # of the time; less may come from a thread that does no work for the phase
 PERIODS_TO_AVERAGE = 5  # quota periods per repetition: in fewer, it matters whether one starts with a full quota
-SOME_SWAP = 16 * 1024**2  # bytes: any process that started long ago has less in swap
+MIN_SWAP_BYTES = 16 * 1024**2  # bytes: any process that started long ago has less in swap
 ONE_OTHER = "another process computes"  # a gate ignores this caution, since that process is its own second worker
 SPARE = 0.25  # of a core: what other processes need less does not cost us a thread
 QUIETER = "--fresh on a quieter machine"
@@ -65,43 +68,46 @@ SMALLER = "a smaller -q, -c or -b"
 class Effort:
     """How often a phase is repeated: ``reps`` times, or until the 95% interval of its rate is within ``precision``.
 
-    The interval is that of repetitions in one process. It is checked from ``FEWEST`` repetitions on, and ``MOST`` end
-    the phase. No repetition starts once those of its phase have taken ``max_phase_s`` seconds in total.
+    The interval is that of repetitions in one process. It is checked from ``MIN_REPS`` repetitions on, and
+    ``MAX_REPS`` end the phase. No repetition starts once those of its phase have taken ``max_phase_s`` seconds in
+    total.
     """
 
     reps: int | None = None  # None: as ``precision`` needs
     max_phase_s: float = MAX_PHASE_S
     precision: float = PRECISION  # from the median to the farther end of the interval, ÷ median
     energy: bool = False  # also measure energy: ten more seconds for a short phase
+    quick: bool = False  # one warm-up, and from ``QUICK_MIN_REPS`` repetitions on, precision may end a phase
     quality: Mapping[str, Any] | None = None  # also compare predictions with a reference's (``run/quality.py``)
 
     @property
-    def fewest(self) -> int:
+    def min_reps(self) -> int:
         """With fewer repetitions than this, a phase counts as cut short."""
-        return FEWEST if self.reps is None else self.reps
+        return self.reps or (QUICK_MIN_REPS if self.quick else MIN_REPS)
 
     @property
-    def most(self) -> int:
+    def max_reps(self) -> int:
         """The phase ends after this many repetitions."""
-        return MOST if self.reps is None else self.reps
+        return self.reps or (QUICK_MAX_REPS if self.quick else MAX_REPS)
 
     @property
-    def asked(self) -> dict[str, Any]:
+    def requested(self) -> dict[str, Any]:
         """The requested effort, as a row stores it."""
         wanted: dict[str, Any] = {"precision": self.precision} if self.reps is None else {"reps": self.reps}
-        wanted |= {"max_phase_s": self.max_phase_s} | ({"energy": True} if self.energy else {})
-        return wanted | ({} if self.quality is None else {"quality": self.quality["hash"]})
+        wanted |= {name: True for name in ("energy", "quick") if getattr(self, name)}
+        wanted |= {} if self.quality is None else {"quality": self.quality["hash"]}
+        return wanted | {"max_phase_s": self.max_phase_s}
 
 
 def stop(samples: Sequence[Sample], effort: Effort) -> Stop | None:
     """Why the phase ends after ``samples``, which include invalid ones; None: it goes on."""
     valid = [sample for sample in samples if sample.invalid is None]
     replaced = len(samples) - len(valid)
-    if effort.reps is None and len(valid) >= effort.fewest and _is_precise(valid, effort.precision):
+    if effort.reps is None and len(valid) >= effort.min_reps and _is_precise(valid, effort.precision):
         return "precision"
-    if len(valid) >= effort.most:
+    if len(valid) >= effort.max_reps:
         return "cap" if effort.reps is None else "reps"
-    if replaced > max(1, effort.most // INVALID_SHARE):
+    if replaced > max(1, effort.max_reps // INVALID_SHARE):
         return "invalid"
     if sum(sample.seconds for sample in samples) < effort.max_phase_s or replaced == len(samples) <= 1:
         return None
@@ -112,8 +118,8 @@ def likely(once_s: float, effort: Effort) -> int:
     """The likely number of runs of a phase of ``once_s`` seconds, including warm-ups."""
     if once_s >= effort.max_phase_s:
         return 1
-    warmups = min(stats.WINDOW, ceil(min(WARMUP_S, effort.max_phase_s) / once_s))
-    return warmups + min(effort.reps or USUAL, ceil(effort.max_phase_s / once_s))
+    usual = effort.reps or (QUICK_MIN_REPS + 1 if effort.quick else LIKELY_REPS)
+    return 1 + min(usual, ceil(effort.max_phase_s / once_s))
 
 
 def _is_precise(samples: Sequence[Sample], precision: float) -> bool:
@@ -172,6 +178,7 @@ class Repeater:
     effort: Effort
     beat: Beat = unheard
     measured_before: bool = False  # by this process: code and memory are ready, so the warm-up is short
+    settled: Collection[Phase] = ()  # phases that this process has warmed up before, in other cases
 
     def repeat(self, phase: Phase, once: Callable[[], Sample], meter: Meter) -> Measured:
         """Warm up, then repeat ``once`` as requested. If the first run takes ``max_phase_s``, it is the only one."""
@@ -183,22 +190,24 @@ class Repeater:
             before = meter.pressure()
         ended: Stop | None = "cold" if samples and samples[0].invalid is None else None
         while ended is None and (ended := stop(samples, effort)) is None:
-            self.beat(f"{phase} {len(samples) + 1}{'/' if effort.reps else ' of at most '}{effort.most}")
+            self.beat(f"{phase} {len(samples) + 1}{'/' if effort.reps else ' of at most '}{effort.max_reps}")
             samples.append(once())
         marked = (replace(sample, warmup=True) for sample in warmups)
         return Measured((*marked, *samples), ended, before, meter.pressure())
 
-    def is_warm(self, warmups: Sequence[Sample]) -> bool:
+    def is_warm(self, phase: Phase, warmups: Sequence[Sample]) -> bool:
         """Whether these warm-ups, at least one, are enough."""
+        if self.effort.quick or (phase in self.settled and not self.measured_before):
+            return True
         seconds = [sample.seconds for sample in warmups]
-        most_s = min(AGAIN_S if self.measured_before else WARMUP_S, self.effort.max_phase_s)
-        return len(seconds) >= WARMUPS or sum(seconds) >= most_s or stats.steady(seconds) is True
+        most_s = min(MAX_SHORT_WARMUP_S if self.measured_before else MAX_WARMUP_S, self.effort.max_phase_s)
+        return len(seconds) >= MAX_WARMUPS or sum(seconds) >= most_s or stats.steady(seconds) is True
 
     def _warmed(self, phase: Phase, once: Callable[[], Sample]) -> list[Sample]:
         """The warm-ups: at least one, which becomes the only repetition if there is no time for more."""
         self.beat(f"{phase} warm-up")
         warmups = [once()]
-        while not self.is_warm(warmups):
+        while not self.is_warm(phase, warmups):
             self.beat(f"{phase} warm-up {len(warmups) + 1}")
             warmups.append(once())
         return warmups
@@ -215,7 +224,9 @@ def _disturbances(phase: Phase, measured: Measured, cores: int, threads: int | N
     waited_s, cpu_s = (sum(getattr(sample, name) or 0 for sample in timed) for name in ("wait_s", "cpu_s"))
     if (other := disturbance(before, after, waited_s, cpu_s, cores)) is not None:
         told = f"{phase}: {other.text}", _less_disturbed(other, cores, threads)
-        yield Caution(f"{phase}-busy", *told) if other.lacked > BUSY else Caution(f"{phase}-cpu-pressure", *told)
+        yield (
+            Caution(f"{phase}-busy", *told) if other.lacked > BUSY_SHARE else Caution(f"{phase}-cpu-pressure", *told)
+        )
     if throttled := _throttled(phase, measured):
         yield Caution(f"{phase}-throttled", throttled, "a larger CPU quota")
     if swapped := _swapped(phase, before, after):
@@ -248,7 +259,7 @@ def _throttled(phase: Phase, measured: Measured) -> str | None:
     before, after = measured.before, measured.after
     periods, used_up = grown(before.periods, after.periods), grown(before.throttled, after.throttled)
     stood, wall = grown(before.throttled_s, after.throttled_s), after.at_s - before.at_s
-    if stood is None or wall <= 0 or stood / wall < SOME_THROTTLED:
+    if stood is None or wall <= 0 or stood / wall < MIN_THROTTLED_SHARE:
         return None
     if not periods or not used_up:
         what = f"cores were stopped for {seconds_text(stood)} of {seconds_text(wall)}"
@@ -264,6 +275,6 @@ def _throttled(phase: Phase, measured: Measured) -> str | None:
 def _swapped(phase: Phase, before: Pressure, after: Pressure) -> str | None:
     read = grown(before.swapped_in_bytes, after.swapped_in_bytes) or 0
     out = max(before.swapped_bytes or 0, after.swapped_bytes or 0)
-    if out and read >= SOME_SWAP:
+    if out and read >= MIN_SWAP_BYTES:
         return f"{phase}: {bytes_text(read)} were read back from swap"
-    return f"{phase}: {bytes_text(out)} of this process are in swap" if out >= SOME_SWAP else None
+    return f"{phase}: {bytes_text(out)} of this process are in swap" if out >= MIN_SWAP_BYTES else None

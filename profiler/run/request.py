@@ -5,6 +5,7 @@ One refused model does not stop the others in the list.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,8 +29,8 @@ from profiler.run.grid import Axes, Subject, SweepSettings, counts, model_names,
 from profiler.run.prompts import contexts_of
 from profiler.run.quantization import dtype_notes, never_loaded
 from profiler.run.refusal import Refusal, accepted
-from profiler.run.repetitions import MAX_PHASE_S, PRECISION, Effort
-from profiler.units import bytes_text, printable
+from profiler.run.repetitions import MAX_PHASE_S, PRECISION, QUICK_PRECISION, Effort
+from profiler.units import bytes_text, counted, one_of, printable, some_bytes, some_seconds, some_share
 
 MAX_THREADS = 4096  # the OpenMP runtime crashes at a million
 MAX_SEED = 2**63 - 1  # limit of the random generators
@@ -40,6 +41,55 @@ GGUF_QUANT = "q4_k_m"  # of a GGUF file with synthetic weights, without -q
 OF_CHECKPOINTS = re.compile(r"(awq|gptq|fp8|mxfp|nvfp|compressed|mlx|fp4-dq).{0,40}", re.IGNORECASE)
 GGUF_FORMAT = re.compile(r"^(ud-)?(i?q\d|tq\d)_", re.IGNORECASE)  # q4_k_m, iq2_xs
 Say = Callable[[str], None]
+
+
+def _backend(text: str) -> str:
+    backends.find(text)
+    return registry.canonical(backends.FOLDER, text) or text
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) > MAX_SEED:
+        raise ValueError(f"{printable(text, 40)} is not a whole number from 0 to {MAX_SEED}")
+    return int(text)
+
+
+@dataclass(frozen=True, slots=True)
+class SweepOption:
+    """An option of ``profile sweep``, which ``profiler.sweep`` takes as an argument."""
+
+    names: tuple[str, ...]  # on the command line
+    parse: Callable[[str], Any] = str  # raises ValueError, and NotFound for the name of a plug-in
+    default: str | None = None
+    many: bool = False  # several texts, which ``resolve_request`` parses
+
+
+OPTIONS = {  # by the argument of ``profiler.sweep``
+    "models": SweepOption(("-m", "--model"), many=True),
+    "quants": SweepOption(("-q", "--quant"), many=True),
+    "contexts": SweepOption(("-c", "--context"), many=True),
+    "batches": SweepOption(("-b", "--batch"), many=True),
+    "steps": SweepOption(("-n", "--steps"), many=True),
+    "paths": SweepOption(("--path",), many=True),
+    **{name: SweepOption((f"--{name.replace('_', '-')}",), many=True) for name in OF_BACKENDS},
+    "device": SweepOption(("--device",)),
+    "backend": SweepOption(("--backend",), _backend, backends.DEFAULT),
+    "llama_cpp": SweepOption(("--llama-cpp",), os.fspath),
+    "scenario": SweepOption(("--scenario",), os.fspath),
+    "weights": SweepOption(("--weights",), one_of(WEIGHTS), "auto"),
+    "quality_text": SweepOption(("--quality-text",), os.fspath),
+    "reference": SweepOption(("--reference",), os.fspath),
+    "fill": SweepOption(("--fill",), one_of(run_grid.FILLS)),
+    "seed": SweepOption(("--seed",), _seed, "0"),
+    "ubatch": SweepOption(("--ubatch",), counted()),
+    "threads": SweepOption(("--threads",), counted(MAX_THREADS)),
+    "max_memory": SweepOption(("--max-memory",), some_bytes),
+    "reps": SweepOption(("--reps", "-r"), counted()),
+    "precision": SweepOption(("--precision",), some_share),
+    "max_phase": SweepOption(("--max-phase",), some_seconds),
+    "budget": SweepOption(("--budget",), some_seconds),
+    "timeout": SweepOption(("--timeout",), some_seconds, "1h"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +107,7 @@ class SweepRequest:
     quality_text: str | None = None  # a folder
     reference: str | None = None  # a model
     precision: float | None = None
+    quick: bool = False
     max_phase_s: float | None = None
     budget_s: float | None = None
     scenario: str | None = None
@@ -89,7 +140,7 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
     Raises ProfileError for invalid options, NotFound for unknown quantizations and scenarios, and the reason why a
     model cannot be measured if none of them can.
     """
-    if (command := backends.find(request.backend).served) is not None:
+    if (command := backends.find(request.backend).server_command) is not None:
         raise ProfileError(
             f"profile sweep cannot use backend {request.backend}, which measures a running server", f"Use {command}."
         )
@@ -102,7 +153,7 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
     effort = _effort(request)
     if backends.find(request.backend).gguf:
         return _of_files(replace(request, quants=typed), names, options, device, say)
-    quants, own = _asked(words(request.quants))
+    quants, own = _requested_quants(words(request.quants))
     if request.quants and not (quants or own):
         raise ProfileError("-q: the list is empty", "Leave it out for the default of each model.")
     if request.models and not names:
@@ -110,14 +161,14 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
     if not names:
         for error in own.values():
             raise error
-        if request.quality:
-            raise ProfileError(
-                "--quality needs -m", "Name a model with real weights: a folder, a .gguf file or an id."
-            )
         return _headline(request, quants, device, available_bytes, say)
     found, refused = accepted(
         names,
-        lambda name: _noted(_scorable(subject(name, request.weights, say, device), request, effort), request, device),
+        lambda name: _noted(
+            quality.checked(subject(name, request.weights, say, device), effort.quality, request.backend),
+            request,
+            device,
+        ),
     )
     subjects = _distinct(found, say)
     quants += tuple(_stored_in(name, subjects, error) for name, error in own.items())
@@ -146,21 +197,20 @@ def _of_files(
         raise ProfileError(
             f"--backend {request.backend} needs -m", "Name a .gguf file, a folder of them, or a model of the catalog."
         )
+    effort = _effort(request)
     found, refused = accepted(
         [file for name in names for file in gguf_files.of_folder(name, request.weights)],
-        lambda name: _with_threads(
-            _scorable(_gguf_subject(name, request, say, device), request, _effort(request)), request, device
-        ),
+        lambda name: quality.checked(_gguf_subject(name, request, say, device), effort.quality, request.backend),
     )
-    subjects, asked = _distinct(found, say), words(request.quants)
+    subjects, requested = _distinct(found, say), words(request.quants)
     written = any(each.weights == "synthetic" for each in subjects)
-    if asked and any(each.weights == "real" for each in subjects):
-        subjects = gguf_files.in_quants(subjects, asked, written)
-    mixes = dict.fromkeys(map(gguf_mix.mix, asked or [GGUF_QUANT])) if written else ()
+    if requested and any(each.weights == "real" for each in subjects):
+        subjects = gguf_files.in_quants(subjects, requested, written)
+    mixes = dict.fromkeys(map(gguf_mix.mix, requested or [GGUF_QUANT])) if written else ()
     axes = replace(_axes(subjects, tuple(map(checkpoint.of_gguf, mixes)), request, device), options=options)
     return ResolvedRequest(
         tasks=tuple(gguf_files.announced(tasks(axes, _settings(request, device), device), say)),
-        effort=_effort(request),
+        effort=effort,
         budget_s=request.budget_s,
         subjects=subjects,
         refused=refused,
@@ -170,19 +220,19 @@ def _of_files(
 
 def _gguf_subject(name: str, request: SweepRequest, say: Say, device: DeviceInfo) -> Subject:
     """A GGUF file, or a model whose GGUF file is written with random weights."""
-    model = resolve(name)
+    model, notes = resolve(name), _thread_notes(request, device)
     if model.source.kind != "gguf" and request.weights == "real":
         raise ProfileError(
             f"{model.name}: --backend {request.backend} reads real weights from GGUF files only",
             "Give the .gguf file itself or a folder of them, or --weights synthetic.",
         )
     if model.source.kind == "gguf" and request.weights != "synthetic":
-        return subject(name, request.weights, say, device)
-    note = ModelNote(
-        "weights are synthetic: a GGUF file of random values, with the tensors of the real one", SYNTHETIC
-    )
-    found = subject(name, "synthetic", say, device)
-    return replace(found, notes=(*found.notes, note))
+        found = subject(name, request.weights, say, device)
+    else:
+        found = subject(name, "synthetic", say, device)
+        text = "weights are synthetic: a GGUF file of random values, with the tensors of the real one"
+        notes.insert(0, ModelNote(text, SYNTHETIC))
+    return replace(found, notes=(*found.notes, *notes))
 
 
 def backend_options(request: SweepRequest) -> tuple[str, ...]:
@@ -217,7 +267,7 @@ def subject(name: str, weights: str, say: Say, device: DeviceInfo | None = None)
                 f"{model.name} is not downloaded: {reason}", "--weights synthetic measures it with random weights."
             )
         model = _downloaded(name, model, say)
-    asked = weights
+    requested = weights
     if weights == "auto":
         weights = "synthetic" if model.checkpoint is None else "real"
     return Subject(
@@ -226,29 +276,29 @@ def subject(name: str, weights: str, say: Say, device: DeviceInfo | None = None)
         model.geometry,
         weights,
         model.id_for(weights),
-        _notes(model, weights, asked),
+        _notes(model, weights, requested),
         model.stored if weights == "real" else None,
-        _checkpoint(model, weights, asked),
+        _checkpoint(model, weights, requested),
     )
 
 
-def _notes(model: Model, weights: str, asked: str) -> tuple[ModelNote, ...]:
+def _notes(model: Model, weights: str, requested: str) -> tuple[ModelNote, ...]:
     """Notes on the model with these weights. Catalog models never have real weights, so their absence is not
     noted."""
     if weights == "real":
         return model.notes
     files = model.checkpoint.notes if model.checkpoint else ()  # these files are not read
     about = (*(note for note in model.notes if note not in files), *map(ModelNote, _not_reproduced(model)))
-    if asked == "auto" and model.no_weights is not None and model.source.kind != "catalog":
+    if requested == "auto" and model.no_weights is not None and model.source.kind != "catalog":
         return (*about, ModelNote(f"weights are synthetic: {model.no_weights}", SYNTHETIC))
     return about
 
 
-def _checkpoint(model: Model, weights: str, asked: str) -> dict[str, Any]:
+def _checkpoint(model: Model, weights: str, requested: str) -> dict[str, Any]:
     """What a row stores about the origin of its weights; for synthetic ones the reason."""
     if weights == "real" and model.checkpoint is not None:
         return model.checkpoint.to_json()
-    return {"reason": (model.no_weights if asked == "auto" else None) or "--weights synthetic was given"}
+    return {"reason": (model.no_weights if requested == "auto" else None) or "--weights synthetic was given"}
 
 
 def _not_reproduced(model: Model) -> tuple[str, ...]:
@@ -259,7 +309,7 @@ def _not_reproduced(model: Model) -> tuple[str, ...]:
     return (f"the random weights are not in the checkpoint's {own.name} but in the quantization of -q",)
 
 
-def _asked(names: Sequence[str]) -> tuple[tuple[Quant, ...], dict[str, NotFound]]:
+def _requested_quants(names: Sequence[str]) -> tuple[tuple[Quant, ...], dict[str, NotFound]]:
     """The known quantizations (nf4_dq and nf4-dq once), and the names that only a checkpoint may have."""
     found: dict[Quant, None] = {}
     own: dict[str, NotFound] = {}
@@ -285,15 +335,10 @@ def _effort(request: SweepRequest, usual_reps: int | None = None) -> Effort:
     """The requested effort; ``usual_reps`` if neither a number nor a precision was given. Raises ProfileError."""
     if request.reps is not None and request.precision is not None:
         raise ProfileError("-r and --precision contradict each other", "Use one of them.")
-    reps = request.reps or (usual_reps if request.precision is None else None)
+    reps = request.reps or (usual_reps if request.precision is None and not request.quick else None)
+    precision = request.precision or (QUICK_PRECISION if request.quick else PRECISION)
     wanted = quality.requested(request.quality, request.quality_text, request.reference)
-    return Effort(reps, request.max_phase_s or MAX_PHASE_S, request.precision or PRECISION, request.energy, wanted)
-
-
-def _scorable(subject: Subject, request: SweepRequest, effort: Effort) -> Subject:
-    """The subject, if its quality can be measured as requested. Raises ProfileError."""
-    quality.check(subject, request.backend, effort.quality)
-    return subject
+    return Effort(reps, request.max_phase_s or MAX_PHASE_S, precision, request.energy, request.quick, wanted)
 
 
 def _distinct(subjects: Sequence[Subject], say: Say) -> tuple[Subject, ...]:
@@ -335,7 +380,7 @@ def _with_scenario(request: SweepRequest) -> SweepRequest:
     grid = run_grid.load(request.scenario)
     if not request.quants:
         try:
-            _asked(grid.quants)
+            _requested_quants(grid.quants)
         except NotFound as error:
             raise NotFound(f"scenario {printable(request.scenario)}: quants: {error.message}", error.hint) from None
     return replace(
@@ -362,7 +407,9 @@ def _headline(
     )
 
     def chosen_subject(name: str) -> Subject:
-        return _noted(subject(name, request.weights, say), request, device)
+        return _noted(
+            quality.checked(subject(name, request.weights, say), effort.quality, request.backend), request, device
+        )
 
     def grid(name: str, quant: Quant) -> list[Task]:
         axes = _axes((chosen_subject(name),), (quant,), template, device)
@@ -405,34 +452,26 @@ def _paths(request: SweepRequest, device: DeviceInfo) -> tuple[str, ...]:
 
 def _noted(subject: Subject, request: SweepRequest, device: DeviceInfo) -> Subject:
     """The subject, with notes on what the options and the device make of it."""
-    return _with_dtype(_with_threads(_with_path(subject, request, device), request, device), request, device)
-
-
-def _with_dtype(subject: Subject, request: SweepRequest, device: DeviceInfo) -> Subject:
-    """The subject, with notes on the dtype of its weights if no quantization was requested."""
-    if words(request.quants):
-        return subject
-    notes = dtype_notes(subject.checkpoint_format, subject.source.config, device)
+    notes = [*_path_notes(request, device), *_thread_notes(request, device)]
+    if not words(request.quants):
+        notes += dtype_notes(subject.checkpoint_format, subject.source.config, device)
     return replace(subject, notes=(*subject.notes, *notes))
 
 
-def _with_path(subject: Subject, request: SweepRequest, device: DeviceInfo) -> Subject:
-    """The subject, with a note if no path was requested and our own step is unavailable."""
+def _path_notes(request: SweepRequest, device: DeviceInfo) -> list[ModelNote]:
+    """A note if no path was requested and our own step is unavailable."""
     own_step = backends.find(request.backend).own_step
     reason = kind_of(device.kind).no_step() if own_step and not words(request.paths) else None
-    if reason is None:
-        return subject
-    note = ModelNote(f"decode runs as transformers ships it (path eager): {reason}", EAGER)
-    return replace(subject, notes=(*subject.notes, note))
+    return [ModelNote(f"decode runs as transformers ships it (path eager): {reason}", EAGER)] if reason else []
 
 
-def _with_threads(subject: Subject, request: SweepRequest, device: DeviceInfo) -> Subject:
-    """The subject, with a caution if --threads exceeds the cores that this process may use."""
+def _thread_notes(request: SweepRequest, device: DeviceInfo) -> list[ModelNote]:
+    """A caution if --threads exceeds the cores that this process may use."""
     if request.threads is None or device.cores is None or request.threads <= device.cores:
-        return subject
+        return []
     cores = "1 core" if device.cores == 1 else f"{device.cores} cores"
     text = f"--threads {request.threads} is more than the {cores} that this process may use, and usually slower"
-    return replace(subject, notes=(*subject.notes, ModelNote(text, THREADS)))
+    return [ModelNote(text, THREADS)]
 
 
 def _usual_path(request: SweepRequest, device: DeviceInfo) -> str:

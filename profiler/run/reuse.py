@@ -19,7 +19,7 @@ from profiler.results.environment import environment_key
 from profiler.results.measurement import Measurement
 from profiler.results.store import Store, StoredRow
 from profiler.run import quality
-from profiler.run.repetitions import Effort
+from profiler.run.repetitions import MIN_REPS, Effort
 from profiler.units import printable
 
 
@@ -88,8 +88,10 @@ def _is_as_thorough(row: Measurement, effort: Effort) -> bool:
     if row.asked.get("max_phase_s", 0.0) < effort.max_phase_s or (effort.energy and not row.asked.get("energy")):
         return False
     phases = set(row.samples.columns.get("phase", ()))
+    done = min((len(row.samples.of(phase)) for phase in phases), default=0)
+    if row.asked.get("quick") and not effort.quick and done < MIN_REPS:  # fewer may be close by chance
+        return False
     if effort.reps is not None:
-        done = min((len(row.samples.of(phase)) for phase in phases), default=0)
         return bool(max(row.asked.get("reps", 0), done) >= effort.reps)
     if row.asked.get("precision", 1.0) <= effort.precision:
         return True

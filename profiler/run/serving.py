@@ -8,59 +8,56 @@ a count by a tokenizer would change with the tokenizer; ``serving["prompt_tokens
 **The repetitions** are the requests. Their prefill lasts until the first token and processes the tokens that were not
 cached; their decode lasts from the first chunk to the last, with the tokens that arrived after the first.
 
-**The model** is identified by its file or config where that is known: the one that the user names, the file that a
-server on this machine names, or the catalog's model of the same name. Otherwise its identity is the server's own hash
-or its name on this kind of server.
+**The model** is identified by its file or config where ``served_model.py`` knows it. Otherwise its identity is the
+server's own hash or its name on this kind of server.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import urlsplit
 
 from profiler import devices
-from profiler.backends.endpoint import Exchange, ExchangeFigures, LoadSummary, Users, figures, percentiles, users
+from profiler.backends.endpoint import (
+    BUNDLED,
+    DIFFERS,
+    Exchange,
+    ExchangeFigures,
+    LoadSummary,
+    Users,
+    figures,
+    joined,
+    percentiles,
+    users,
+)
 from profiler.backends.endpoint.client import Limits
 from profiler.backends.endpoint.processes import ServerUse, is_here
 from profiler.backends.endpoint.servers import ServedModel, Server, choose_server
 from profiler.case import PROMPT, SERVER, UNSTATED, Case, digest, options_text
-from profiler.cost import cases
-from profiler.cost.prediction import Predictor
-from profiler.devices.base import DeviceInfo, kind_of
-from profiler.errors import ProfileError, StoreError
-from profiler.models import gguf, hub
-from profiler.models.resolve import Model, resolve
+from profiler.devices.base import DeviceInfo
+from profiler.errors import StoreError
 from profiler.results import environment
 from profiler.results.cautions import cautions
-from profiler.results.measurement import Measurement, Memory, Repetitions, Sample
+from profiler.results.measurement import Caution, Measurement, Memory, Repetitions, Sample
 from profiler.results.store import Store
-from profiler.results.validity import MOST
-from profiler.run import endpoint, fit
+from profiler.results.validity import MAX_NUMBER
+from profiler.run import endpoint
 from profiler.run.endpoint import EndpointRequest, EndpointResult
-from profiler.run.prompts import OWN, Prompt, counter
-from profiler.units import printable
+from profiler.run.prompts import OWN, Prompt
+from profiler.run.served_model import KnownModel, ServedModels
+from profiler.units import printable, seconds_text
 
 Say = Callable[[str], None]
+OUR_DELAY = 0.01  # of the median gap between tokens, from which the client's own delay is a caution
+RELOAD_S = 1.0  # Ollama looks for a model in 0.1 s at most where it is loaded
 MOST_STEPS = 1 << 18  # gaps between tokens that a row keeps, 2 MiB
 HASH = 8  # hex digits that tell prompts of one name apart
-TUNED = re.compile(r"[-_.](?:it|instruct|chat|qat)(?=$|[-_.])", re.I)  # what models of the same shapes are called
 NAME_LENGTH = 60
-
-
-@dataclass(frozen=True, slots=True)
-class KnownModel:
-    """What is known of a served model apart from its name."""
-
-    model: Model
-    argument: str  # what names it for ``profile fit``
-    how: str  # how it is known, in words
-    same_weights: bool  # whether its file has the very weights that are served
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +108,11 @@ async def measure(
 
 
 class ServedRows:
-    """The rows of the results of one run. ``config`` describes the model that is served: as for ``resolve``."""
+    """The rows of the results of one run; ``config`` and ``on`` as for ``ServedModels``."""
 
-    def __init__(self, config: str | None = None) -> None:
-        self._config = None if config is None else _described(config)
-        self.count = None if self._config is None else counter(self._config.model.source)
-        self._known: dict[str, KnownModel | str] = {}
-        self._predictors: dict[tuple[str, str | None, str], Predictor | str] = {}
+    def __init__(self, config: str | None = None, on: str | None = None) -> None:
+        self._models = ServedModels(config, on)
+        self.count = self._models.count
         self._places: dict[tuple[str, str | None, str | None], tuple[DeviceInfo | None, dict[str, Any]]] = {}
         self._device: DeviceInfo | None = None
         self._results: list[EndpointResult] = []
@@ -131,10 +126,15 @@ class ServedRows:
         """The row of the next result."""
         self._results.append(result)
         device, place = self._place(result.server, result.model, result.use)
-        known = self._model(result.server, result.model, here=device is not None)
+        here = is_here(result.server.root) and not result.use.elsewhere
+        known = self._models.known(result.model, here)
         case = case_of(result, known if isinstance(known, KnownModel) else None, device)
-        expected, unknown = self._expected(result, case, device, known)
-        serving = served(result, self._results)
+        expected, unknown = self._models.expected(result, case, device, known)
+        hardware, notes = self._models.hardware, tuple(server_cautions(result))
+        if hardware is not None and "ceiling_s" in expected:
+            text = f"MBU and MFU are of the data sheet of {hardware}, which --on names"
+            notes += (Caution("data-sheet-ceiling", text),)
+        serving = served(result, self._results) | {"on": hardware}
         if isinstance(known, KnownModel):
             serving |= {"known_model": known.model.name, "known_by": known.how}
         serving["unknown"] |= {"decode_mbu": unknown} if unknown else {}
@@ -145,7 +145,7 @@ class ServedRows:
             reason=result.failure and f"{result.failure}. {result.hint}" if result.hint else result.failure,
             samples=Repetitions(() if result.failure else _samples(result)),
             memory=_memory(result.use),
-            cautions=result.cautions,
+            cautions=notes,
             load_s=load_s(result),
             started_at=_started(result),
             asked={"reps": len(result.exchanges)},
@@ -154,9 +154,9 @@ class ServedRows:
         )
 
     def _place(self, server: Server, model: ServedModel, use: ServerUse) -> tuple[DeviceInfo | None, dict[str, Any]]:
-        """The device that the server uses, None for one on another machine, and the environment."""
+        """The device that the server uses, None if it is on another machine or ``--on`` names it; the environment."""
         device = None
-        if is_here(server.root) and not use.elsewhere:
+        if is_here(server.root) and not use.elsewhere and self._models.hardware is None:
             if use.gpu_peak_bytes is not None or self._device is None:
                 self._device = devices.find("cpu" if use.gpu_peak_bytes == 0 else None)
             device = self._device
@@ -165,46 +165,6 @@ class ServedRows:
         if key not in self._places:
             self._places[key] = device, environment.of_server(device, host, server.kind, server.version)
         return self._places[key]
-
-    def _model(self, server: Server, model: ServedModel, here: bool) -> KnownModel | str:
-        """What is known of a model, or why nothing is."""
-        if model.name not in self._known:
-            stated = self._config and replace(self._config, same_weights=_same_weights(self._config.model, model))
-            self._known[model.name] = stated or (_by_file(model) if here else None) or _by_name(model)
-        return self._known[model.name]
-
-    def _expected(
-        self, result: EndpointResult, case: Case, device: DeviceInfo | None, known: KnownModel | str
-    ) -> tuple[dict[str, Any], str | None]:
-        """The prediction for one stream, and why there is no MBU."""
-        if isinstance(known, str):
-            return {}, known
-        if device is None:
-            return {}, "the server is on another machine, whose bandwidth is not known"
-        if result.use.program is None:
-            return {}, "it is not known which device the server uses"
-        alike = [each for each in devices.local() if each.kind == device.kind]
-        if result.use.gpu_peak_bytes is None or len(alike) > 1:
-            return {}, "it is not known which device the server uses"
-        engine = result.model.engine or result.server.engine
-        predictor = self._predictor(replace(result.server, engine=engine), known, case.quant, device)
-        if isinstance(predictor, str):
-            return {}, predictor
-        if not kind_of(device.kind).is_host and result.use.gpu_peak_bytes < predictor.storage.device_bytes:
-            return {}, "part of the model is not on the GPU"
-        if case.context + case.steps > predictor.geometry.max_position:
-            return {}, f"{known.model.name} supports at most {predictor.geometry.max_position:,} tokens"
-        content = of_one_stream(cases.speeds(predictor, case), case.batch)
-        if "ceiling_s" in content:
-            return content, None
-        return content, "this device was not calibrated; profile calibrate takes a minute"
-
-    def _predictor(self, server: Server, known: KnownModel, quant: str, device: DeviceInfo) -> Predictor | str:
-        """The predictor of the server's engine for a model, or why there is none."""
-        key = (known.argument, server.engine, quant)
-        if key not in self._predictors:
-            self._predictors[key] = _predictor(server, known, quant, device)
-        return self._predictors[key]
 
 
 def case_of(result: EndpointResult, known: KnownModel | None, device: DeviceInfo | None) -> Case:
@@ -240,16 +200,6 @@ def about_tokens(written: Prompt | None) -> int:
     return max(1, round(float(f"{plain / 4 + (len(text) - plain) / 2:.1e}")))
 
 
-def of_one_stream(content: dict[str, Any], streams: int) -> dict[str, Any]:
-    """Predicted rates of all sequences as those of one; of the prefill only for one, which waits for no other."""
-    if streams == 1:
-        return content
-    found = {name: value for name, value in content.items() if not name.startswith("prefill_")}
-    if rate := found.get("decode_tps"):
-        found["decode_tps"] = rate | {name: rate[name] / streams for name in ("value", "low", "high")}
-    return found
-
-
 def _model_id(server: Server, model: ServedModel, known: KnownModel | None) -> str:
     if known is not None:
         return known.model.id_for("real" if known.same_weights else "synthetic")
@@ -259,64 +209,6 @@ def _model_id(server: Server, model: ServedModel, known: KnownModel | None) -> s
 def _slug(text: str) -> str:
     """One word for the options of a case."""
     return re.sub(r"[\s=]+", "-", printable(text, NAME_LENGTH).strip().casefold()) or UNSTATED
-
-
-def _described(config: str) -> KnownModel:
-    """The model that the user names. Raises ProfileError."""
-    model = resolve(config)
-    return KnownModel(model, model.source.argument(config), "--config", False)
-
-
-def _same_weights(named: Model, served: ServedModel) -> bool:
-    """Whether the file that the user names may be the one that is served: it is stored in the same quantization."""
-    stored = named.stored
-    return stored is not None and (served.quant is None or _letters(stored.quant) == _letters(served.quant))
-
-
-def _by_file(model: ServedModel) -> KnownModel | None:
-    """The model in the file that a server on this machine names."""
-    path = Path(model.path or "")
-    if not (model.path and path.is_absolute()):
-        return None
-    try:
-        if not path.is_file() or not gguf.is_gguf(path):
-            return None
-        found = resolve(str(path))
-    except (ProfileError, OSError):
-        return None
-    stored = found.stored
-    if stored is None or (model.file_bytes and not 0.9 < stored.nbytes / model.file_bytes < 1.1):
-        return None  # another file at the same path, as in a container
-    return KnownModel(found, found.source.argument(), "the file that the server names", True)
-
-
-def _by_name(model: ServedModel) -> KnownModel | str:
-    """The catalog's model of the same name, or why there is none."""
-    base = re.sub(r"\.gguf$", "", PurePath(model.name).name, flags=re.IGNORECASE)
-    if model.quant:
-        base = re.sub(rf"[-_.:@]{re.escape(model.quant)}$", "", base, flags=re.IGNORECASE)
-    wanted = _letters(TUNED.sub("", base.removesuffix(":latest")))
-    named = [name for name in hub.names() if _letters(name) == wanted]
-    if len(named) != 1:
-        return f"{model.shown} is not in the catalog; --config names its file or config"
-    return KnownModel(resolve(named[0]), named[0], "the catalog's model of that name", False)
-
-
-def _letters(name: str) -> str:
-    return "".join(filter(str.isalnum, name.casefold()))
-
-
-def _predictor(server: Server, known: KnownModel, quant: str, device: DeviceInfo) -> Predictor | str:
-    if server.engine is None:
-        return f"nothing is known of how {server.kind} runs a model"
-    if quant == UNSTATED:
-        return "the server does not state the quantization"
-    quants = () if known.same_weights else (quant,)
-    asked = fit.FitRequest((known.argument,), (device.name,), server.engine, quants, ("1",), ("1",))
-    try:
-        return fit.one_case(asked).predictor
-    except ProfileError as error:
-        return error.message
 
 
 def _samples(result: EndpointResult) -> Iterable[Sample]:
@@ -347,6 +239,73 @@ def _one_by_one(each: ExchangeFigures) -> bool:
 def _memory(use: ServerUse) -> Memory:
     """The peak of the server where its model is: on GPUs if it uses any, otherwise in the host's memory."""
     return Memory(process_peak_bytes=use.gpu_peak_bytes or (use.host_peak_bytes if use.gpu_peak_bytes == 0 else None))
+
+
+def server_cautions(result: EndpointResult) -> Iterator[Caution]:
+    """What a reader of these figures must know, beside what follows from the repetitions; none without a success."""
+    summary, good = result.summary, [each for each in result.exchanges if each.failure is None]
+    if not good:
+        return
+    yield from _counts(result, good)
+    if result.cold_ttft_s is not None:
+        filled = (
+            f"the first request with this prompt, which filled the cache: TTFT {seconds_text(result.cold_ttft_s)}"
+        )
+        yield Caution("cache-filled", filled)
+    if loads := [each.timings.load_s for each in good if (each.timings.load_s or 0.0) > RELOAD_S]:
+        again = (
+            f"the server loaded the model again in {len(loads)} of {len(good)} requests, which is part of their TTFT"
+        )
+        yield Caution("model-reloaded", again, "no other client on this server")
+    yield from _clocks(result)
+    median = summary.itl.p50 if summary.itl else None
+    if median and result.delay_s and result.delay_s > OUR_DELAY * median:
+        late = f"this client itself may have been late by more than {OUR_DELAY:.0%} of ITL: its machine is busy"
+        yield Caution("client-late", late)
+    if result.warm_up is not None and result.warm_up.dropped:
+        left_out = f"the server refuses {', '.join(result.warm_up.dropped)}, which were left out"
+        yield Caution("refused-fields", left_out)
+    if result.warm_up is not None and result.warm_up.completions:
+        yield Caution("plain-completions", "the model has no chat template: plain completions were measured")
+
+
+def _clocks(result: EndpointResult) -> Iterator[Caution]:
+    """Where the server's own clock says otherwise."""
+    summary = result.summary
+    differences = (
+        ("decode", "decode rate", summary.server_decode),
+        ("ttft", "time to the first token", summary.server_prompt),
+    )
+    for figure, name, value in differences:
+        if value is not None and abs(value) > DIFFERS:
+            waited = result.streams > 1 and value > 0 and figure == "ttft"
+            queue = ", which leaves out the wait for other requests" if waited else ""
+            text = f"our {name} is {abs(value):.0%} {'above' if value > 0 else 'below'} the server's own{queue}"
+            yield Caution("server-clock", text)
+
+
+def _counts(result: EndpointResult, good: Sequence[Exchange]) -> Iterator[Caution]:
+    """How tokens were counted, and how many there are."""
+    lengths = [count for each in good if (count := each.usage.completion) is not None]
+    if len(lengths) < len(good):
+        why = next(each.usage.why_unknown for each in good if each.usage.completion is None)
+        yield Caution("uncounted-tokens", f"{why}: figures in tokens are unknown")
+        return
+    if by_tokenizer := next((each.usage for each in good if each.usage.by == "tokenizer"), None):
+        text = f"{by_tokenizer.why_unknown}: answers are counted by the tokenizer in the folder of --config"
+        yield Caution("tokenizer-counts", text)
+    fewest, most, tokens = min(lengths), max(lengths), sum(lengths)
+    if fewest != most or fewest != result.asked_tokens:
+        length = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
+        yield Caution("answer-length", f"answers have {length} tokens; {result.asked_tokens:,} were asked for")
+    chunks, arrivals = sum(len(e.arrivals) for e in good), sum(len(joined(e.arrivals)) for e in good)
+    if tokens / arrivals >= BUNDLED:
+        yield Caution("bundled-tokens", f"tokens arrive {tokens / arrivals:.1f} at a time: ITL is between arrivals")
+    if tokens < chunks - len(good):
+        text = f"the server counted {tokens:,} tokens in {chunks:,} chunks: it may leave out reasoning"
+        yield Caution("few-tokens", text)
+    if result.summary.decode_tps is None and "decode_tps" in result.summary.unknown:
+        yield Caution("decode-unknown", f"decode is unknown: {result.summary.unknown['decode_tps']}")
 
 
 def load_s(result: EndpointResult) -> float | None:
@@ -408,7 +367,7 @@ def _bounded(content: Any) -> Any:
         return {name: _bounded(value) for name, value in content.items()}
     if isinstance(content, list):
         return [_bounded(value) for value in content]
-    return None if isinstance(content, int | float) and not -MOST <= content <= MOST else content
+    return None if isinstance(content, int | float) and not -MAX_NUMBER <= content <= MAX_NUMBER else content
 
 
 def _percentiles_row(summary: LoadSummary, good: Sequence[Exchange]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 TICK_S = 0.15  # the resident size is read more than five times a second
 IDLE_SHARE = 0.01  # of a core: a hung process may still have a thread that polls the clock
-MAX_REASON = 400  # characters
+MAX_REASON_CHARACTERS = 400  # characters
 OnBeat = Callable[[Case, str], None]  # also called with an empty text, several times a second, while a case runs
 OnRow = Callable[[Measurement], None]
 WAIT_S = 0.5  # between checks while another sweep measures all that is left
@@ -52,8 +52,8 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
-        self.asked = False  # end after the current case
-        self.at_once = False  # end now
+        self.stop_requested = False  # end after the current case
+        self.stop_now = False
         self._announced = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -72,8 +72,8 @@ class Interrupts:
         os.close(self._ring_fd)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.at_once = self.at_once or self.asked or number == signal.SIGTERM
-        self.asked = True
+        self.stop_now = self.stop_now or self.stop_requested or number == signal.SIGTERM
+        self.stop_requested = True
         with suppress(BlockingIOError):  # thousands of unread signals: the pipe already wakes the reader
             os.write(self._ring_fd, b"!")
 
@@ -84,7 +84,7 @@ class Interrupts:
 
     def announce(self, label: str) -> None:
         """Say once, on stderr, what the first Ctrl-C does. Not in the handler, which may have interrupted a print."""
-        if self.asked and not self.at_once and not self._announced:
+        if self.stop_requested and not self.stop_now and not self._announced:
             self._announced = True
             text = f"interrupted: finishing {printable(label)}, then stopping. Ctrl-C again stops now."
             print(text, file=sys.stderr, flush=True)
@@ -131,7 +131,7 @@ class CaseWatch:
                     return self._given(row)
             self._on_beat(self._case, "")
             self._interrupts.announce(self._case.label)
-            if self._interrupts.at_once:
+            if self._interrupts.stop_now:
                 raise Stopped
             failure = self._death() or self._excess()
             if failure is not None:
@@ -213,7 +213,7 @@ class CaseWatch:
         """End the worker; the reason mentions it if even that fails."""
         if not self._worker.exited and not self._worker.stop(self._limits.grace_s):
             reason += f"; but process {self._worker.pid} hangs inside the kernel and cannot be killed"
-        return Measurement(self._case, {}, outcome, printable(reason, MAX_REASON))
+        return Measurement(self._case, {}, outcome, printable(reason, MAX_REASON_CHARACTERS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,18 +247,18 @@ def run(
                 if task is None:
                     supervisor.finish_worker()
                     interrupts.wait(WAIT_S)
-                if interrupts.asked:
+                if interrupts.stop_requested:
                     break
                 if task is not None:
                     on_row(supervisor.row(task))
                     rows += 1
-            if not interrupts.at_once:
+            if not interrupts.stop_now:
                 supervisor.finish_worker()
         except Stopped:
             pass
         finally:
             supervisor.stop_worker()
-        return Ending(rows, interrupts.asked)
+        return Ending(rows, interrupts.stop_requested)
 
 
 class Supervisor:
@@ -295,8 +295,8 @@ class Supervisor:
 
     def _with_request(self, row: Measurement, started_at: str) -> Measurement:
         """``row`` with what was requested, where and when, which workers leave to this process."""
-        asked = {**self._effort.asked, "max_memory_bytes": self._limits.max_memory_bytes}
-        return replace(row, environment=self._environment, started_at=started_at, asked=asked)
+        requested = {**self._effort.requested, "max_memory_bytes": self._limits.max_memory_bytes}
+        return replace(row, environment=self._environment, started_at=started_at, asked=requested)
 
     def _reason_to_skip(self, case: Case) -> str | None:
         """Why this case is not worth trying; ``None`` if it is."""

@@ -11,11 +11,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from profiler import backends
 from profiler.case import Case, Task
-from profiler.cost.cases import stored_prediction
+from profiler.cost.cases import host_of, stored_prediction
+from profiler.cost.learned import NOTHING, Learned, from_store
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.results import environment
 from profiler.results.leases import Holder, Leases
@@ -79,17 +81,19 @@ def sweep(
     *,
     argv: Sequence[str],
     resumed: bool = True,
+    learned: bool = True,
 ) -> SweepResult:
     """Measure the cases that ``store`` does not have yet; without ``resumed``, all. Every case of the grid gets a
-    row.
+    row. ``learned``: whether earlier rows correct the predictions.
 
     ``argv``: the arguments of ``profile`` that would request this sweep, stored with the run. Raises StoreError.
     """
-    prepared = prepare(resolved, device, store, limits.max_memory_bytes, resumed)
+    learned_from = store.path if learned else None
+    prepared = prepare(resolved, device, store, limits.max_memory_bytes, resumed, learned_from)
     plan, snapshot = prepared.plan, prepared.environment
-    if plan.tasks and not backends.made_up(resolved.backend):
+    if plan.tasks and not backends.simulated(resolved.backend):
         ceilings.ensure(device, listener.say)
-    recorder = Recorder(store, snapshot, resolved, device, listener, argv)
+    recorder = Recorder(store, prepared, resolved, device, listener, argv)
     if prepared.reused:
         listener.reused(len(prepared.reused), len(resolved.tasks))
     if (on_fallbacks := fallbacks(prepared.reused.values())) is not None:
@@ -124,22 +128,35 @@ class PreparedSweep:
     reused: ReusedRows  # instead of measuring these cases again
     available_bytes: int
     plan: SweepPlan  # of the other cases, within the budget if there is one
+    learned: Learned  # what earlier rows teach
 
 
 def prepare(
-    resolved: ResolvedRequest, device: DeviceInfo, store: Store | None, max_memory: int | None, resumed: bool = True
+    resolved: ResolvedRequest,
+    device: DeviceInfo,
+    store: Store | None,
+    max_memory: int | None,
+    resumed: bool = True,
+    learned_from: Path | None = None,
 ) -> PreparedSweep:
-    """Find the rows of ``store`` that the sweep reuses, none unless ``resumed``, and plan the other cases."""
+    """Find the rows of ``store`` that the sweep reuses, none unless ``resumed``, and plan the other cases.
+
+    ``learned_from``: the store whose rows correct the predictions; None: leave them plain.
+    """
     snapshot = environment.snapshot(device, backends.find(resolved.backend).versions())
     reusable = ReusableRows(store, snapshot, resolved.effort, max_memory)
     found = ((task.case, reusable.find(task.case)) for task in resolved.tasks if resumed)
     reused = {case: row for case, row in found if row is not None}
     available = available_bytes(device, max_memory)
     missing = [task for task in resolved.tasks if task.case not in reused]
-    plan = run_plan.make(missing, device, resolved.effort, available)
+    learned = NOTHING
+    if learned_from is not None and resolved.tasks:
+        threads = resolved.tasks[0].case.threads
+        learned = from_store(learned_from, device, host_of(device, threads), threads, snapshot)
+    plan = run_plan.make(missing, device, resolved.effort, available, learned)
     if resolved.budget_s is not None:
         plan = run_plan.choose(plan, resolved.budget_s)
-    return PreparedSweep(snapshot, reusable, reused, available, plan)
+    return PreparedSweep(snapshot, reusable, reused, available, plan, learned)
 
 
 class Recorder:
@@ -148,15 +165,16 @@ class Recorder:
     def __init__(
         self,
         store: Store,
-        snapshot: dict[str, Any],
+        prepared: PreparedSweep,
         resolved: ResolvedRequest,
         device: DeviceInfo,
         listener: SweepListener,
         argv: Sequence[str],
     ) -> None:
-        self.store, self.environment, self.listener = store, snapshot, listener
+        self.store, self.environment, self.listener = store, prepared.environment, listener
+        self._learned = prepared.learned
         self._models = {subject.model_id: _run_model(subject) for subject in resolved.subjects}
-        self.run = store.start_run(argv, snapshot, [*self._models.values()])
+        self.run = store.start_run(argv, prepared.environment, [*self._models.values()])
         self.rows: list[Measurement] = []  # without samples; includes reused ones
         self._tasks = {task.case.key: task for task in resolved.tasks}
         self._device = device
@@ -203,7 +221,7 @@ class Recorder:
         task = self._tasks.get(case.key)
         if task is None or task.geometry is None or task.reason is not None:
             return {}
-        return stored_prediction(case, task.geometry, self._device, task.checkpoint_format)
+        return stored_prediction(case, task.geometry, self._device, task.checkpoint_format, self._learned)
 
     def _described(self, row: Measurement) -> Measurement:
         """``row`` with what this run says about its model, as ``Store`` returns reused rows too."""

@@ -44,14 +44,14 @@ from profiler.devices import allowance
 from profiler.devices.base import Meter, kind_of
 from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError
-from profiler.results.measurement import Caution, Measurement, Memory, Outcome
+from profiler.results.measurement import PHASES, Caution, Measurement, Memory, Outcome, Phase
 from profiler.run import quality
 from profiler.run.loop import largest, measure, measure_timed, peak_bytes
 from profiler.run.protocol import LineBuffer, LoadCost, ProtocolError, encode, read_task
 from profiler.run.repetitions import Effort, Repeater
 from profiler.units import bytes_text, printable
 
-MAX_CHAIN = 8  # exceptions of one chain that are considered
+MAX_CAUSES = 8  # exceptions of one chain that are considered
 OUTER, INNER = 280, 180  # characters of the two exceptions that are reported: the first one and its innermost cause
 ALONE = OUTER + INNER  # characters of an exception without a cause
 PLACE = 120  # characters of a source line in a message
@@ -60,7 +60,7 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 FIRST_TO_GO = "1000"  # oom_score_adj: the kernel kills this process before the one that holds the results
 SentTask = tuple[Task, Effort, int | None]  # a task, how thoroughly to measure it, and the limit of the host memory
 BEAT_S = 0.1  # minimum time between beats of one phase: each costs a system call and wakes the parent
-MAX_REASON = 500  # characters
+MAX_REASON_CHARACTERS = 500  # characters
 
 
 def guard_group(parent: int) -> None:
@@ -133,7 +133,7 @@ def chain(error: BaseException) -> Iterator[tuple[str, BaseException]]:
     seen: set[int] = set()
     link: str = ""
     current: BaseException | None = error
-    while current is not None and id(current) not in seen and len(seen) < MAX_CHAIN:
+    while current is not None and id(current) not in seen and len(seen) < MAX_CAUSES:
         seen.add(id(current))
         yield link, current
         if isinstance(current, BaseExceptionGroup):
@@ -234,6 +234,7 @@ def serve(tasks: Iterator[SentTask], wire: Wire) -> None:
     session: Session | TimedSession | None = None
     cost = LoadCost()
     measured: set[str] = set()  # keys of cases
+    settled: set[Phase] = set()
     failed: str | None = None  # why there is no reference for the quality
     for task, effort, max_memory_bytes in tasks:
         try:
@@ -243,10 +244,11 @@ def serve(tasks: Iterator[SentTask], wire: Wire) -> None:
                 wire.send({"type": "loaded", "load": cost.to_json()})
             if max_memory_bytes is not None:
                 limit_memory(max_memory_bytes)
-            repeater = Repeater(effort, wire.beat, measured_before=task.case.key in measured)
+            repeater = Repeater(effort, wire.beat, task.case.key in measured, settled)
             row = with_load_cost(measure_with(session, task.case, repeater), cost)
             row = quality.add(row, session, task.source, effort.quality, failed, wire.beat)
             measured.add(task.case.key)
+            settled.update(phase for phase in PHASES if phase in row.stopped)
         except Exception as error:
             lift_limit()
             row = failure(error, task.case, max_memory_bytes, wire.phase)
@@ -325,7 +327,7 @@ def failure(error: Exception, case: Case, max_memory_bytes: int | None, phase: s
         reason = f"{phase} failed: {words}. {hint}"
     else:
         reason = f"{phase} failed: {one_line(error)}"
-    return Measurement(case, {}, outcome, printable(reason, MAX_REASON))
+    return Measurement(case, {}, outcome, printable(reason, MAX_REASON_CHARACTERS))
 
 
 def _limit_reached(error: Exception) -> tuple[str, str] | None:

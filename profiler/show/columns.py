@@ -222,7 +222,7 @@ def figures(cells: Sequence[str], measurements: Sequence[Measurement]) -> list[C
 def heading(run: str | None, measurements: Sequence[Measurement]) -> list[str]:
     """What all rows have in common: the run, the device and the shared settings."""
     distinct = _distinct(measurements)
-    parts = ["FAKE FIGURES"] if any(backends.made_up(m.case.backend) for m in distinct) else []
+    parts = ["FAKE FIGURES"] if any(backends.simulated(m.case.backend) for m in distinct) else []
     parts += [f"run {plain(run)}"] if run else []
     devices = dict.fromkeys(device_title(m) for m in distinct)
     parts += [title for title in devices if title]

@@ -105,7 +105,9 @@ def _reached(measured: Sequence[MeasuredResult]) -> list[PageBlock]:
         )
         for each in known
     )
-    caption = "What was predicted, and what was reached of the device's measured ceiling (MBU, MFU)"
+    hardware = (measured[0].row.serving or {}).get("on")
+    of = f"the ceiling in the data sheet of {hardware}" if hardware else "the device's measured ceiling"
+    caption = f"What was predicted, and what was reached of {of} (MBU, MFU)"
     blocks: list[PageBlock] = [Table(tuple(Head(head) for head in heads), rows, caption)] if rows else []
     reasons = dict.fromkeys((each.row.serving or {}).get("unknown", {}).get("decode_mbu") for each in good)
     return blocks + [muted(f"MBU is unknown: {printable(reason, 200)}.") for reason in reasons if reason]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from profiler.cost.engines.base import Serving
@@ -14,11 +15,25 @@ from profiler.results.measurement import Measurement, Memory, Phase, unaccounted
 from profiler.shell import Command
 from profiler.show import columns, fit
 from profiler.show import output as show_output
-from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, significant
+from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_text, significant
 
 DROPPED = ("FLOPs", "bytes")  # by a terminal that is too narrow, the first first
 SHOWN_CHANGES = 3
 NOTHING = Memory()
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a page says besides the figures."""
+
+    serving: Serving | None = None  # how to run the case for use
+    check: Command | None = None  # measures it; shown until it was measured
+    left: str | None = None  # what the quantization leaves unquantized, in words
+    instead: Prediction | None = None  # what fits instead
+    explains: Command | None = None  # explains that; without it, says what fits on the machine
+
+
+NOTHING_MORE = About()
 
 
 def render(
@@ -27,13 +42,11 @@ def render(
     found: Explanation,
     stored: Sequence[Measurement],
     output: str,
-    serving: Serving | None = None,
-    check: Command | None = None,
+    about: About = NOTHING_MORE,
 ) -> str:
     """The explanation in a format of ``output.FORMATS``: a page, or a row for each part of a phase and of memory.
 
     ``stored``: the measurements of the case, the newest first. Only the one with the predicted path is compared.
-    ``serving``: how to run the case for use. ``check``: the command that measures it, shown until it was measured.
     """
     predicted = prediction.request.path
     measured = next((row for row in stored if row.case.path == predicted), None)
@@ -45,6 +58,7 @@ def render(
         f" {request.context:,} tokens: {prediction.verdict.word}, {prediction.verdict.reason}",
         fit.place([prediction]),
         *prediction.machine.target.limits,
+        *_instead(about),
         "",
     ]
     for phase in found.phases:
@@ -56,13 +70,26 @@ def render(
             "",
         ]
     lines += memory_lines(found, measured, output, prediction)
-    if serving is not None:
-        lines += ["", "to run it as predicted:", *fit.serving_lines(serving)]
-    if check is not None and measured is None:
-        lines += ["", "to check it:", *fit.command_lines(check)]
+    if about.serving is not None:
+        lines += ["", "to run it as predicted:", *fit.serving_lines(about.serving)]
+    if about.check is not None and measured is None:
+        lines += ["", "to check it:", *fit.command_lines(about.check)]
     if others := _others(stored, predicted):
         lines += ["", "measurements with other decode paths:", *others]
     return "\n".join(lines) + "\n"
+
+
+def _instead(about: About) -> list[str]:
+    """What the quantization leaves unquantized, and what fits instead."""
+    lines = [] if about.left is None else [f"{about.left}, which it does not pack"]
+    if about.explains is None:
+        return lines
+    other = about.instead
+    if other is None or other.decode is None:
+        return [*lines, "nothing of it fits in 4 bits or more; what fits here:", f"  {about.explains}"]
+    needs = f"{other.request.quant} in {other.engine.name} needs {bytes_text(other.terms.needed.value)}"
+    rate = f"decodes at {rate_text(other.decode.tps.value)} t/s"
+    return [*lines, f"instead, {needs} and {rate}:", f"  {about.explains}"]
 
 
 def rows(found: Explanation, measured: Measurement | None) -> list[dict[str, Any]]:
@@ -124,7 +151,7 @@ def _heading(phase: PhaseParts, prediction: Prediction, measured: Measurement | 
     ]
     own = prediction.prefill if phase.name == "prefill" else prediction.decode
     if own is not None:
-        parts.append(f"{significant(own.tps.low, 2)}–{significant(own.tps.high, 2)} t/s, {own.seconds.basis}")
+        parts.append(f"{significant(own.tps.low, 2)}–{significant(own.tps.high, 2)} t/s, {own.seconds.basis_text}")
     seconds = measured_s(measured, phase.name)
     if seconds is None:
         return [" · ".join(parts)]

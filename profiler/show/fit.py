@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from profiler import console
@@ -16,7 +17,10 @@ from profiler.show import output as show_output
 from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_text, significant
 
 T = TypeVar("T")
-SHOWN_VERIFY, SHOWN_SERVED = 4, 2  # commands below the table
+SHOWN_COMMANDS = 1  # of each kind below the table: how to run the first case, and how to check it
+MOST_MET, FEWEST_LEFT_OUT = 5, 2  # cases that meet a goal: the first ones, if there are several more
+FEWEST_NOTES = 2  # below a table that fills the screen
+MOST_CASES = 3  # cases or models that a note names
 # What a terminal that is too narrow drops, the first first. Context and batch go only if all rows have the same.
 DROPPED = ("basis", "cache", "max batch", "weights", "prefill t/s", "max context", "in host memory")
 FEWER_DROPPED = ("limited by", "verdict")
@@ -30,16 +34,28 @@ LETTERS = {
 }
 
 
-def render(result: FitResult, goal: Goal | None, output: str, mapped: bool = False) -> str:
-    """The predictions in a format of ``output.FORMATS``; ``mapped``: as a map, where that is a format for people."""
+def render(
+    result: FitResult, goal: Goal | None, output: str, mapped: bool = False, most_notes: int | None = None
+) -> str:
+    """The predictions in a format of ``output.FORMATS``; ``mapped``: as a map, where that is a format for people.
+    ``most_notes``: below a table; None: all of them.
+    """
     found = result.predictions
     if output not in ("table", "md"):
         return show_output.render([row(each, goal) for each in found], dict, output)
     if not found:
         lines = _wrapped([_unmet(goal, result.best) if goal else "nothing to show"], output)
         return "".join(f"{line}\n" for line in lines)
-    reasons = [f"{reason}." for reason in result.reasons]
-    return _map(found, reasons, output) if mapped else _table(found, goal, reasons, output)
+    return _map(result, output) if mapped else _table(_best(result, goal), goal, output, most_notes)
+
+
+def _best(result: FitResult, goal: Goal | None) -> FitResult:
+    """The first of many predictions that meet a goal, with the number of the others among the reasons."""
+    others = len(result.predictions) - MOST_MET
+    if goal is None or others < FEWEST_LEFT_OUT:
+        return result
+    told = f"{others} more cases meet the goal, of less quality: -o json has them"
+    return replace(result, predictions=result.predictions[:MOST_MET], reasons=(*result.reasons, told))
 
 
 def _unmet(goal: Goal, best: FitPrediction | None) -> str:
@@ -54,9 +70,9 @@ def _unmet(goal: Goal, best: FitPrediction | None) -> str:
     return f"{wish}; the best is {rate} tok/s ({what}). Try a smaller model, another -q, or {slower}"
 
 
-def _table(found: Sequence[FitPrediction], goal: Goal | None, reasons: Sequence[str], output: str) -> str:
+def _table(result: FitResult, goal: Goal | None, output: str, most_notes: int | None) -> str:
     parts = []
-    for title, here in _places(found):
+    for title, here in _places(result.predictions):
         offloads = any(each.prediction.host_bytes for each in here)
 
         def cells(each: show_output.JsonRow, offloads: bool = offloads) -> dict[str, str]:
@@ -67,7 +83,20 @@ def _table(found: Sequence[FitPrediction], goal: Goal | None, reasons: Sequence[
         drop = (*DROPPED, *alike[:1], *FEWER_DROPPED, *alike[1:])
         parts += [f"{line}\n" for line in _wrapped([title], output)]
         parts += ["\n", show_output.render(rows, cells, output, drop), "\n"]
-    return "".join([*parts, *(f"{line}\n" for line in _wrapped([*reasons, *notes(found)], output))])
+    below = _below(result, most_notes, output, used="".join(parts).count("\n"))
+    return "".join([*parts, *(f"{line}\n" for line in below)])
+
+
+def _below(result: FitResult, most_notes: int | None, output: str, used: int) -> list[str]:
+    """Notes and commands. If there are ``most_notes``, as many as fit the screen with the ``used`` lines above."""
+    width, height = console.size()
+    on_screen = output == "table" and console.width() is not None
+    while True:
+        lines = _wrapped([*notes(result, most_notes), *commands(result)], output)
+        needed = used + sum(-(-max(1, len(line)) // width) for line in lines)
+        if most_notes is None or most_notes <= FEWEST_NOTES or not on_screen or needed < height:
+            return lines
+        most_notes -= 1
 
 
 def _wrapped(lines: Sequence[str], output: str) -> list[str]:
@@ -216,34 +245,78 @@ def each_device(prediction: Prediction) -> str:
     return " of each device" if prediction.machine.target.count > 1 else ""
 
 
-def notes(found: Sequence[FitPrediction]) -> list[str]:
-    """Explanations of the columns, what does not fit, and commands that check the predictions."""
-    lines = ["t/s: all sequences together; in parentheses, the range that should hold nine cases in ten."]
+def notes(result: FitResult, most: int | None = None) -> list[str]:
+    """Why these cases, what does not fit, what the figures rest on, and explanations of columns; at most ``most``."""
+    found = result.predictions
+    together = "all sequences together; " if any(each.prediction.request.batch > 1 for each in found) else ""
+    lines = [*_sentences(result), *_problems(found)]
+    lines.append(f"t/s: {together}in parentheses, the range that should hold nine cases in ten.")
     if any(each.prediction.machine.target.count > 1 for each in found):
         lines.append("weights, cache and peak: of the fullest device; t/s: of all devices together.")
     if any(each.prediction.host_bytes for each in found):
         lines.append("weights and peak: on the device; the weights in host memory are not counted in them.")
+    lines += _reclaimable(found)
     lines += _bases(found)
-    binds = dict.fromkeys(each.prediction.binds for each in found)
-    lines.append("limited by: " + "; ".join(f"{word} ({LIMITS[word]})" for word in binds) + ".")
-    for each in found:
-        if each.prediction.verdict.word != "fits":
-            lines.append(f"{_label(each)}: {each.prediction.verdict.word}, {each.prediction.verdict.reason}.")
     cautions: dict[str, dict[str, None]] = {}
     for each in found:
         for caution in each.cautions:
             cautions.setdefault(caution, {})[printable(each.model, 40)] = None
-    lines += [f"{', '.join(models)}: {caution}." for caution, models in cautions.items()]
-    for _, here in _places(found):
-        lines += _runs(here) + _checks(here)
+    left_out = {caution for each in found for caution in each.geometry.cautions}  # the same for every case of a model
+    ordered = sorted(cautions.items(), key=lambda pair: pair[0] in left_out)
+    lines += [f"{_listed(list(models))}: {caution}." for caution, models in ordered]
+    binds = dict.fromkeys(each.prediction.binds for each in found)
+    lines.append("limited by: " + "; ".join(f"{word} ({LIMITS[word]})" for word in binds) + ".")
+    if most is not None and len(lines) > most:
+        lines[most:] = [f"{len(lines) - most} more note{'s' * (len(lines) - most > 1)}: --notes all"]
+    return lines
+
+
+def _sentences(result: FitResult) -> list[str]:
+    return [f"{reason}." for reason in result.reasons]
+
+
+def _reclaimable(found: Sequence[FitPrediction]) -> list[str]:
+    """What a peak includes that does not count for the verdict."""
+    most = max(each.prediction.terms.repacked.value for each in found)
+    if not most:
+        return []
+    up_to = "up to " if len(found) > 1 else ""
+    return [f"peak: with {up_to}{bytes_text(most)} of the file, which the system can take back after repacking."]
+
+
+def _problems(found: Sequence[FitPrediction]) -> list[str]:
+    """Why cases do not fit well, one line for each verdict."""
+    by_verdict: dict[str, list[str]] = {}
+    for each in found:
+        verdict = each.prediction.verdict
+        if verdict.word != "fits":
+            by_verdict.setdefault(verdict.word, []).append(f"{_label(each)}, {verdict.reason}")
+    return [f"{word}: {'; '.join(cases[:MOST_CASES])}{_more(cases)}." for word, cases in by_verdict.items()]
+
+
+def _more(cases: Sequence[str]) -> str:
+    return f"; and {len(cases) - MOST_CASES} more" if len(cases) > MOST_CASES else ""
+
+
+def _listed(models: Sequence[str]) -> str:
+    named = models[:MOST_CASES]
+    return ", ".join(named) + (f" and {len(models) - len(named)} more" if len(models) > len(named) else "")
+
+
+def commands(result: FitResult) -> list[str]:
+    """How to run and how to check the first cases on each machine, and where the model is faster."""
+    lines = [] if result.elsewhere is None else [f"{result.elsewhere[0]}:", *command_lines(result.elsewhere[1])]
+    for _, here in _places(result.predictions):
+        runs = _runs(here)
+        lines += runs + [line for line in _checks(here) if line not in runs]
     return lines
 
 
 def _runs(here: Sequence[FitPrediction]) -> list[str]:
-    """How to run the first case of each model and quantization on one machine, as predicted."""
+    """How to run the first case on one machine, as predicted."""
     first = _first([(each, serving) for each in here if (serving := each.serve) is not None])
-    shown = [serving for _, serving in first[:SHOWN_SERVED]]
-    lines = [f"To run{_which(here, first)}, as predicted:"] if shown else []
+    shown = [serving for _, serving in first[:SHOWN_COMMANDS]]
+    lines = [f"To run{_which(here, len(shown))}, as predicted:"] if shown else []
     return lines + [line for serving in shown for line in serving_lines(serving)]
 
 
@@ -254,10 +327,10 @@ def serving_lines(serving: Serving) -> list[str]:
 
 
 def _checks(here: Sequence[FitPrediction]) -> list[str]:
-    """The commands that measure the first case of each model and quantization on one machine, where one can."""
-    first = _first([(each, command) for each in here if (command := each.verify) is not None])
-    lines = [f"To check{_which(here, first)}:"] if first else []
-    return lines + [line for _, command in first[:SHOWN_VERIFY] for line in command_lines(command)]
+    """The commands that measure the first cases of different models and quantizations, where one can."""
+    first = _first([(each, command) for each in here if (command := each.verify) is not None])[:SHOWN_COMMANDS]
+    lines = [f"To check{_which(here, len(first))}:"] if first else []
+    return lines + [line for _, command in first for line in command_lines(command)]
 
 
 def _first(found: Sequence[tuple[FitPrediction, T]]) -> list[tuple[FitPrediction, T]]:
@@ -268,11 +341,12 @@ def _first(found: Sequence[tuple[FitPrediction, T]]) -> list[tuple[FitPrediction
     return [*first.values()]
 
 
-def _which(here: Sequence[FitPrediction], first: Sequence[object]) -> str:
+def _which(here: Sequence[FitPrediction], shown: int) -> str:
     """What a list of commands is for, where that is not all that the table shows."""
     target = here[0].prediction.machine.target
-    some = len(first) < sum(each.prediction.verdict.word != "no" for each in here)
-    return f"{' the first context of each' if some else ''}{'' if target.local else f' on {printable(target.title)}'}"
+    some = shown < sum(each.prediction.verdict.word != "no" for each in here)
+    first = f" the first {shown}" if shown > 1 else " the first"
+    return f"{first if some else ''}{'' if target.local else f' on {printable(target.title)}'}"
 
 
 def command_lines(command: Command) -> list[str]:
@@ -283,6 +357,10 @@ def _bases(found: Sequence[FitPrediction]) -> list[str]:
     """What the speeds rest on."""
     speeds = [each.prediction for each in found if each.prediction.decode]
     lines = [_BASIS[basis] for basis in dict.fromkeys(each.basis for each in speeds) if basis in _BASIS]
+    if counts := sorted({each.decode.seconds.rows for each in speeds if each.decode and each.basis == "learned"}):
+        most = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+        rows = f"{most} row{'s' * (counts[-1] > 1)}"
+        lines.append(f"learned: corrected by {rows} of similar cases measured here; --no-learned leaves them out.")
     priors = [each for each in speeds if each.basis == "prior"]
     if any(each.host_bytes for each in priors):
         lines.append("prior: we have no measurements with weights in host memory.")
@@ -304,7 +382,8 @@ _BASIS = {
 _CALIBRATE = "; for this machine, profile calibrate provides them"
 
 
-def _map(found: Sequence[FitPrediction], reasons: Sequence[str], output: str) -> str:
+def _map(result: FitResult, output: str) -> str:
+    found = result.predictions
     parts = []
     for title, here in _places(found):
         parts += [f"{line}\n" for line in _wrapped([title], output)]
@@ -314,7 +393,7 @@ def _map(found: Sequence[FitPrediction], reasons: Sequence[str], output: str) ->
     legend += ["+: a tight fit"] * any(each.prediction.verdict.word == "tight" for each in found)
     legend += [f"{LETTERS['memory']}: {LIMITS['memory']}"] * ("memory" in used)
     words = f"Each cell: decode t/s and what limits it. {'; '.join(legend)}"
-    return "".join([*parts, *(f"{line}\n" for line in _wrapped([*reasons, words], output))])
+    return "".join([*parts, *(f"{line}\n" for line in _wrapped([*_sentences(result), words], output))])
 
 
 def _same_batch(found: Sequence[FitPrediction]) -> bool:

@@ -13,27 +13,25 @@ from profiler.run import choice
 from profiler.run.choice import Candidate
 from profiler.shell import Command, command
 from profiler.show import output as show_output
-from profiler.units import bytes_text, printable, rate_text, significant
+from profiler.units import GIB, bytes_text, printable, rate_text, significant
 
-DROPPED = ("memory", "max context")  # by a terminal that is too narrow
+DROPPED = ("max context", "pick")  # by a terminal that is too narrow
 MODELS_SHOWN = 3
+THIRD = {"fast": "fast: the best that is much faster", "next": "next: the best of the smaller ones"}
 SAME_MAKER = 6  # characters of a name: gemma- and qwen3.
 GOAL = "20 tok/s at 32k"  # an example
 
 
 def overview(on: str | None = None) -> str:
-    """The page for this machine, or for a device as `profile fit --on` names it. Raises ProfileError."""
+    """The page for this machine, or for the device ``on``, as for `profile fit`. Raises ProfileError."""
     target = targets.find(on)
     machine = Machine(target)
     found = choice.best_three(machine)
     measured = _measured() if on is None else None
-    lines = [_title(machine), *target.limits, "", *_table(found), ""]
-    if measured is not None:
-        lines += [measured, ""]
-    lines.append("Next:")
-    following = [*_next(found, on), *([] if on else [_measure(measured)])]
-    width = max(len(str(typed)) for typed, _ in following)
-    lines += [f"  {typed!s:{width}}  # {why}" for typed, why in following]
+    lines = [_title(machine), *target.limits, "", *_table(found)]
+    lines += [measured] if measured is not None else []
+    for why, typed in [*_next(found, on), *([] if on else [_measure(measured)])]:
+        lines += [f"{why}:", f"  {typed}"]
     lines.append("All commands: profile --help")
     return "\n".join(show_output.wrapped(lines, console.width())) + "\n"
 
@@ -41,48 +39,46 @@ def overview(on: str | None = None) -> str:
 def _title(machine: Machine) -> str:
     """The machine in a line."""
     target = machine.target
-    parts = [printable(target.title)]
+    bandwidth = f"{machine.ceiling_bytes_s / 1e9:,.0f} GB/s {_source(machine)}"
     if target.local is None:
-        parts.append(f"{bytes_text(machine.usable_bytes)} usable{' each' if target.count > 1 else ''}")
-    else:
-        device = devices.find(target.local)
-        cores = device.usable_cores
-        parts += [f"{cores:g} core{'s' * (cores != 1)}"] if cores is not None else []
-        parts.append(f"{bytes_text(device.memory_bytes)}, {bytes_text(device.free_bytes)} free")
-    parts.append(f"{significant(machine.ceiling_bytes_s / 1e9)} GB/s {_source(machine)}")
-    return " · ".join(parts)
+        each = " each" if target.count > 1 else ""
+        return f"{printable(target.title)}, {bytes_text(machine.usable_bytes)} usable{each}, {bandwidth}"
+    device = devices.find(target.local)
+    cores = "" if device.usable_cores is None else f", {device.usable_cores:g} core{'s' * (device.usable_cores != 1)}"
+    memory = f"{bytes_text(device.memory_bytes)} ({device.free_bytes / GIB:.1f} free)"
+    return f"{printable(target.title)}{cores}, {memory}, {bandwidth}"
 
 
 def _source(machine: Machine) -> str:
     if machine.target.ceilings is not None:
         return "measured"
-    return "assumed (profile calibrate measures it)" if machine.target.spread > 1 else "by its data sheet"
+    return "assumed" if machine.target.spread > 1 else "by data sheet"
 
 
 def _table(found: Sequence[tuple[str, Candidate]]) -> list[str]:
     if not found:
         return ["No model of the catalog fits. profile models lists what there is."]
     text = show_output.render([_row(*each) for each in found], dict, "table", DROPPED)
-    notes = [
-        f"Predicted at {choice.CONTEXT // 1024}k tokens of context; in parentheses, the range that should hold nine"
-        " cases in ten."
-    ]
-    if not all(each.reads for _, each in found):
-        notes.append(f"People read {choice.READING_TPS} t/s.")
-    return [*text.splitlines(), "", " ".join([*notes, *_twins([each.name for _, each in found])])]
+    reads = all(each.reads for _, each in found)
+    rule = "largest that decodes as fast as people read" if reads else "fastest, but slower than people read"
+    notes = [f"best: the {rule} ({choice.READING_TPS} t/s)"]
+    notes += ["other: the same of the other family"] * (len(found) > 1)
+    notes += [THIRD[pick] for pick, _ in found if pick in THIRD]
+    context = f"Predicted at {choice.CONTEXT // 1024}k of context; in parentheses, where nine cases in ten should be."
+    return [*text.splitlines(), "", f"{'; '.join(notes)}.", " ".join([context, *_twins([e.name for _, e in found])])]
 
 
-def _row(best_at: str, candidate: Candidate) -> dict[str, str]:
+def _row(pick: str, candidate: Candidate) -> dict[str, str]:
     prediction = candidate.prediction
     assert prediction.decode is not None
     tps = prediction.decode.tps
     return {
-        "best": best_at,
+        "pick": pick,
         "model": candidate.name,
         "quant": candidate.quant,
         "engine": prediction.engine.name,
         "decode t/s": f"{rate_text(tps.value)} ({significant(tps.low, 2)}–{significant(tps.high, 2)})",
-        "memory": bytes_text(prediction.terms.peak.value),
+        "memory": bytes_text(prediction.terms.needed.value),
         "max context": f"{candidate.largest_context:,}",
     }
 
@@ -102,22 +98,22 @@ def _twins(names: Sequence[str]) -> list[str]:
     ]
 
 
-def _next(found: Sequence[tuple[str, Candidate]], on: str | None) -> list[tuple[Command, str]]:
+def _next(found: Sequence[tuple[str, Candidate]], on: str | None) -> list[tuple[str, Command]]:
     """How to go on from the best choice, and for another device from what a person wants of it."""
     where = ("--on", on) if on else ()
     if not found:
-        return [(command("profile", "fit", where), "what the smallest models need")]
+        return [("What the smallest models need", command("profile", "fit", where))]
     best = found[0][1]
     engine = ("--engine", best.prediction.engine.name)
-    how = (command("profile", "fit", best.name, engine, "-q", best.quant, where), "how to run the first one")
-    goal = (command("profile", "fit", where, engine, "--goal", GOAL), f"what reaches {GOAL}")
+    how = ("How to run the best", command("profile", "fit", best.name, engine, "-q", best.quant, where))
+    goal = (f"What reaches {GOAL}", command("profile", "fit", where, engine, "--goal", GOAL))
     return [how, goal] if on else [how]
 
 
-def _measure(measured: str | None) -> tuple[Command, str]:
+def _measure(measured: str | None) -> tuple[str, Command]:
     if measured is None or measured.startswith(NOTHING):
-        return command("profile", "sweep"), "measure in about five minutes"
-    return command("profile", "report", "--html", "report.html"), "a page of what was measured"
+        return "To measure, in about five minutes", command("profile", "sweep")
+    return "A page of what was measured", command("profile", "report", "--html", "report.html")
 
 
 NOTHING = "Nothing was measured"
@@ -129,14 +125,14 @@ def _measured() -> str:
 
     try:
         if existing(None) is None:
-            return f"{NOTHING} on this machine so far."
+            return f"{NOTHING} here so far."
         with Store.open(None, create=False) as store:
             runs = store.runs()
     except ProfileError as error:
         return f"The results cannot be read: {error.message}"
     count = sum(run.outcomes.get("ok", 0) for run in runs)
     if not count:
-        return f"{NOTHING} on this machine so far."
+        return f"{NOTHING} here so far."
     models = list(dict.fromkeys(model for run in reversed(runs) for model in run.models))
     named = [printable(model, 40) for model in models[:MODELS_SHOWN]]
     more = len(models) - len(named)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
+import json
 import shutil
 import socket
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -37,9 +38,72 @@ def program() -> str | None:
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
-async def _visit(
-    url: str, clicks: Sequence[str], size: tuple[int, int], seconds: float, picture: Path | None
-) -> None:
+class Tab:
+    """A tab of the browser. ``problems``: exceptions of scripts, and what the content security policy refused;
+    ``requests``: the addresses of everything that was asked for.
+    """
+
+    def __init__(self, link: aiohttp.ClientWebSocketResponse) -> None:
+        self._link, self._numbers = link, itertools.count(1)
+        self.problems: list[str] = []
+        self.requests: list[str] = []
+
+    async def call(self, method: str, **params: Any) -> Any:
+        """Call a method of the protocol, and note the events that come before its answer."""
+        number = next(self._numbers)
+        await self._link.send_json({"id": number, "method": method, "params": params})
+        while True:
+            answer = await self._link.receive_json()
+            if answer.get("id") == number:
+                assert "error" not in answer, answer
+                return answer["result"]
+            if answer.get("method") == "Runtime.exceptionThrown":
+                self.problems.append(str(answer["params"]["exceptionDetails"]))
+            elif answer.get("method") == "Log.entryAdded":
+                self.problems.append(str(answer["params"]["entry"]["text"]))
+            elif answer.get("method") == "Network.requestWillBeSent":
+                self.requests.append(answer["params"]["request"]["url"])
+
+    async def value(self, expression: str) -> Any:
+        """The value of an expression in the page."""
+        found = await self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    async def middle(self, selector: str) -> tuple[float, float]:
+        """The middle of an element, which is scrolled into view."""
+        element = f"document.querySelector({json.dumps(selector)})"
+        await self.value(f"{element}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+        return await self.value(f"(r => [r.x + r.width / 2, r.y + r.height / 2])({element}.getBoundingClientRect())")
+
+    async def mouse(self, kind: str, x: float, y: float, clicks: int = 1) -> None:
+        """``kind``: Moved, Pressed or Released."""
+        button = {} if kind == "Moved" else {"button": "left", "clickCount": clicks}
+        await self.call("Input.dispatchMouseEvent", type=f"mouse{kind}", x=x, y=y, **button)
+
+    async def click(self, selector: str, times: int = 1) -> None:
+        x, y = await self.middle(selector)
+        for count in range(1, times + 1):
+            for kind in ("Pressed", "Released"):
+                await self.mouse(kind, x, y, count)
+
+    async def size(self, width: int, height: int) -> None:
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        await self.call("Emulation.setDeviceMetricsOverride", **metrics)
+
+    async def dark(self, dark: bool = True) -> None:
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        await self.call("Emulation.setEmulatedMedia", features=[scheme])
+
+    async def picture(self, path: Path) -> None:
+        taken = await self.call("Page.captureScreenshot", format="png")
+        path.write_bytes(base64.b64decode(taken["data"]))
+
+
+Steps = Callable[[Tab], Awaitable[None]]
+
+
+async def _explore(url: str, steps: Steps, size: tuple[int, int], seconds: float, scripts: bool) -> None:
     found = program()
     assert found is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
@@ -49,15 +113,13 @@ async def _visit(
             stderr=subprocess.DEVNULL,
         )
         try:
-            await asyncio.wait_for(_drive(Path(home), url, clicks, size, seconds, picture), START_S + seconds)
+            await asyncio.wait_for(_drive(Path(home), url, steps, size, scripts), START_S + seconds)
         finally:
             process.kill()
             process.wait()
 
 
-async def _drive(
-    home: Path, url: str, clicks: Sequence[str], size: tuple[int, int], seconds: float, picture: Path | None
-) -> None:
+async def _drive(home: Path, url: str, steps: Steps, size: tuple[int, int], scripts: bool) -> None:
     port = home / "DevToolsActivePort"
     while not (port.exists() and "\n" in port.read_text()):
         await asyncio.sleep(0.05)
@@ -67,49 +129,39 @@ async def _drive(
             tabs = await listed.json()
         tab = next(each for each in tabs if each["type"] == "page")
         async with session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as link:
-            numbers = itertools.count(1)
-
-            async def call(method: str, **params: Any) -> Any:
-                number = next(numbers)
-                await link.send_json({"id": number, "method": method, "params": params})
-                while True:
-                    answer = await link.receive_json()
-                    if answer.get("id") == number:
-                        assert "error" not in answer, answer
-                        return answer["result"]
-
-            metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
-            await call("Emulation.setDeviceMetricsOverride", **metrics)
-            await call("Emulation.setScrollbarsHidden", hidden=True)
-            await call("Page.navigate", url=url)
-            await asyncio.sleep(seconds / 2)
-            for selector in clicks:
-                where = (
-                    f"(r => [r.x + r.width / 2, r.y + r.height / 2])({_element(selector)}.getBoundingClientRect())"
-                )
-                found = await call("Runtime.evaluate", expression=where, returnByValue=True)
-                x, y = found["result"]["value"]
-                for kind in ("mousePressed", "mouseReleased"):
-                    await call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
-            await asyncio.sleep(seconds / 2)
-            if picture is not None:
-                taken = await call("Page.captureScreenshot", format="png")
-                picture.write_bytes(base64.b64decode(taken["data"]))
+            tab = Tab(link)
+            await tab.size(*size)
+            await tab.call("Emulation.setScrollbarsHidden", hidden=True)
+            await tab.call("Emulation.setScriptExecutionDisabled", value=not scripts)
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                await tab.call(f"{domain}.enable")
+            await tab.call("Page.navigate", url=url)
+            await steps(tab)
 
 
-def _element(selector: str) -> str:
-    return f"document.querySelector({selector!r})"
-
-
-def visit(
-    url: str,
-    clicks: Sequence[str] = (),
-    size: tuple[int, int] = (1200, 2000),
-    seconds: float = 2.0,
-    picture: Path | None = None,
+def explore(
+    url: str, steps: Steps, size: tuple[int, int] = (1200, 2000), seconds: float = 60.0, scripts: bool = True
 ) -> None:
+    """Show ``url`` in a tab and take ``steps`` in it, for at most some seconds."""
+    asyncio.run(_explore(url, steps, size, seconds, scripts))
+
+
+async def loaded(tab: Tab) -> None:
+    """Wait until the page is complete."""
+    while await tab.value("document.readyState + location.protocol") != "completefile:":
+        await asyncio.sleep(0.02)
+
+
+def visit(url: str, clicks: Sequence[str] = (), size: tuple[int, int] = (1200, 2000), seconds: float = 2.0) -> None:
     """Show ``url`` for some seconds, and click in the middle of these elements after half of them."""
-    asyncio.run(_visit(url, clicks, size, seconds, picture))
+
+    async def steps(tab: Tab) -> None:
+        await asyncio.sleep(seconds / 2)
+        for selector in clicks:
+            await tab.click(selector)
+        await asyncio.sleep(seconds / 2)
+
+    explore(url, steps, size, seconds)
 
 
 class Listener:

@@ -81,6 +81,10 @@ def fault(when):
                 script["held"] = bytearray(b"\\1") * (value << 20)
             if kind == "sleep":
                 time.sleep(value)
+            if kind == "spin":
+                until = time.process_time() + value
+                while time.process_time() < until:
+                    pass
 
 
 def say(text):
@@ -166,6 +170,43 @@ for p in numbers("-p"):
                 "avg_ns": sum(samples) // reps, "samples_ns": samples}}
             out(json.dumps(row))
 log("llama_perf_context_print:        load time =     104.64 ms")
+"""
+
+SERVE = """#!{python} -SE
+import json, os, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+here, words = os.path.dirname(os.path.abspath(__file__)), sys.argv[1:]
+answer = json.load(open(os.path.join(here, "server.json")))
+if words[0] == "--help":
+    print(open(os.path.join(here, "llama-server.help")).read())
+    sys.exit(0)
+if "say" in answer:
+    sys.stderr.write(answer["say"] + "\\n")
+    sys.exit(1)
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *words):
+        pass
+
+    def send(self, content):
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        self.send({{"status": "ok"}})
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert (asked["temperature"], asked["cache_prompt"]) == (0, False)
+        self.send(answer)
+
+
+HTTPServer(("127.0.0.1", int(words[words.index("--port") + 1])), Handler).serve_forever()
 """
 
 BENCH_HELP = {
@@ -280,9 +321,19 @@ FLASH = {
 
 
 def install(
-    folder: Path, version: str = "b9993", *faults: dict[str, Any], batched: bool = True, **script: Any
+    folder: Path,
+    version: str = "b9993",
+    *faults: dict[str, Any],
+    batched: bool = True,
+    slower: float = 1.0,
+    server: dict[str, Any] | None = None,
+    **script: Any,
 ) -> Path:
-    """Put a build into ``folder`` and return it. ``weights`` are the buffers of the model, ``devices`` the list."""
+    """Put a build into ``folder`` and return it. ``weights`` are the buffers of the model, ``devices`` the list.
+
+    ``slower`` multiplies the times that it states. ``server`` is what its llama-server answers to every prompt, or
+    ``{"say": …}`` what it says before it ends; without it there is none.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     content = {"weights": ["CPU_Mapped"], **script, "faults": list(faults)}
     (folder / "script.json").write_text(json.dumps(content))
@@ -292,8 +343,15 @@ def install(
     for name, text in helps.items():
         (folder / f"{name}.help").write_text(text)
         program = folder / name
-        program.write_text(SCRIPT.format(python=sys.executable, version=version, prefill=PREFILL_S, step=STEP_S))
+        speeds = {"prefill": PREFILL_S * slower, "step": STEP_S * slower}
+        program.write_text(SCRIPT.format(python=sys.executable, version=version, **speeds))
         program.chmod(0o755)
+    if server is not None:
+        help_text = COMMON_HELP.replace("{fa}", FLASH[version]) + "-np,   --parallel N   slots\n--port PORT   port\n"
+        (folder / "llama-server.help").write_text(help_text + MORE_HELP[version])
+        (folder / "server.json").write_text(json.dumps(server))
+        (folder / "llama-server").write_text(SERVE.format(python=sys.executable))
+        (folder / "llama-server").chmod(0o755)
     return folder
 
 
@@ -301,8 +359,8 @@ def fault(when: str, kind: str, value: Any = None, *say: str, verbose: bool | No
     """A fault that happens ``when``: load, context, prefill, decode, depth (where it is computed), repetition, or run
     (batched).
 
-    ``kind``: exit, signal, hang, garbage, hold (MiB) or sleep (seconds). ``verbose``: only in runs with ``-v``, or
-    only in others.
+    ``kind``: exit, signal, hang, garbage, hold (MiB), sleep or spin (seconds). ``verbose``: only in runs with
+    ``-v``, or only in others.
     """
     return {"when": when, "kind": kind, "value": value, "say": say, "verbose": verbose}
 

@@ -20,7 +20,7 @@ CONTEXT, BATCH, STEPS = 40, 2, 4
 def driven(name: str) -> bool:
     """Whether a backend's sessions are driven step by step in a worker."""
     backend = backends.find(name)
-    return backend.served is None and not backend.times_itself
+    return backend.server_command is None and not backend.times_itself
 
 
 @pytest.fixture(params=list(filter(driven, registry.names("backends"))))

@@ -95,7 +95,7 @@ def test_without_a_tokenizer_the_speed_is_measured_and_the_reason_said(tiny_mode
     ("arguments", "said"),
     [
         (("-m", "gemma-3-270m", "--quality"), "--quality needs real weights"),
-        (("--quality",), "--quality needs -m"),
+        (("--quality",), "--quality needs real weights"),
         (("-m", "gemma-3-270m", "--reference", "x"), "--reference needs --quality"),
         (("-m", "gemma-3-270m", "--quality-text", "x"), "--quality-text needs --quality"),
         (("-m", "gemma-3-270m", "--quality", "--quality-text", "/nowhere"), "cannot read /nowhere"),

@@ -201,7 +201,7 @@ def test_a_quant_knows_its_own_checkpoints() -> None:
 # Backends
 
 BACKENDS = registry.names("backends")
-OPENED = [name for name in BACKENDS if backends.find(name).served is None]
+OPENED = [name for name in BACKENDS if backends.find(name).server_command is None]
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -228,7 +228,7 @@ def test_a_server_is_measured_by_a_command_of_its_own(name: str, model: str) -> 
     for command in (("sweep",), ("gate", "--base", "HEAD")):
         refused = CliRunner().invoke(main, [*command, "-m", model, "--backend", name], catch_exceptions=False)
         assert refused.exit_code == 2
-        assert f"Use {backends.find(name).served}." in refused.stderr
+        assert f"Use {backends.find(name).server_command}." in refused.stderr
 
 
 @pytest.mark.usefixtures("made_up")
@@ -467,7 +467,7 @@ def test_a_device_kind_that_was_a_file_a_moment_ago_is_found_predicted_and_measu
 def test_a_meter_measures_time_and_a_peak(device: str) -> None:
     meter = devices.meter(device)
     meter.reset_peak()
-    marks = [meter.mark(), meter.mark()]
+    marks = [meter.timestamp(), meter.timestamp()]
     start = meter.now()
     ballast = bytearray(64 * 1024**2)
     assert len(ballast) <= (meter.peak().process_bytes or 0)

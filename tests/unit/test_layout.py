@@ -33,6 +33,7 @@ FLOORS = [
         "git",
         "decode_path",
         "registry",
+        "settings",
         "shell",
         "units",
     },

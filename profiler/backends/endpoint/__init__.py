@@ -29,7 +29,8 @@ from profiler.backends.base import Backend
 from profiler.results.stats import percentile
 from profiler.units import printable
 
-BACKEND = Backend(predicted=False, served="profile endpoint URL")  # run/serving.py knows the engine of each server
+# run/serving.py knows the engine of each server
+BACKEND = Backend(predicted=False, server_command="profile endpoint URL")
 
 FailureKind = Literal[
     "refused",

@@ -347,7 +347,9 @@ def _sglang(said: Said, client: Client) -> Server | None:
         return None
     models = _openai_models(said, client, True)
     version = _word(info.get("version"), client)
-    return Server("SGLang", client.root, version, models, fixed_length=MIN_TOKENS, stream_options=EVERY_CHUNK)
+    return Server(
+        "SGLang", client.root, version, models, fixed_length=MIN_TOKENS, stream_options=EVERY_CHUNK, engine="sglang"
+    )
 
 
 def _vllm(said: Said, client: Client) -> Server | None:

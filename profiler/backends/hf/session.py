@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from bitsandbytes import cextension
@@ -49,6 +50,7 @@ NO_LIBRARY = "ErrorHandlerMockBNBNativeLibrary"  # bitsandbytes' stand-in for a 
 # Quantized weights, as they are named by bitsandbytes, by AWQ and GPTQ, and by compressed-tensors.
 QUANTIZED_NAMES = ("weight", "qweight", "weight_packed")
 PLAIN_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+NOT_FINITE_LOGITS: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()  # of models that were checked
 SEED_TOKENS = 8  # a random cache takes its shapes and its scale from a real one of this many tokens
 
 NOT_FINITE = "the model's logits are NaN or infinite: its tokens mean nothing, and its speed may not be typical"
@@ -174,16 +176,18 @@ class HfGeneration:
         return None
 
     def cautions(self) -> tuple[Caution, ...]:
-        """A caution if the model's logits are NaN or infinite. A short pass after the measurement checks that."""
-        cache = DynamicCache(config=self.model.config.get_text_config())
-        try:
-            with memory_errors(), torch.inference_mode():
-                ids = self.ids[:1, :SEED_TOKENS]
-                logits = self.model(input_ids=ids, **with_cache(cache), logits_to_keep=1).logits
-                finite = bool((logits < torch.inf).all())  # which NaN is not; -inf rules a token out
-        except OutOfMemory:  # the case itself has fitted
-            return ()
-        return () if finite else (Caution("not-finite", NOT_FINITE, BETTER.get(self.model.dtype)),)
+        """A caution if the model's logits are NaN or infinite. A short pass after its first case checks that."""
+        if self.model not in NOT_FINITE_LOGITS:
+            cache = DynamicCache(config=self.model.config.get_text_config())
+            try:
+                with memory_errors(), torch.inference_mode():
+                    ids = self.ids[:1, :SEED_TOKENS]
+                    logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+                    NOT_FINITE_LOGITS[self.model] = not bool((logits < torch.inf).all())  # -inf rules a token out
+            except OutOfMemory:  # the case itself has fitted
+                return ()
+        found = Caution("not-finite", NOT_FINITE, BETTER.get(self.model.dtype))
+        return (found,) if NOT_FINITE_LOGITS[self.model] else ()
 
     def _reset(self) -> None:
         self.kv = DynamicCache(config=self.model.config.get_text_config())

@@ -6,10 +6,11 @@ Rates are those that llama-bench and llama-batched-bench print. ``build.find`` s
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from profiler.backends.base import Backend
+from profiler.backends.base import Backend, Completion, InstalledBuild
 from profiler.backends.llama_cpp import build
+from profiler.case import Case, Source
 from profiler.devices.base import Meter
 
 KV_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
@@ -55,6 +56,12 @@ def _meter(device: str) -> Meter:
     return ProgramMeter()
 
 
+def _complete(case: Case, source: Source, installed: InstalledBuild) -> Sequence[Completion]:
+    from profiler.backends.llama_cpp.completion import complete
+
+    return complete(case, source, build.named(installed.folder))
+
+
 BACKEND = Backend(
     engine="llama.cpp",
     meter=_meter,
@@ -62,6 +69,10 @@ BACKEND = Backend(
     weights=("real", "synthetic"),
     kinds=("cpu", "cuda"),
     versions=lambda: build.find().versions(),
+    has_cpu_time=lambda case: case.batch == 1,  # llama-batched-bench does not say where decode begins
+    find_build=build.installed,
+    build_command=build.BUILD_COMMAND,
+    complete=_complete,
     times_itself=True,
     gguf=True,
     ubatch=build.UBATCH,

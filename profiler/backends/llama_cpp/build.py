@@ -2,6 +2,7 @@
 
     llama-bench           one sequence: repetitions of a prefill, or of decode at a depth, by its own timer
     llama-batched-bench   several sequences: one prefill and one decode at its depth per line, by its own timer
+    llama-server          greedy completions, which a gate compares
 
 What a build can do is read from its ``--help`` and not from its version, since distributions build any commit.
 """
@@ -13,12 +14,13 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
 
 from profiler import files
+from profiler.backends.base import InstalledBuild
 from profiler.backends.llama_cpp.program import ProgramFailed, answer
 from profiler.case import Case, options_of
 from profiler.errors import ProfileError
@@ -28,8 +30,10 @@ from profiler.results.environment import HEAP
 from profiler.units import printable
 
 VARIABLE = "LLAMA_CPP_DIR"
-BENCH, BATCHED = "llama-bench", "llama-batched-bench"
+BENCH, BATCHED, SERVER = "llama-bench", "llama-batched-bench", "llama-server"
 TELLING = ("llama-batched-bench", "llama-server", "llama-cli")  # programs with --version, which llama-bench lacks
+BUILD_COMMAND = f"cmake -B build && cmake --build build -j --target {BENCH} {BATCHED} {SERVER}"
+SEARCHED = "LD_LIBRARY_PATH"
 INSIDE = ("", "bin", "build/bin")  # of an installation, a build folder or a source tree
 LIBRARIES = ("libllama*.so*", "libggml*.so*", "libllama*.dylib", "libggml*.dylib")
 BACKEND_FILE = re.compile(r"libggml-(?P<name>[a-z0-9]+)[.-]")  # libggml-cuda.so, libggml-cpu-haswell.so
@@ -65,10 +69,19 @@ class Build:
         """llama-batched-bench."""
         return self.folder / BATCHED
 
+    def environment(self, device: str) -> dict[str, str]:
+        """``environment``, in which the programs load the libraries beside them. A copied build would otherwise load
+        those of the original, whose folder is in its RUNPATH.
+        """
+        own = environment(device)
+        if not any(path.parent == self.folder for path in self._libraries()):
+            return own
+        return own | {SEARCHED: os.pathsep.join(filter(None, (str(self.folder), own.get(SEARCHED))))}
+
     def versions(self) -> dict[str, str]:
         """Version and compiled backends, as rows record them. The hash tells apart builds of the same commit."""
         try:
-            devices = DEVICE.findall(answer([str(self.bench), "--list-devices"], environment("cuda"), ANSWER_S))
+            devices = DEVICE.findall(answer([str(self.bench), "--list-devices"], self.environment("cuda"), ANSWER_S))
         except ProgramFailed:
             devices = []
         names = (match["name"] for path in self._libraries() if (match := BACKEND_FILE.match(path.name)))
@@ -84,7 +97,9 @@ class Build:
             if not os.access(self.folder / name, os.X_OK):
                 continue
             try:
-                found = VERSION.search(answer([str(self.folder / name), "--version"], environment("cpu"), ANSWER_S))
+                found = VERSION.search(
+                    answer([str(self.folder / name), "--version"], self.environment("cpu"), ANSWER_S)
+                )
             except ProgramFailed:
                 continue
             if found and found["commit"] != "unknown":
@@ -106,7 +121,7 @@ class Build:
     @cached_property
     def options(self) -> Mapping[str, str]:
         """The options of llama-bench, each with how ``--help`` describes its value. Raises ProfileError."""
-        return _options(self.bench, "--n-prompt")
+        return _options(self, self.bench, "--n-prompt")
 
     @cached_property
     def batched_options(self) -> Mapping[str, str]:
@@ -116,7 +131,7 @@ class Build:
                 f"several sequences need {BATCHED}, which is not in {printable(self.folder)}",
                 f"Build it: cmake --build build --target {BATCHED}",
             )
-        return _options(self.batched, "-npl")
+        return _options(self, self.batched, "-npl")
 
     def alone(self, case: Case) -> bool:
         """Whether llama-bench can measure the case: one sequence, and decode at a depth (since 2025-04)."""
@@ -150,8 +165,20 @@ class Build:
         common = self._common(case, BATCHED, options)
         return [str(self.batched), "-m", str(file), "-c", str(cells), *lists, *output, *common]
 
+    def server(self, case: Case, file: Path, context: int) -> list[str]:
+        """llama-server with one sequence of ``context`` tokens. Raises ProfileError if this build has none."""
+        program = self.folder / SERVER
+        if not program.exists():
+            raise ProfileError(
+                f"there is no {SERVER} in {printable(self.folder)}",
+                f"Build it: cmake --build build --target {SERVER}",
+            )
+        options = _options(self, program, "--port")
+        common = self._common(replace(case, context=UBATCH, ubatch=UBATCH), SERVER, options)
+        return [str(program), "-m", str(file), "-c", str(context), "-np", "1", *common]
+
     def _common(self, case: Case, program: str, options: Mapping[str, str]) -> list[str]:
-        """The options that both programs have. Raises ProfileError for one that this build does not know."""
+        """The options that all programs have. Raises ProfileError for one that this build does not know."""
         settings = options_of(case.options)
         words: list[str] = []
 
@@ -174,7 +201,7 @@ class Build:
         for name, switch in SWITCHES.items():
             if name in settings:
                 value = settings[name]
-                add(switch, value.replace("/", ",") if program == BATCHED and name == "tensor-split" else value)
+                add(switch, value.replace("/", ",") if program != BENCH and name == "tensor-split" else value)
         if case.device == "cpu" and "-dev" in options:
             words += ["-dev", "none"]
         return words
@@ -194,11 +221,24 @@ def use(folder: str) -> None:
     os.environ[VARIABLE] = os.path.abspath(expanded(folder))
 
 
+def named(folder: str) -> Build:
+    """The build in a folder, which may also be the folder above its programs. Raises ProfileError."""
+    return _in(Path(os.path.abspath(expanded(folder))))
+
+
+def installed(folder: str | None) -> InstalledBuild:
+    """The build in ``folder``, or that of ``find``, once it has answered. Raises ProfileError."""
+    found = find() if folder is None else named(folder)
+    found.options  # noqa: B018 - asks the program
+    where = str(found.folder)
+    return InstalledBuild(where, str(found.bench), {VARIABLE: where}, found.versions())
+
+
 def find() -> Build:
     """The build that ``VARIABLE`` names, else the one on the PATH. Raises ProfileError with how to get one."""
-    named = os.environ.get(VARIABLE)
-    if named:
-        return _in(Path(os.path.abspath(expanded(named))))
+    folder = os.environ.get(VARIABLE)
+    if folder:
+        return named(folder)
     found = shutil.which(BENCH)
     if found is None:
         raise ProfileError(f"llama.cpp is not found: neither {VARIABLE} nor the PATH has {BENCH}", _how_to_get_it())
@@ -235,10 +275,10 @@ def _how_to_get_it() -> str:
     )
 
 
-def _options(program: Path, needed: str) -> Mapping[str, str]:
+def _options(build: Build, program: Path, needed: str) -> Mapping[str, str]:
     """Every option in the ``--help`` of a program, with the rest of its line. ProfileError if ``needed`` is none."""
     found: dict[str, str] = {}
-    for match in OPTION.finditer(answer([str(program), "--help"], environment("cpu"), ANSWER_S)):
+    for match in OPTION.finditer(answer([str(program), "--help"], build.environment("cpu"), ANSWER_S)):
         for name in re.split(r",\s+", match["names"]):
             found.setdefault(name, match["value"].strip())
     if needed not in found:

@@ -30,6 +30,7 @@ from profiler.folders import describe
 from profiler.units import printable
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+CPUCLOCK_SCHED = 2  # <linux/posix-timers.h>: with a process id, the clock of its CPU time
 POLL_S = 0.2  # between two looks at the memory of a program that prints nothing
 CHUNK = 1 << 16
 KEPT_LINES = 400  # of the log; the verbose log of loading a model has about 300 after its first error
@@ -54,6 +55,7 @@ class OutputLine(NamedTuple):
     """A line that the program printed."""
 
     at_s: float  # on the clock of ``time.perf_counter``
+    cpu_s: float | None  # CPU seconds of the program's threads until then; None if it has ended
     is_result: bool  # on stdout; the log is on stderr
     text: str
 
@@ -88,7 +90,7 @@ class Program:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=dict(environ),
-                preexec_fn=lambda: _die_with(parent),
+                preexec_fn=lambda: die_with(parent),
             )
         except OSError as error:
             raise ProgramFailed(f"{printable(command[0])} cannot be started: {describe(error)}") from None
@@ -103,7 +105,7 @@ class Program:
                 rests[pipe] = b""
             while rests:
                 ready = [key.fileobj for key, _ in selector.select(POLL_S)]
-                now = time.perf_counter()
+                now, cpu = time.perf_counter(), self._cpu_s()
                 self._measure()
                 for file in ready:
                     assert isinstance(file, FileIO)
@@ -117,14 +119,23 @@ class Program:
                         rest = b""
                     if chunk:
                         rests[file] = rest
-                    yield from self._taken(now, file is self._process.stdout, whole)
+                    yield from self._taken(now, cpu, file is self._process.stdout, whole)
 
-    def _taken(self, at_s: float, is_result: bool, lines: Sequence[bytes]) -> Iterator[OutputLine]:
+    def _taken(
+        self, at_s: float, cpu_s: float | None, is_result: bool, lines: Sequence[bytes]
+    ) -> Iterator[OutputLine]:
         for raw in lines:
             text = raw.decode("utf-8", "replace")
             if not is_result or not text.startswith("{"):
                 self._log.append(text)
-            yield OutputLine(at_s, is_result, text)
+            yield OutputLine(at_s, cpu_s, is_result, text)
+
+    def _cpu_s(self) -> float | None:
+        """CPU seconds of all its threads so far, by the kernel's clock of the process."""
+        try:
+            return time.clock_gettime(~self._process.pid << 3 | CPUCLOCK_SCHED)
+        except OSError:
+            return None
 
     def _measure(self) -> None:
         """Its peak so far. A process that is about to end has no memory any more, so ``stop`` asks the kernel too."""
@@ -264,7 +275,7 @@ def _ended(status: int) -> str:
     return f"ended with code {status}" if status else "ended without a result"
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """In the new process: die with the worker, and leave no core file behind."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 from profiler import devices
 from profiler.backends.base import Beat, ModelInfo, ShapeMismatch
 from profiler.backends.llama_cpp import build as builds
-from profiler.backends.llama_cpp.build import Build, environment
+from profiler.backends.llama_cpp.build import Build
 from profiler.backends.llama_cpp.program import OutputLine, Program, ProgramFailed, ProgramMeter
 from profiler.backends.llama_cpp.synthetic import synthetic_gguf
 from profiler.case import Case, Source, options_of
@@ -138,7 +138,7 @@ class LlamaSession:
 
     def start(self, command: Sequence[str]) -> Program:
         """Start a program on the device of the session. Raises ProfileError."""
-        environ = environment(self._device.name)
+        environ = self._build.environment(self._device.name)
         if self._device.uuid is not None and "-ts" not in command:
             environ["CUDA_VISIBLE_DEVICES"] = self._device.uuid
         self.meter.reset_peak()
@@ -208,14 +208,15 @@ class Started(NamedTuple):
     """Something that llama-bench has begun, by its ``--progress``."""
 
     at_s: float
+    cpu_s: float | None
     what: Literal["warmup", "depth", "cached depth", "repetition"]
 
     @classmethod
-    def of(cls, at_s: float, found: re.Match[str]) -> Started:
-        """From a match of ``STARTS``."""
+    def of(cls, line: OutputLine, found: re.Match[str]) -> Started:
+        """From a line and its match of ``STARTS``."""
         if found["phase"] == "depth":
-            return cls(at_s, "cached depth" if found["cached"] else "depth")
-        return cls(at_s, "warmup" if found["warmup"] else "repetition")
+            return cls(line.at_s, line.cpu_s, "cached depth" if found["cached"] else "depth")
+        return cls(line.at_s, line.cpu_s, "warmup" if found["warmup"] else "repetition")
 
 
 class LlamaCase:
@@ -270,7 +271,7 @@ class LlamaCase:
                     yield self._samples(phase, line, starts)
                     starts = []
                 elif found := STARTS.search(line.text):
-                    starts.append(Started.of(line.at_s, found))
+                    starts.append(Started.of(line, found))
                     self._session.beat(f"{phase} {found['number']}/{count}" if found["number"] else phase)
                     if most_s is not None and count > 1 and _once_s(phase, starts) * count > most_s:
                         return _once_s(phase, starts)
@@ -292,11 +293,16 @@ class LlamaCase:
                 f"{builds.BENCH} measured {shape} tokens of prompt, generation and depth, not {asked}"
             )
         seconds = [nanoseconds / 1e9 for nanoseconds in row["samples_ns"]]
-        ends = [*(each.at_s for each in starts[1:]), line.at_s] if starts else []
-        timed = [end for start, end in zip(starts, ends, strict=True) if start.what == "repetition"]
-        ended: Sequence[float | None] = timed if len(timed) == len(seconds) else [None] * len(seconds)
+        ends: Sequence[Started | OutputLine] = [*starts[1:], line]
+        timed = [(start, end) for start, end in zip(starts, ends, strict=False) if start.what == "repetition"]
+        known: Sequence[tuple[Started, Started | OutputLine] | None] = timed
+        if len(timed) != len(seconds):
+            known = [None] * len(seconds)
         tokens = case.context if phase == "prefill" else case.steps
-        return [Sample(phase, took, tokens, ended_s=at_s) for took, at_s in zip(seconds, ended, strict=True)]
+        return [
+            Sample(phase, took, tokens, cpu_s=each and _cpu_s(*each), ended_s=each and each[1].at_s)
+            for took, each in zip(seconds, known, strict=True)
+        ]
 
     def _lines_together(self, phase: Phase, count: int) -> Iterator[tuple[Sample, Sample]]:
         """The prefill and the decode of each line; the first pair is a warm-up."""
@@ -385,6 +391,11 @@ def _confined() -> int | None:
     allowed = allowance.at_start()
     limited = allowed.quota is not None or allowed.cpus < allowed.installed or allowed.threads_from is not None
     return allowed.threads if limited else None
+
+
+def _cpu_s(start: Started, end: Started | OutputLine) -> float | None:
+    """CPU seconds between two lines."""
+    return None if start.cpu_s is None or end.cpu_s is None else end.cpu_s - start.cpu_s
 
 
 def _once_s(phase: Phase, starts: Sequence[Started]) -> float:

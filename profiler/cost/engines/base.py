@@ -92,6 +92,12 @@ class Terms:
         return self.weights + self.repacked + self.framework
 
     @property
+    def needed(self) -> Interval:
+        """The peak without what the system can take back: pages of a mapped file whose weights were repacked. Decides
+        whether a case fits."""
+        return self.weights + self.cache + self.buffers + self.framework
+
+    @property
     def peak(self) -> Interval:
         """All terms together: decides whether a case fits."""
         return self.loaded + self.cache + self.buffers

@@ -1,8 +1,9 @@
 """What should I run on this machine? One paragraph per machine, with figures, and what to measure next.
 
-Measured and predicted cases are ranked by the same rule, so that the paragraph never contradicts the map below it:
-the larger model first, then the quantization with more bits per weight, then the faster case, all of them fast enough
-to read along. Only a measured case is recommended; a predicted one that ranks higher is what to measure next.
+Measured and predicted cases are ranked by the same rule, so that the paragraph never contradicts the map below it. It
+is the one by which ``fit`` and ``sweep`` choose (``run/choice.py``): first the model's quality class, by its size,
+then the quantization that loses least, all of them fast enough to read along. Only a measured case is recommended; a
+predicted one that ranks higher is what to measure next.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from profiler.cost.engines.transformers import usual_path
 from profiler.cost.prediction import LIMITS, Prediction
 from profiler.decode_path import EAGER
 from profiler.models import hub
-from profiler.quants.base import DTYPE_BYTES
+from profiler.run.choice import LOSSLESS_BITS, READING_TPS, dense_size, loss, size_class
 from profiler.shell import Command, command
 from profiler.show.report import ceiling, selection
 from profiler.show.report.blocks import Code, PageBlock, Section, Text, muted
@@ -24,30 +25,29 @@ from profiler.show.report.predictions import Forecast
 from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import bytes_text, seconds_text, significant
 
-READING_TPS = 5.3  # 238 words a minute (Brysbaert 2019, J. Mem. Lang. 109:104047), four tokens to three words
 NEAR = 0.5  # of the ceiling; above it, other software can gain little
-FULL_BITS = 16.0  # per weight: more, as in fp32, is not seen in what a model writes
 RULE = (
     "Among measured cases that fit with headroom and whose repetitions are comparable, the rule chooses the largest"
-    " model that generates faster than people read, and of its quantizations the one with the most bits per weight"
-    " that still does; if there is none, the fastest case. A predicted case that ranks higher is what to measure"
-    f" next. People read {READING_TPS} tokens per second. Cases whose intervals overlap may be equally fast. Larger"
-    " is not always better: the section on quality below compares models with known scores."
+    " model, by doublings of its size, that generates faster than people read, and of its quantizations the one that"
+    f" loses least and still does; from {LOSSLESS_BITS} bits on there is no loss. If none is fast enough, it chooses"
+    " the fastest. A predicted case that ranks higher is what to measure next. People read"
+    f" {READING_TPS} tokens per second. Cases whose intervals overlap may be equally fast. Larger is not always"
+    " better: the section on quality below compares models with known scores."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class RankedCase:
-    """A case that is fast enough, measured or predicted."""
+    """A case that is fast enough, measured or predicted. ``size``: parameters, as of a dense model."""
 
-    parameters: int
-    bits: float  # per weight, at most ``FULL_BITS``; 0: not known
+    size: float
+    quant: str
     tps: float
 
     @property
-    def rank(self) -> tuple[int, float, float]:
-        """Larger is better."""
-        return self.parameters, round(self.bits), self.tps
+    def rank(self) -> tuple[float, ...]:
+        """Larger is better: quality class, loss by the quantization, size, speed."""
+        return size_class(max(self.size, 1), self.quant), -loss(self.quant), self.size, self.tps
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +70,19 @@ def section(
     """
     several = len(machines) > 1
     blocks: list[PageBlock] = []
-    details: list[str] = []
     chosen: list[CaseResult] = []
-    for machine, forecast in zip(machines, forecasts, strict=True):
+    for machine, forecast, bars in zip(machines, forecasts, ceiling.bars(machines), strict=True):
         where = f"{machine.title}: " if several else ""
         best, opening, more = _paragraph(machine, forecast)
         chosen += [best] if best is not None and hub.find(best.model) and best.model in forecast.shapes else []
         blocks.append(Text(f"{where}{opening}", lead=True))
-        details += [f"{where}{more}"] if more else []
         found = _next(machine, forecast, best)
         if found is not None:
             told = _sweep(found, forecast, typed or {})
-            blocks.append(Text(f"{where}{_why_next(found, best, told)}"))
+            blocks.append(Text(_why_next(found, best, told)))
             blocks += [Code((str(told),))] if told is not None else []
-    for machine in machines:
-        bars = ceiling.bars(machine, several)
         blocks += [bars] if bars is not None else []
-    blocks += [Text(each) for each in details]
+        blocks += [Text(more)] if more else []
     if chosen:
         blocks += [
             muted("Predictions for llama.cpp, with the command and the settings that run it:"),
@@ -129,10 +125,12 @@ def _usual_prompt(best: CaseResult, usable: Sequence[CaseResult]) -> CaseResult:
 
 
 def _ranked(result: CaseResult, forecast: Forecast) -> RankedCase:
-    parameters = forecast.parameters(result.model) or 0
-    weights = result.memory.weights_bytes
-    bits = 8 * weights / parameters if weights and parameters else 8 * DTYPE_BYTES.get(result.case.quant, 0)
-    return RankedCase(parameters, min(FULL_BITS, bits), _median(result))
+    return RankedCase(_size(result.model, forecast), result.case.quant, _median(result))
+
+
+def _size(model: str, forecast: Forecast) -> float:
+    shapes = forecast.shapes.get(model)
+    return dense_size(shapes) if shapes is not None else float(forecast.parameters(model) or 0)
 
 
 def _opening(
@@ -141,7 +139,8 @@ def _opening(
     what = f"{best.model} in {best.group.settings}"
     figure = f"{selection.ranged(best.decode)} t/s {_at(best)}"
     if len(usable) == 1:
-        return f"Only {what} has comparable measurements. It decodes at {figure}."
+        slow = "" if fast else ", slower than people read"
+        return f"Only {what} has comparable measurements. It decodes at {figure}{slow}."
     if not fast:
         return (
             f"Nothing measured here certainly generates as fast as people read. The closest is {what}: it decodes at"
@@ -154,7 +153,7 @@ def _opening(
     elif unsized:
         which = f"the fastest one measured, because the size of {selection.several(unsized, 2)} is not known"
     if len(others) > 1 and not unsized:
-        which += ", in the least compressed quantization that does"
+        which += ", in the quantization that loses least of those that do"
     return f"Run {what}: {which}. It decodes at {figure}."
 
 
@@ -168,28 +167,29 @@ def _next(machine: MachineRows, forecast: Forecast, best: CaseResult | None) -> 
     """The predicted case that ranks highest, if it ranks above the best measured one."""
     grid = MapGrid.of(machine, forecast)
     contexts = [best.case.context] if best is not None else grid.contexts[:1]
+    batch = best.case.batch if best is not None else machine.batch
+    alike = [each for each in machine.results if each.case.batch == batch and each.case.context in contexts]
+    measured = {(each.model, each.series, each.case.context) for each in alike if each.outcome != "skipped"}
     found = []
     for line in grid.lines if best is None or best.case.server is None else ():
         parameters = forecast.parameters(line.model)
         for context in contexts if line.like is not None and parameters else ():
-            measured = grid.results.get((line.model, line.series, context))
-            if measured is not None and measured.outcome != "skipped":
+            if (line.model, line.series, context) in measured:
                 continue
-            batch = best.case.batch if best is not None else machine.batch
             prediction = forecast.predict(line.model, line.quant, context, batch, line.like)
             if prediction is None or prediction.decode is None or prediction.verdict.word != "fits":
                 continue
             tps = prediction.decode.tps.value
-            bits = min(FULL_BITS, 8 * prediction.terms.weights.value / (parameters or 1))
             if tps / batch >= READING_TPS:
-                found.append(NextCase(RankedCase(parameters or 0, bits, tps), line, context, batch, prediction))
+                ranked = RankedCase(_size(line.model, forecast), line.quant, tps)
+                found.append(NextCase(ranked, line, context, batch, prediction))
     if not found:
         return None
     first = max(found, key=lambda each: each.ranked.rank)
     if best is None or max(_surely(best), best.least_tps) < READING_TPS:
         return first
     known = _ranked(best, forecast)
-    return first if known.parameters and first.ranked.rank[:2] > known.rank[:2] else None
+    return first if known.size and first.ranked.rank[:2] > known.rank[:2] else None
 
 
 def _why_next(found: NextCase, best: CaseResult | None, told: Command | None) -> str:
@@ -198,7 +198,7 @@ def _why_next(found: NextCase, best: CaseResult | None, told: Command | None) ->
     span = f"{significant(tps.value, 2)} t/s ({significant(tps.low, 2)}–{significant(tps.high, 2)})"
     better = "is larger and " if best is not None and found.line.model != best.model else ""
     if best is not None and not better and max(_surely(best), best.least_tps) >= READING_TPS:
-        better = "is less compressed and "
+        better = "loses less and "
     how = ":" if told is not None else f", with weights in {found.line.quant}."
     return (
         f"{found.line.model} in {found.line.series} {better}is predicted to decode at {span} at"

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from profiler import backends
-from profiler.cost.machine import flops_ceiling
+from profiler.cost.machine import Machine, flops_ceiling
 from profiler.cost.prediction import LIMITS
 from profiler.quants.base import DTYPE_BYTES
 from profiler.results import stats
 from profiler.results.measurement import PHASES, Phase
+from profiler.show.columns import BASES
 from profiler.show.report import charts, selection
 from profiler.show.report.blocks import Bar, Bars, Chart, Figures, Head, PageBlock, Section, Table, muted
-from profiler.show.report.predictions import Forecast
+from profiler.show.report.predictions import PLAIN_DTYPE, Forecast
 from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import UNKNOWN, significant
 
@@ -40,16 +40,25 @@ def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> S
     return Section("ceiling", "How close is it to the hardware's limit?", tuple(blocks), "Hardware's limit")
 
 
-def bars(machine: MachineRows, several: bool) -> Bars | None:
-    """Measured decode against its ceiling: a bar for each model and quantization, all at the same context if they
-    have it. None if no decode was measured.
+def bars(machines: Sequence[MachineRows]) -> list[Bars | None]:
+    """Measured decode against its ceiling: for each machine a bar for each model and quantization, all at the same
+    context if they have it, and all machines on one scale. None for a machine without a measured decode.
     """
-    shown = _one_each([result for result in machine.fewest if result.comparable and result.decode_tps])
-    if not shown:
-        return None
-    ceilings = [share and (result.decode_tps or 0) / share for result in shown for share in [_share(result)]]
-    longest = max(*(result.decode_tps or 0 for result in shown), *(ceiling or 0 for ceiling in ceilings), 1e-9)
-    contexts = {result.case.context for result in shown if result.case.prompt is None}
+    shown = [
+        [(result, _ceiling(result)) for result in _one_each([each for each in machine.fewest if _has_rate(each)])]
+        for machine in machines
+    ]
+    rates = [rate for mine in shown for result, ceiling in mine for rate in (result.decode_tps, ceiling) if rate]
+    longest = max(rates, default=1.0)
+    several = len(machines) > 1
+    return [
+        _bars(mine, longest, machine.title if several else "") if mine else None
+        for machine, mine in zip(machines, shown, strict=True)
+    ]
+
+
+def _bars(shown: Sequence[tuple[CaseResult, float | None]], longest: float, where: str) -> Bars:
+    contexts = {result.case.context for result, _ in shown if result.case.prompt is None}
     rows = tuple(
         Bar(
             f"{result.model} · {result.group.settings}{_size(result, len(contexts) > 1)}",
@@ -58,13 +67,22 @@ def bars(machine: MachineRows, several: bool) -> Bars | None:
             ceiling and ceiling / longest,
             result.keys,
         )
-        for result, ceiling in zip(shown, ceilings, strict=True)
+        for result, ceiling in shown
     )
-    simulated = backends.made_up(shown[0].case.backend) is not None
-    unknown = "of a simulated device" if simulated else "(profile calibrate measures the ceiling)"
-    known = "against the device's ceiling" if any(ceilings) else unknown
+    bases = dict.fromkeys(result.ceiling_basis for result, _ in shown if result.ceiling_basis)
+    known = f" against the device's ceiling {selection.joined(bases)}" if bases else ""
     at = f" at {selection.tokens_text(*contexts)} of context" if len(contexts) == 1 else ""
-    return Bars(f"Decode {known}{at}{f' · {machine.title}' if several else ''}", rows)
+    return Bars(f"Decode{at}{known}{f' · {where}' if where else ''}", rows)
+
+
+def _has_rate(result: CaseResult) -> bool:
+    return result.comparable and bool(result.decode_tps)
+
+
+def _ceiling(result: CaseResult) -> float | None:
+    """Decode at the ceiling, in tokens per second."""
+    share = _share(result)
+    return (result.decode_tps or 0.0) / share if share else None
 
 
 def _one_each(results: Sequence[CaseResult]) -> list[CaseResult]:
@@ -103,22 +121,22 @@ def _roofline(machine: MachineRows, forecast: Forecast, where: str) -> Chart | s
     """The chart, or the reason why there is none."""
     if forecast.machine is None:
         return "the rows do not say which device they were measured on"
-    if forecast.machine.target.guessed:
+    on = Machine(forecast.machine.target.at_quick)
+    if on.target.guessed:
         return (
             "this machine has no calibration of the device with the library versions of these rows; profile calibrate"
             " takes a minute"
         )
-    every = machine.at.get(machine.batch, ())
-    known = [each for each in every if each.model in forecast.shapes and each.case.dtype in DTYPE_BYTES]
+    known = [result for result in machine.at.get(machine.batch, ()) if result.model in forecast.shapes]
     points = [point for result in _spread_out(known) for point in _points(result, forecast)]
     if not points:
         return "FLOPs and bytes are known only for models whose shapes are stored or in the catalog"
-    bytes_s = forecast.machine.ceiling_bytes_s
-    dtypes = {result.case.dtype for result in known}
-    flop_s = max(flops_ceiling(forecast.machine, dtype, dtype, in_int8=False) for dtype in dtypes)
+    bytes_s = on.ceiling_bytes_s
+    dtypes = {result.case.dtype for result in known} & DTYPE_BYTES.keys() or {PLAIN_DTYPE}
+    flop_s = max(flops_ceiling(on, dtype, dtype, in_int8=False) for dtype in dtypes)
     series = machine.palette(dict.fromkeys(point.series for point in points))
-    basis = "as measured" if forecast.machine.target.ceilings else "from the data sheet"
-    title = f"Roofline, {basis}: {charts.rates_text(bytes_s, flop_s)}{where}"
+    basis = "calibrated" if on.target.ceilings else "quick" if on.target.quick else "data sheet"
+    title = f"Roofline, {BASES[basis]}: {charts.rates_text(bytes_s, flop_s)}{where}"
     return Chart(title, charts.roofline(points, bytes_s, flop_s, series))
 
 
@@ -150,16 +168,16 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     if not rows:
         return [
             muted(
-                "There are no shares of the ceiling, because the device was not calibrated when these rows were"
-                " measured. profile calibrate takes a minute; later sweeps have them."
+                "There are no shares of the ceiling, because none was known when these rows were measured. Later"
+                " sweeps measure it in seconds; profile calibrate is more exact."
             )
         ]
     several = len(machines) > 1
     columns = (
         *((Head("machine", right=False),) if several else ()),
         Head("case", right=False),
-        Head("prefill"),
-        Head("decode"),
+        Head("prefill MFU"),
+        Head("decode MBU"),
         Head("decode is limited by", right=False),
     )
     table = tuple(
@@ -167,8 +185,9 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
         for machine, result in rows[:MOST_ROWS]
     )
     keys = tuple(result.keys for _, result in rows[:MOST_ROWS])
+    bases = dict.fromkeys(result.ceiling_basis for _, result in rows if result.ceiling_basis)
     blocks: list[PageBlock] = [
-        Table(columns, table, "Share of the ceiling: time at the measured ceilings ÷ measured time", keys)
+        Table(columns, table, f"MFU of prefill and MBU of decode, ceilings {selection.joined(bases)}", keys)
     ]
     count = sum(len(machine.calibrated) for machine in machines)
     if count > MOST_ROWS:

@@ -18,7 +18,7 @@ from profiler.cost.prediction import LIMITS, Prediction
 from profiler.models.geometry import CacheBytes
 from profiler.results import measurement
 from profiler.results.measurement import Memory
-from profiler.show.columns import TOO_NOISY, plain, ttft_cell
+from profiler.show.columns import noisy_word, plain, ttft_cell
 from profiler.show.report import charts, selection
 from profiler.show.report.blocks import Chart, Figures, Head, Map, MapCell, PageBlock, Section, Table, Text, muted
 from profiler.show.report.predictions import Forecast
@@ -172,7 +172,7 @@ def _of_prompt(result: CaseResult | None) -> MapCell:
         return MapCell("", title="not measured")
     cell = _measured(result)
     first = ttft_cell(result.measurement) if result.ok else ""
-    return replace(cell, detail="" if first in ("", UNKNOWN, TOO_NOISY) else f"TTFT {first}")
+    return replace(cell, detail="" if not first[:1].isdigit() else f"TTFT {first}")
 
 
 def _map_contexts(machine: MachineRows, measured: Sequence[int], forecast: Forecast) -> list[int]:
@@ -237,7 +237,7 @@ def _measured(result: CaseResult) -> MapCell:
     title = f"measured: {selection.ranged(result.decode)} t/s{peak}"
     value, span = selection.rate(result.decode), ""
     if result.decode is not None and result.decode.wide:
-        value, span = f"{value}?", TOO_NOISY
+        value, span = f"{value}?", noisy_word(result.decode)
     return MapCell(value, span, " · ".join(part for part in parts if part), verdict, True, title)
 
 

@@ -108,7 +108,7 @@ class Counted:
 
 def _summary(found: Sequence[MachineRows], run: str | None, rows: int) -> tuple[str, ...]:
     """The line below the title. Invented figures are marked, so that they are not mistaken for measurements."""
-    parts = ["FAKE FIGURES"] if any(backends.made_up(machine.results[0].case.backend) for machine in found) else []
+    parts = ["FAKE FIGURES"] if any(backends.simulated(machine.results[0].case.backend) for machine in found) else []
     parts += [f"run {plain(run)}"] if run else []
     cases = sum(len(machine.results) for machine in found)
     again = rows - cases

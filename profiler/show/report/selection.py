@@ -18,7 +18,7 @@ from profiler.results import energy, stats
 from profiler.results.cautions import cautions
 from profiler.results.measurement import Caution, Measurement, Memory, Phase
 from profiler.results.stats import Centre, Summary
-from profiler.show.columns import SETTINGS, device_memory, device_title, figure, noisy_text, plain
+from profiler.show.columns import BASES, SETTINGS, device_memory, device_title, figure, noisy_text, plain
 from profiler.show.report.blocks import Tone
 from profiler.units import UNKNOWN
 
@@ -124,6 +124,8 @@ class CaseResult:
     @property
     def comparable(self) -> bool:
         """Whether decode was measured precisely enough to compare its median."""
+        if any(caution.code == "decode-busy" for caution in self.cautions):
+            return False
         if self.centre is None or self.centre.near:
             return self.centre is not None
         decode = self.decode
@@ -131,8 +133,19 @@ class CaseResult:
 
     @property
     def ceiling_s(self) -> Mapping[str, float] | None:
-        """Seconds of a prefill and of a step at the ceiling; None if not calibrated."""
-        return self.expected.get("ceiling_s")
+        """Seconds of a prefill and of a step at the ceilings behind MFU and MBU; None if no ceiling is known.
+
+        Rows of older versions have the seconds at the ceilings of each operator, if the device was calibrated.
+        """
+        used = self.expected.get("utilization")
+        return {"prefill": used["prefill_s"], "step": used["step_s"]} if used else self.expected.get("ceiling_s")
+
+    @property
+    def ceiling_basis(self) -> str | None:
+        """Where the ceilings come from, in words."""
+        used = self.expected.get("utilization")
+        basis = used["basis"] if used else "calibrated" if self.ceiling_s else None
+        return basis and BASES.get(basis, plain(basis))
 
     @property
     def bound(self) -> str | None:
@@ -141,7 +154,7 @@ class CaseResult:
 
     @property
     def shares(self) -> Mapping[Phase, float | None]:
-        """Time at the ceiling ÷ measured time; empty if not calibrated."""
+        """Time at the ceiling ÷ measured time: MFU of prefill, MBU of decode; empty if no ceiling is known."""
         at = self.ceiling_s
         return stats.shares(self.case, at, self.prefill_tps, self.decode_tps) if at else {}
 
@@ -256,7 +269,7 @@ def machines(
     machines = []
     for cases in found.values():
         results = cases.in_order()
-        simulated = backends.made_up(results[0].case.backend) is not None
+        simulated = backends.simulated(results[0].case.backend) is not None
         title = device_title(results[0]) + ", simulated" * simulated
         title += f", {cases.source}" if cases.source else ""
         titles[title] += 1
@@ -366,7 +379,7 @@ def _identity(row: Measurement) -> tuple[Any, ...]:
     """The identity of a machine, which does not include its software or its free memory."""
     device, cpu = row.environment.get("device") or {}, row.environment.get("cpu") or {}
     recorded = tuple(str(device.get(name)) for name in ("kind", "title", "memory_bytes", "uuid_hash"))
-    return (backends.made_up(row.case.backend) is not None, *recorded, str(cpu.get("title")), str(cpu.get("cores")))
+    return (backends.simulated(row.case.backend) is not None, *recorded, str(cpu.get("title")), str(cpu.get("cores")))
 
 
 def rate(summary: Summary | None) -> str:

@@ -221,7 +221,7 @@ def _of_engine(result: CaseResult) -> tuple[str, ...]:
 def _engine(result: CaseResult) -> str:
     """What ran a case: a server with its version, or the backend's engine."""
     backend = backends.of_row(result.case.backend)
-    own = result.case.backend if backend is None or backend.made_up else backend.engine
+    own = result.case.backend if backend is None or backend.simulated else backend.engine
     return server_title(result.environment) or plain(own)
 
 

@@ -24,6 +24,7 @@ import profiler
 from profiler import backends, folders
 from profiler.backends.llama_cpp import build, program
 from profiler.cli import main
+from profiler.cost import learned
 from profiler.errors import ProfileError
 from profiler.models.resolve import resolve
 from profiler.results.environment import HEAP
@@ -88,6 +89,37 @@ def test_a_row_has_the_seconds_that_the_program_printed(
     assert row["load_s"] > 0
     if batch == 1 and version != "b3800":  # the table of llama-batched-bench has no threads
         assert row["threads"] == 2
+
+
+def test_rows_teach_later_predictions_and_accuracy_shows_what(
+    sweep: Sweep, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learned, "cautions", lambda row: ())  # this machine may be busy
+    monkeypatch.setattr("profiler.commands.accuracy.disturbed", lambda row, figure: False)
+
+    def asked(*words: str) -> str:
+        result = CliRunner().invoke(main, words, catch_exceptions=False)
+        assert result.exit_code == 0, result.stderr
+        return result.stdout
+
+    folder, case = install(tmp_path / "bin"), ("-c", "256")
+    taught = sweep(folder, "-c", "64,128,512,1024", "-n", "32", "-r", "3")
+    assert {row["predicted"]["decode_tps"]["basis"] for row in taught} == {"prior"}
+    fit = ("fit", str(model), *case, "-o", "jsonl")
+    after, before = (json.loads(asked(*fit, *more))["decode"]["tps"] for more in ((), ("--no-learned",)))
+    assert (after["basis"], after["rows"], before["basis"]) == ("learned", 4, "prior")
+    assert abs(after["value"] * STEP_S - 1) < 0.2 < abs(before["value"] * STEP_S - 1)
+    assert "learned: corrected by 4 rows of similar cases measured here" in asked("fit", str(model), *case)
+    assert "learned from 4 rows here" in asked("explain", str(model), *case)
+    assert "learned" not in asked("explain", str(model), *case, "--no-learned")
+    (row,) = sweep(folder, *case, "-n", "32", "-r", "3")
+    assert row["predicted"]["decode_tps"]["rows"] == 4
+    (plain,) = sweep(folder, "-c", "300", "-n", "32", "-r", "3", "--no-learned")
+    assert plain["predicted"]["decode_tps"]["basis"] == "prior"
+    found = [json.loads(line) for line in asked("accuracy", "-o", "jsonl").splitlines()]
+    decode = [row for row in found if row["figure"] == "decode_tps"]
+    assert all(abs(row["learned_error"]) < 0.2 < abs(row["plain_error"]) for row in decode)
+    assert {row["learned"]["basis"] for row in decode} == {"learned"}
 
 
 def test_a_phase_is_measured_as_llama_bench_would_measure_it_alone(sweep: Sweep, tmp_path: Path) -> None:
@@ -302,11 +334,24 @@ def test_a_synthetic_file_that_cannot_be_written_is_a_row_with_the_reason(
     assert row["outcome"] == "skipped" and "cannot be written yet" in row["reason"]
 
 
-def test_a_gate_refuses_programs_that_time_themselves(described: Path, tmp_path: Path, model: Path) -> None:
-    asked = ["gate", "--base", "HEAD", "--backend", "llama.cpp", "--device", "cpu", "-c", "64", "-m"]
-    for name in (model, described):
-        result = CliRunner().invoke(main, [*asked, str(name)])
-        assert result.exit_code == 2 and "profile gate cannot measure backend llama.cpp" in result.stderr
+def test_a_repetition_has_the_cpu_time_of_the_program(sweep: Sweep, tmp_path: Path) -> None:
+    folder = install(tmp_path / "bin", "b9993", fault("repetition", "spin", 0.1))
+    (row,) = sweep(folder, "-c", "128", "-n", "16", "-r", "2")
+    for phase in ("prefill", "decode"):
+        assert all(0.08 < spent < 0.2 for spent in row[phase]["cpu_seconds"]), row[phase]["cpu_seconds"]
+    (row,) = sweep(install(tmp_path / "idle", "b9993", fault("repetition", "sleep", 0.3)), "-c", "64", "-r", "2")
+    assert all(spent < 0.1 for spent in row["decode"]["cpu_seconds"])
+    (row,) = sweep(install(tmp_path / "old", "b3800"), "-c", "128", "-r", "2")  # without --progress
+    assert row["decode"]["cpu_seconds"] == [None] * 2
+
+
+def test_a_copied_build_loads_its_own_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cmake writes the absolute path of the original's libraries into the programs."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/lib")
+    copied = build.named(str(install(tmp_path / "copy")))
+    assert copied.environment("cpu")["LD_LIBRARY_PATH"] == "/opt/lib"  # nothing beside the programs
+    (copied.folder / "libggml-base.so").touch()
+    assert copied.environment("cpu")["LD_LIBRARY_PATH"] == f"{copied.folder}:/opt/lib"
 
 
 def test_files_and_random_weights_share_a_list_of_quantizations(

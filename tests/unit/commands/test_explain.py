@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -220,3 +221,25 @@ def test_a_model_of_fewer_tokens_than_the_default_is_explained_at_its_maximum(tm
     (tmp_path / "config.json").write_text(json.dumps(raw))
     ended = run("explain", str(tmp_path), "--on", "rtx 4090")
     assert ended.exit_code == 0 and "4,096" in ended.stdout, ended.output
+
+
+def test_a_mixture_in_four_bits_says_what_stays_unpacked_and_what_fits_instead() -> None:
+    text = run("explain", "qwen3.5-35b-a3b", "--on", "rtx 4090", "-q", "nf4").stdout
+    assert "nf4 leaves 61.9 GiB of fused experts in bf16, which it does not pack\n" in text
+    assert "instead, q4_k_m in llama.cpp needs 20.3 GiB and decodes at " in text
+    typed = "profile explain qwen3.5-35b-a3b --engine llama.cpp -q q4_k_m -c 8192 --on 'rtx 4090'"
+    assert f"\n  {typed}\n" in text
+    words = shlex.split(typed)[1:]
+    assert "1 sequence of 8,192 tokens: fits" in run(*words).stdout
+    on_h100 = run("explain", "qwen3.5-35b-a3b", "--on", "h100", "-q", "nf4").stdout
+    assert ": fits" in on_h100 and "instead, q4_k_m in llama.cpp" in on_h100
+
+
+def test_what_does_not_fit_at_all_leads_to_what_does() -> None:
+    text = run("explain", "qwen3.5-122b-a10b", "--on", "rtx 4090", "-q", "nf4").stdout
+    assert "nothing of it fits in 4 bits or more; what fits here:\n  profile --on 'rtx 4090'\n" in text
+
+
+@pytest.mark.parametrize("words", [("gemma-4-31b", "-q", "nf4"), ("gemma-4-e2b", "-q", "nf4"), ("qwen3.5-9b",)])
+def test_what_fits_and_shrinks_has_no_alternative(words: tuple[str, ...]) -> None:
+    assert "instead" not in run("explain", *words, "--on", "h100").stdout

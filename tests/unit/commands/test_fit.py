@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from fakes.tiny import CONFIGS
 from gguf import GGUFReader
 
-from profiler import folders
+from profiler import console, folders
 from profiler.backends.llama_cpp.synthetic import synthetic_gguf
 from profiler.case import Source
 from profiler.cli import main
@@ -123,11 +123,29 @@ def test_the_page_fits_a_page() -> None:
         "RTX 4090",
         "usable",
         "tight",
-        "To check the first context of each on RTX 4090:",
+        "To check the first on RTX 4090:",
         "fitted:",
         "the range that should hold nine cases in ten",
     ):
         assert word in text
+
+
+def test_few_notes_are_shown_and_the_others_counted() -> None:
+    words = (*PAIR, "--on", "rtx 4090", "--engine", "llama.cpp", "-c", "8k,128k")
+    few, every = fit(*words).stdout, fit(*words, "--notes", "all").stdout
+    counted = re.search(r"^(\d) more notes: --notes all$", few, re.MULTILINE)
+    assert counted is not None and "more note" not in every
+    assert len(every.splitlines()) - len(few.splitlines()) == int(counted[1]) - 1
+
+
+@pytest.mark.parametrize("lines", [24, 40])
+def test_notes_fit_the_screen_of_a_terminal(lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "width", lambda: 80)
+    monkeypatch.setattr(console, "size", lambda: (80, lines))
+    for on in ("rtx 4090", "m4 max", "2x3090"):
+        text = fit("--on", on, "--engine", "llama.cpp").stdout
+        assert sum(-(-max(1, len(line)) // 80) for line in text.splitlines()) < lines
+        assert ("--notes all" in text) == (lines == 24 or text.count("more note") == 1)
 
 
 def test_a_scenario_gives_contexts_batches_and_models_that_options_override(tmp_path: Path) -> None:
@@ -312,7 +330,7 @@ def test_each_machine_has_commands_and_figures_of_its_own() -> None:
 
 
 def test_a_device_that_no_sweep_runs_on_is_told_so() -> None:
-    text = fit("gemma-4-e4b", "--on", "m4 max", "-q", "bf16,nf4").stdout
+    text = fit("gemma-4-e4b", "--on", "m4 max", "-q", "bf16,nf4", "--notes", "all").stdout
     assert "profile sweep does not run on Apple devices, so it cannot check these figures." in text
     assert "nf4 assumes that bitsandbytes is as efficient there as on NVIDIA GPUs." in text
     assert "bf16 assumes" not in text and "profile calibrate" not in text

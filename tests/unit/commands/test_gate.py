@@ -161,8 +161,18 @@ def test_inconclusive_may_be_let_through(gate: Any, tmp_path: Path, monkeypatch:
     path = tmp_path / "base.json"
     gate("--baseline", str(path), "--accept")
     monkeypatch.setattr(gate_session.variants, "here", lambda: variant('{"step_s": 0.011}'))
-    assert gate("--baseline", str(path)).code == 3
-    assert gate("--baseline", str(path), "--inconclusive", "warn").code == 0
+    ran = gate("--baseline", str(path))
+    assert (ran.code, ran.out.splitlines()[0].partition(":")[0]) == (0, "INCONCLUSIVE")
+    assert "That does not fail the command; to make it fail, add --inconclusive fail" in ran.err
+    assert gate("--baseline", str(path), "--inconclusive", "fail").code == 3
+
+
+def test_pairs_that_cannot_decide_exit_with_3_unless_told_otherwise(
+    gate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_session, "wait_until_quiet", lambda *more: ["the machine runs on battery"])
+    assert gate("--base", "{}").code == 3
+    assert gate("--base", "{}", "--inconclusive", "warn").code == 0
 
 
 @pytest.mark.parametrize(

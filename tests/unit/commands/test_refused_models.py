@@ -17,7 +17,7 @@ from profiler.gate import session as gate_session
 from profiler.gate.variants import Variant
 from profiler.run import plan
 from profiler.run.process import Launch
-from profiler.run.refusal import Refusal, accepted, together
+from profiler.run.refusal import Refusal, accepted, combined_error
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_an_error_that_all_share_is_said_once() -> None:
 
     with pytest.raises(ProfileError, match=r"^no disk$"):
         accepted(["a", "b"], refuse)
-    assert together([Refusal("a", ProfileError("x")), Refusal("b", ProfileError("y"))]).message == (
+    assert combined_error([Refusal("a", ProfileError("x")), Refusal("b", ProfileError("y"))]).message == (
         "none of the 2 models can be used: a: x; b: y"
     )
     assert accepted([], refuse) == ([], ())

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from profiler.results.store import Store
+
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -104,3 +106,31 @@ def test_a_page_that_cannot_be_written_is_said_before_anything_is_measured(profi
 def test_an_empty_store_is_said(profile):
     refused = profile("report")
     assert refused.code != 0 and "Error" in refused.err
+
+
+def test_files_and_other_stores_stand_beside_the_store_and_say_which_is_which(sweep, profile, tmp_path):
+    sweep("-c", "64", "-n", "4")
+    rows, store = tmp_path / "laptop.jsonl", tmp_path / "old.sqlite"
+    rows.write_text(profile("runs", "show", "latest", "-o", "jsonl").out)
+    assert sweep("-c", "128", "-n", "4", "--store", str(store)).code == 0
+    both = profile("report", "latest", str(rows), str(store))
+    assert both.code == 0, both.err
+    shown = " ".join(both.out.split())
+    assert "3 of 3 cases measured" in shown and ", laptop.jsonl" in shown and ", old.sqlite" in shown
+    assert "highest ÷ lowest" in shown  # the case that two of them have
+    alone = profile("report", str(rows))  # without the store
+    assert "1 of 1 cases measured" in alone.out and "old.sqlite" not in alone.out
+    missing = profile("report", "latest", str(tmp_path / "missing.jsonl"))
+    assert missing.code == 2 and "there is no file" in missing.err and len(missing.err.splitlines()) <= 3
+
+
+def test_a_page_shows_paths_in_full_only_if_asked(sweep, profile, tmp_path, monkeypatch):
+    sweep("-c", "64", "-n", "4", "--weights", "synthetic")
+    store = Store.open()
+    with store:
+        (config,) = store.configs().values()
+    assert config["model_type"] == "gemma3_text" or config["architectures"]
+    page = tmp_path / "page.html"
+    assert profile("report", "--html", str(page)).code == 0
+    assert str(tmp_path) not in page.read_text()
+    assert profile("report", "--html", str(page), "--paths").code == 0

@@ -222,3 +222,16 @@ def test_a_goal_is_met_surely_likely_or_not() -> None:
         assert cost_prediction.Goal(wish, None).met(prediction) == word
     tight = replace(prediction, verdict=replace(prediction.verdict, word="tight"))
     assert cost_prediction.Goal(tps.low * 0.9, None).met(tight) == "likely"
+
+
+def test_pages_of_a_file_that_the_system_can_take_back_do_not_decide_whether_it_fits() -> None:
+    """llama.cpp repacks q4_k on a CPU while the file stays mapped: more pages, but no more memory is needed."""
+    host = DeviceInfo("cpu", "cpu", "8-core CPU", 32 * GIB, 32 * GIB, "fp32", cores=8, features=("avx2",), threads=8)
+    geometry = families.geometry(hub.shipped_config("qwen3.5-35b-a3b"))
+    packed, larger = (
+        Predictor(geometry, engines.find("llama.cpp"), quant, Machine(of(host))).predict(8192, 1)
+        for quant in ("q4_k_m", "q5_k_m")
+    )
+    assert packed.terms.peak.value > 32 * GIB > packed.terms.needed.value
+    assert packed.verdict.word == larger.verdict.word == "fits"
+    assert packed.verdict.headroom_bytes > larger.verdict.headroom_bytes

@@ -76,7 +76,7 @@ def test_mapped_weights_are_distinguished_from_libraries(tmp_path: Path) -> None
 
 
 def test_a_machine_without_maps_leaves_the_framework_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "SMAPS", tmp_path / "absent")
+    monkeypatch.setattr(cpu, "MAPS", tmp_path / "absent")
     peak = cpu.meter("cpu").peak()
     assert peak.framework_bytes is None and peak.process_bytes is not None
 

@@ -126,6 +126,25 @@ def test_revisions_of_another_repository_are_refused(
         variants.resolve(typed, tmp_path)
     assert raised.value.exit_code == 2
     assert str(repository) in raised.value.message and "--candidate NEW/.venv" in (raised.value.hint or "")
+    assert "--build 'python3 -m venv .venv && " in (raised.value.hint or "")
+
+
+def test_a_python_project_of_the_user_is_built_into_an_environment(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROFILER_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.chdir(repository)
+    line = f"ln -s {sys.prefix} .venv"
+    said: list[str] = []
+    found = variants.of_project("HEAD", line, None, tmp_path / "scratch", said.append)
+    assert (found.name.partition(" ")[0], found.repository) == ("HEAD", str(repository))
+    assert found.launch.python[0].startswith(str(tmp_path / "cache")) and "building revision" in said[0]
+    with pytest.raises(ProfileError, match=r"made no .venv or venv"):
+        variants.of_project("HEAD", "true", None, tmp_path / "scratch", said.append)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ProfileError, match="in no git repository"):
+        variants.of_project("HEAD", line, None, tmp_path / "scratch", said.append)
 
 
 def test_a_worktree_of_the_same_repository_is_not_another(
@@ -237,7 +256,7 @@ def test_without_room_for_two_each_process_ends_before_the_other_starts() -> Non
 def test_an_interrupted_bench_gives_no_block() -> None:
     with WorkerBench(QUICK, WorkerLimits(), {}, seed=1) as running:
         running.start((Variant("here", Launch((sys.executable,))),) * 2)
-        running._interrupts.asked = True
+        running._interrupts.stop_requested = True
         with pytest.raises(Interrupted):
             running.block(0, Task(make_case(64), source()))
 

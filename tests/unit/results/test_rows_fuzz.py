@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from profiler.commands import accuracy
+from profiler.cost.learned import PLAIN_VERSION
 from profiler.errors import ProfileError
 from profiler.gate import baseline
 from profiler.results import comparison, encoding, reading
@@ -83,6 +84,14 @@ def full(make: Any) -> Measurement:
             "between": {"prefill": 0.01, "decode": 0.02, "basis": "prior"},
             "ceiling_s": {"prefill": 0.1, "step": 0.01},
             "decode_bound": "bandwidth",
+            "plain": {
+                **dict.fromkeys(("peak_bytes", "rest_bytes", "prefill_tps", "decode_tps"), FIGURE),
+                "parameters": 1,
+                "version": PLAIN_VERSION,
+                "calibrated": False,
+                "bytes_s": 1.0,
+                "flop_s": 1.0,
+            },
         },
     )
 
@@ -129,10 +138,10 @@ def use(rows: list[Measurement]) -> None:
     page = report_page.page(rows, "r")
     writers_table.terminal(page).encode()
     md.markdown(page, {}).encode()
-    found = accuracy.rows(rows)
+    found = accuracy.with_learned(accuracy.rows(rows), rows)
     accuracy.summary(found)
     for output in show_output.FORMATS:
-        show_output.render(found, lambda row: accuracy._cells(row, True), output).encode()
+        show_output.render(found, lambda row: accuracy._cells(row, True, True), output).encode()
 
 
 def accepted(read: Callable[[], list[Measurement]]) -> bool:

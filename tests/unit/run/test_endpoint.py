@@ -15,7 +15,7 @@ from fakes.openai_server import Body, FakeServer, Script
 from profiler.backends.endpoint import Slo, parse_slo, servers
 from profiler.backends.endpoint.client import KEY, run
 from profiler.errors import ProfileError
-from profiler.run import endpoint
+from profiler.run import endpoint, serving
 from profiler.run.endpoint import (
     EndpointPrompt,
     EndpointRequest,
@@ -51,7 +51,7 @@ def prompts(server: FakeServer) -> list[str]:
 
 
 def texts(result: EndpointResult) -> list[str]:
-    return [caution.text for caution in result.cautions]
+    return [caution.text for caution in serving.server_cautions(result)]
 
 
 def test_every_combination_is_a_result_with_its_requests(server: FakeServer) -> None:
@@ -173,7 +173,7 @@ def test_a_model_that_is_loaded_again_is_said_to_be() -> None:
 def test_cautions_have_a_code_for_each_kind(server: FakeServer) -> None:
     server.script = Script(bundle=4, gap_s=0.02, refuses=("seed",))
     (found,) = measure(server, cached=True, tokens=9)
-    codes = [caution.code for caution in found.cautions if caution.code != "client-late"]
+    codes = [caution.code for caution in serving.server_cautions(found) if caution.code != "client-late"]
     assert codes == ["bundled-tokens", "cache-filled", "refused-fields"]
 
 
@@ -528,8 +528,18 @@ def test_what_is_sent_is_one_of_length_prompt_and_scenario(server: FakeServer) -
         EndpointRequest(scenarios=("code",), contexts=("1k",)).cases()
     with pytest.raises(ProfileError, match="--cached is for single prompts"):
         EndpointRequest(scenarios=("agent",), cached=True).cases()
-    with pytest.raises(ProfileError, match="scenario quick has no prompts"):
-        EndpointRequest(scenarios=("quick",)).cases()
+
+
+def test_a_scenario_without_prompts_has_its_contexts_and_batches_as_in_a_sweep(server: FakeServer) -> None:
+    asked = EndpointRequest(scenarios=("batch",))
+    ((prompt,),) = asked.cases()
+    assert (prompt.tokens, prompt.answer_tokens, asked.streams) == (512, 32, (1, 2, 4, 8, 16, 32, 64))
+    assert replace(asked, concurrency=("3",)).streams == (3,)
+    assert EndpointRequest(scenarios=("code",)).streams == (1,)
+    lengths = [each.tokens for (each, *_) in EndpointRequest(scenarios=("quick,code",)).cases()]
+    assert lengths == [128, None, None, None]
+    with pytest.raises(ProfileError, match="different batches"):
+        _ = EndpointRequest(scenarios=("batch,quick",)).streams
 
 
 def test_a_prompt_and_a_length_exclude_each_other(tmp_path: Path) -> None:

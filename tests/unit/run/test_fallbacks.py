@@ -50,7 +50,7 @@ def taken(store: Store, path: DecodePath | None, then: Callable[[], Any] = lambd
     """Whether a row on ``path`` that is stored now is taken after ``then``."""
     run = store.start_run([], {})
     samples = tuple(Sample("decode", 1.0, 32) for _ in range(5))
-    asked = Effort(5).asked
+    asked = Effort(5).requested
     store.append(run, Measurement(case, {}, "ok", samples=samples, asked=asked, decode_path=path))
     then()
     return ReusableRows(store, {}, Effort(5), None).find(case) is not None

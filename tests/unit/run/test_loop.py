@@ -37,7 +37,7 @@ def measured(case: Case, effort: Effort, *faults: dict[str, Any], **script: Any)
 
 def row(case: Case, effort: Effort, result: Measurement) -> Measurement:
     """The row as the parent completes it, without its energy."""
-    return replace(result, case=case, energy=None, asked=effort.asked)
+    return replace(result, case=case, energy=None, asked=effort.requested)
 
 
 def counted(result: Measurement, phase: Phase) -> tuple[Sample, ...]:
@@ -78,14 +78,14 @@ def calls(case: Case, effort: Effort) -> str:
 
 def test_the_order_of_calls() -> None:
     prefill = "start window prefill stop "
-    decode = "restore start window mark step mark step mark stop elapsed "
+    decode = "restore start window timestamp step timestamp step timestamp stop elapsed "
     peaks = "peak reset_peak peak "
     expected = f"begin reset_peak {prefill * 7}{peaks}save {decode * 7}release reset_peak step {peaks}overview"
     assert calls(make_case(steps=2), Effort(reps=2)) == expected  # five warm-ups and two
 
 
 def test_the_order_of_calls_with_a_synthetic_cache() -> None:
-    decode = "restore start window mark step mark stop elapsed "
+    decode = "restore start window timestamp step timestamp stop elapsed "
     assert calls(make_case(steps=1, fill="synthetic"), Effort(reps=1)) == (
         f"begin fill save {decode * 6}release reset_peak step peak reset_peak peak overview"
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from profiler.case import Task
 from profiler.results.measurement import Memory
-from profiler.run.protocol import MAX_LINE, LineBuffer, LoadCost, ProtocolError, encode, read_task, task_message
+from profiler.run.protocol import MAX_LINE_BYTES, LineBuffer, LoadCost, ProtocolError, encode, read_task, task_message
 from profiler.run.repetitions import Effort
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
@@ -69,16 +69,16 @@ def test_nan_and_infinity_are_not_accepted(word: bytes) -> None:
 
 def test_a_line_of_the_maximum_length_passes_and_one_byte_more_does_not() -> None:
     frame = len(encode({"text": ""}))
-    fits = encode({"text": "x" * (MAX_LINE - frame)})
-    assert len(fits) == MAX_LINE
+    fits = encode({"text": "x" * (MAX_LINE_BYTES - frame)})
+    assert len(fits) == MAX_LINE_BYTES
     assert len(list(LineBuffer().feed(fits))) == 1
     with pytest.raises(ProtocolError, match="more than 16"):
-        encode({"text": "x" * (MAX_LINE - frame + 1)})
+        encode({"text": "x" * (MAX_LINE_BYTES - frame + 1)})
 
 
 def test_an_endless_line_is_rejected_at_the_limit() -> None:
     buffer = LineBuffer()
-    for _ in range(MAX_LINE // 2**16):
+    for _ in range(MAX_LINE_BYTES // 2**16):
         assert list(buffer.feed(b"x" * 2**16)) == []
     with pytest.raises(ProtocolError, match="a line of more than"):
         list(buffer.feed(b"x"))

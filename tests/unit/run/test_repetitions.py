@@ -8,7 +8,7 @@ import pytest
 
 from profiler.results.measurement import Sample
 from profiler.results.stats import summarize
-from profiler.run.repetitions import FEWEST, MOST, WARMUPS, Effort, Repeater, likely, stop
+from profiler.run.repetitions import MAX_REPS, MIN_REPS, Effort, Repeater, likely, stop
 
 
 def samples(*seconds: float, invalid: tuple[int, ...] = ()) -> list[Sample]:
@@ -34,31 +34,49 @@ def samples(*seconds: float, invalid: tuple[int, ...] = ()) -> list[Sample]:
     ],
 )
 def test_a_phase_is_warm_when_it_is_steady_or_has_reached_a_limit(seconds: tuple[float, ...], warm: bool) -> None:
-    assert Repeater(Effort()).is_warm(samples(*seconds)) is warm
+    assert Repeater(Effort()).is_warm("decode", samples(*seconds)) is warm
 
 
 def test_a_case_measured_before_by_this_process_warms_up_for_a_second() -> None:
     seconds = samples(0.5, 0.6)
-    assert not Repeater(Effort()).is_warm(seconds)
-    assert Repeater(Effort(), measured_before=True).is_warm(seconds)
-    assert not Repeater(Effort(), measured_before=True).is_warm(samples(0.5, 0.3))
+    assert not Repeater(Effort()).is_warm("decode", seconds)
+    assert Repeater(Effort(), measured_before=True).is_warm("decode", seconds)
+    assert not Repeater(Effort(), measured_before=True).is_warm("decode", samples(0.5, 0.3))
+
+
+def test_only_the_first_case_of_a_process_warms_up_until_it_is_steady() -> None:
+    """Later ones warm up once for their new shape, and a quick look warms up once everywhere."""
+    once = samples(0.1)
+    assert not Repeater(Effort(), settled={"prefill"}).is_warm("decode", once)
+    assert Repeater(Effort(), settled={"prefill", "decode"}).is_warm("decode", once)
+    assert Repeater(Effort(quick=True)).is_warm("decode", once)
+    assert not Repeater(Effort(), measured_before=True, settled={"decode"}).is_warm("decode", once)  # a gate's blocks
+
+
+def test_a_quick_look_ends_at_three_repetitions_within_five_percent() -> None:
+    quick = Effort(precision=0.05, quick=True)
+    assert stop(samples(1.0, 1.001), quick) is None
+    assert stop(samples(1.0, 1.001, 1.002), quick) == "precision"
+    assert stop(samples(1.0, 1.001, 1.002), Effort(precision=0.05)) is None
+    assert stop(samples(*(1.0, 1.5) * 5), quick) == "cap"
+    assert quick.requested["quick"] is True and "quick" not in Effort().requested
 
 
 def test_a_short_limit_shortens_the_warm_up_too() -> None:
-    assert not Repeater(Effort(max_phase_s=1.0)).is_warm(samples(0.5, 0.4))
-    assert Repeater(Effort(max_phase_s=1.0)).is_warm(samples(0.5, 0.6))
+    assert not Repeater(Effort(max_phase_s=1.0)).is_warm("decode", samples(0.5, 0.4))
+    assert Repeater(Effort(max_phase_s=1.0)).is_warm("decode", samples(0.5, 0.6))
 
 
 @pytest.mark.parametrize(
     ("taken", "effort", "why"),
     [
         ((), Effort(), None),
-        ((1.0,) * (FEWEST - 1), Effort(), None),
-        ((1.0,) * FEWEST, Effort(), "precision"),
+        ((1.0,) * (MIN_REPS - 1), Effort(), None),
+        ((1.0,) * MIN_REPS, Effort(), "precision"),
         ((1.0, 1.2, 0.9, 1.1, 1.0), Effort(), None),
         ((1.0, 1.2, 0.9, 1.1, 1.0), Effort(precision=0.2), "precision"),
-        ((1.0, 1.2) * (MOST // 2), Effort(), "cap"),
-        ((1.0, 1.2) * (MOST // 2), Effort(precision=0.2), "precision"),
+        ((1.0, 1.2) * (MAX_REPS // 2), Effort(), "cap"),
+        ((1.0, 1.2) * (MAX_REPS // 2), Effort(precision=0.2), "precision"),
         ((1.0, 1.0), Effort(reps=3), None),
         ((1.0, 2.0, 3.0), Effort(reps=3), "reps"),
         ((30.0, 30.0), Effort(), "time"),
@@ -73,8 +91,8 @@ def test_a_phase_ends_for_a_reason(taken: tuple[float, ...], effort: Effort, why
 @pytest.mark.parametrize(
     ("taken", "invalid", "effort", "why"),
     [
-        ((1.0,) * FEWEST, (0,), Effort(), None),  # an invalid one is none of the fewest
-        ((1.0,) * (FEWEST + 1), (0,), Effort(), "precision"),
+        ((1.0,) * MIN_REPS, (0,), Effort(), None),  # an invalid one is none of the fewest
+        ((1.0,) * (MIN_REPS + 1), (0,), Effort(), "precision"),
         ((1.0, 1.0), (0, 1), Effort(reps=4), "invalid"),
         ((1.0, 1.0), (0, 1), Effort(reps=8), None),
         ((60.0,), (0,), Effort(), None),  # one is replaced whatever it takes
@@ -106,6 +124,6 @@ def test_an_interval_that_ended_a_phase_still_covers_the_true_median(noise: floa
     assert covered >= 0.91  # 93 % and four standard errors of 400 draws less
 
 
-def test_estimates_know_long_phases_run_once_and_short_ones_warm_up() -> None:
-    assert [likely(once_s, Effort(reps=3)) for once_s in (0.1, 1.0, 2.0, 6.0, 25.0, 60.0)] == [8, 8, 6, 4, 4, 1]
-    assert likely(0.1, Effort()) == 15 <= WARMUPS
+def test_estimates_know_that_long_phases_run_once_and_others_warm_up_once() -> None:
+    assert [likely(once_s, Effort(reps=3)) for once_s in (0.1, 6.0, 25.0, 60.0)] == [4, 4, 4, 1]
+    assert likely(0.1, Effort()) == 11 and likely(0.1, Effort(quick=True)) == 5

@@ -134,7 +134,7 @@ def test_a_number_of_repetitions_or_a_precision_decides_but_not_both(make_cpu: A
 
     assert effort() == Effort(None, 60.0, 0.02)
     assert effort(precision=0.05, max_phase_s=9.0) == Effort(None, 9.0, 0.05)
-    assert effort(reps=7).asked == {"reps": 7, "max_phase_s": 60.0}
+    assert effort(reps=7).requested == {"reps": 7, "max_phase_s": 60.0}
     with pytest.raises(ProfileError, match="-r and --precision contradict each other"):
         effort(reps=7, precision=0.05)
 

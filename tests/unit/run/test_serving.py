@@ -328,9 +328,39 @@ def test_a_share_of_a_ceiling_is_claimed_only_of_the_device_that_has_the_model(
 
     assert unknown(2 << 30).startswith("this device was not calibrated")
     assert unknown(50 << 20) == "part of the model is not on the GPU"
-    assert unknown(None) == "it is not known which device the server uses"
+    assert unknown(None) == "it is not known which device the server uses; --on names one"
     here += [replace(gpu, name="cuda:1")]
-    assert unknown(2 << 30) == "it is not known which device the server uses"
+    assert unknown(2 << 30) == "it is not known which device the server uses; --on names one"
+
+
+def test_on_names_the_hardware_of_a_server_elsewhere_whose_data_sheet_is_the_ceiling() -> None:
+    with FakeServer("llama-server", replace(QUICK, gap_s=0.05), models=("gemma-3-270m-Q4_K_M",)) as server:
+        (result,) = results(server)
+    elsewhere = replace(result, server=replace(result.server, root="http://box"))
+    row = serving.ServedRows(on="rtx 4090").row(elsewhere)
+    share = stats.ceiling(row)
+    assert share is not None and 0 < share["decode_fraction"] < 0.2  # 20 tokens/s of some 1,000
+    assert row.serving is not None and row.serving["on"] == "RTX 4090"
+    assert "decode_mbu" not in row.serving["unknown"]
+    assert [each.text for each in row.cautions if each.code == "data-sheet-ceiling"] == [
+        "MBU and MFU are of the data sheet of RTX 4090, which --on names"
+    ]
+    assert row.case.device == "remote"  # here too, since it is not said to be one of this machine's
+    assert serving.ServedRows(on="rtx 4090").row(result).case.device == "remote"
+
+
+@pytest.mark.parametrize("on", ["cpu", "rtx 5099", "vram=24"])
+def test_hardware_that_on_cannot_mean_is_an_error_before_anything_is_sent(on: str) -> None:
+    with pytest.raises(ProfileError):
+        serving.ServedRows(on=on)
+
+
+def test_a_model_that_does_not_fit_in_the_named_hardware_has_no_mbu() -> None:
+    with FakeServer("llama-server", QUICK, models=("gemma-4-31b-Q4_K_M",)) as server:
+        (result,) = results(server)
+    row = serving.ServedRows(on="rtx 3060").row(replace(result, server=replace(result.server, root="http://box")))
+    assert row.serving is not None
+    assert row.serving["unknown"]["decode_mbu"].startswith("the model does not fit in the memory of RTX 3060 12GB")
 
 
 def test_a_config_that_is_none_is_an_error_before_anything_is_sent(server: FakeServer) -> None:

@@ -12,7 +12,7 @@ from profiler.backends.fake import FakeMeter, FakeWatcher
 from profiler.results.energy import RESOLVED_S
 from profiler.results.measurement import Memory, Phase, Sample
 from profiler.run.loop import measure_timed as measure
-from profiler.run.repetitions import FEWEST, MOST, Effort, Repeater
+from profiler.run.repetitions import MAX_REPS, MIN_REPS, Effort, Repeater
 
 
 class Script:
@@ -61,8 +61,8 @@ def session(script: Script, idle_w: float | None = None) -> SimpleNamespace:
 @pytest.mark.parametrize(
     ("seconds", "effort", "repetitions", "why"),
     [
-        ([1.0], Effort(), FEWEST, "precision"),
-        ([1.0, 1.5, 0.6, 1.2], Effort(), MOST, "cap"),
+        ([1.0], Effort(), MIN_REPS, "precision"),
+        ([1.0, 1.5, 0.6, 1.2], Effort(), MAX_REPS, "cap"),
         ([1.0], Effort(reps=3), 5, "reps"),
         ([1.0, 2.0], Effort(max_phase_s=6.0), 5, "time"),
     ],
@@ -74,7 +74,7 @@ def test_a_phase_ends_with_the_first_group_that_is_enough(
     row = measure(session(script), make_case(), Repeater(effort))
     assert (len(row.samples.of("prefill")), len(row.samples.of("decode"))) == (repetitions, repetitions)
     assert row.stopped == {"prefill": why, "decode": why}
-    assert script.asked == [(phase, effort.reps or FEWEST, effort.max_phase_s) for phase in ("prefill", "decode")]
+    assert script.asked == [(phase, effort.reps or MIN_REPS, effort.max_phase_s) for phase in ("prefill", "decode")]
     assert script.closed == 2
     assert (row.outcome, row.threads, row.memory.weights_bytes) == ("ok", 2, 1)
 
@@ -86,7 +86,7 @@ def test_a_warmup_that_fills_the_phase_is_its_only_repetition() -> None:
     assert row.stopped["decode"] == "cold"
     assert script.printed == 2
     assert measure(session(script), make_case(), Repeater(Effort(max_phase_s=100))).samples.seconds("decode") == [
-        *[1.0] * FEWEST
+        *[1.0] * MIN_REPS
     ]
 
 
