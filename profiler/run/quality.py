@@ -11,20 +11,21 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import replace
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from profiler import backends, registry
 from profiler.backends.base import Beat, OutOfMemory
 from profiler.case import Case, Source, Task
-from profiler.cost.cases import CaseEstimate
 from profiler.errors import ProfileError
 from profiler.folders import expanded
-from profiler.models.resolve import resolve
 from profiler.quality import texts
 from profiler.quality.definition import DEFINITION
 from profiler.quants.base import DTYPE_BYTES
 from profiler.results.measurement import Caution, Measurement
-from profiler.run.grid import Subject
+
+if TYPE_CHECKING:  # a worker imports little
+    from profiler.cost.cases import CaseEstimate
+    from profiler.run.grid import Subject
 
 CHARACTERS_PER_TOKEN = 3.5  # of the shipped set, by tokenizers for many languages
 HEAD = 1.5  # a prefill computes the logits of one token, this pass those of all
@@ -52,6 +53,8 @@ def requested(quality: bool, text: str | None, reference: str | None) -> dict[st
 
 
 def _reference(name: str) -> dict[str, Any]:
+    from profiler.models.resolve import resolve
+
     model = resolve(name)
     if model.checkpoint is None:
         raise ProfileError(f"--reference: {model.name} has no real weights here: {model.no_weights}")
