@@ -64,7 +64,7 @@ def test_a_row_has_the_quality_of_its_quantization_and_path(tiny_model: Tiny, tm
     assert same["decode"]["kl"] < 1e-6
     assert 0 < quality["kl"]["low"] < quality["kl"]["value"] < quality["kl"]["high"]
     assert list(quality["kinds"]) == ["even", "odd"] and quality["tokens"] == 4 * 200
-    assert quality["text"]["licence"] == "the user's own" and quality["reference"]["dtype"] == "fp32"
+    assert quality["text"]["license"] == "the user's own" and quality["reference"]["dtype"] == "fp32"
     assert (
         quality["decode"]["path"] == "static" and quality["decode"]["tokens"] == 2 * 63
     )  # the last predicts nothing

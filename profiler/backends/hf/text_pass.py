@@ -97,7 +97,7 @@ def measure(session: Any, case: Case, source: Source, wanted: Mapping[str, Any],
         "text": {
             "name": _set(wanted["text"]).name,
             "hash": wanted["hash"],
-            "licence": _set(wanted["text"]).licence or "the user's own",
+            "license": _set(wanted["text"]).license or "the user's own",
         },
         "reference": {
             "model": reference.case.model,
