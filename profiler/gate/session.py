@@ -220,6 +220,7 @@ class _Gate:
         """Measure base and candidate in turns."""
         base = self._variant(request.base, request.build, scratch, "the base")
         candidate = self._variant(request.candidate, request.build, scratch, "the candidate")
+        variants.refuse_shared_libraries(base, candidate)
         self._note_variants(base, candidate)
         with self._bench() as bench:
             for variant in (base, candidate):

@@ -272,6 +272,19 @@ def of_project(
     return replace(found, name=name, repository=printable(root))
 
 
+def refuse_shared_libraries(base: Variant, candidate: Variant) -> None:
+    """Raises ProfileError if two builds in different folders load the same libraries of the engine."""
+    if base.build is None or candidate.build is None or base.build.folder == candidate.build.folder:
+        return
+    shared = sorted({*base.build.libraries} & {*candidate.build.libraries})
+    if shared:
+        folders = f"{printable(base.build.folder)} and {printable(candidate.build.folder)}"
+        raise ProfileError(
+            f"the programs in {folders} load the same {printable(shared[0])}",
+            "Keep the libraries of the old build with its programs: copy the whole folder before you build anew.",
+        )
+
+
 def refuse_unbuilt(text: str, example: str) -> None:
     """Raises ProfileError if ``text`` is a revision of the repository that the user stands in, not a folder."""
     root = None if Path(text).exists() else revision.toplevel(Path.cwd())

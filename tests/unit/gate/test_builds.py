@@ -15,13 +15,15 @@ from fakes import printed, stored
 from fakes.lab import make_case, source
 from fakes.llama_cpp import fault, install
 
-from profiler.backends.base import Completion
+from profiler.backends.base import Completion, InstalledBuild
 from profiler.backends.llama_cpp import build, completion
 from profiler.case import Task
 from profiler.cli import main
 from profiler.errors import ProfileError
-from profiler.gate import baseline, bench
+from profiler.gate import baseline, bench, variants
 from profiler.gate.agreement import CLOSE, KL_LIMIT, agreement, divergence
+from profiler.gate.variants import Variant
+from profiler.run.process import Launch
 
 Gate = Callable[..., Result]
 
@@ -169,6 +171,27 @@ def test_a_stored_baseline_compares_an_update_of_the_build(gate: Gate, tmp_path:
     assert "where OLD_DIR is the folder of the earlier build" in said(ran)
     assert f"profile gate --base OLD_DIR -m {model} -c 64 -b 2 -n 16 " in said(ran)
     assert judge(install(tmp_path / "slow", "b9993", slower=3)).exit_code == 1
+
+
+def test_builds_that_load_the_same_libraries_are_not_compared() -> None:
+    """Copied programs load the libraries of the folder that they were built in, unless those were copied too."""
+
+    def built(folder: str, *libraries: str) -> Variant:
+        return Variant(folder, Launch(()), build=InstalledBuild(folder, f"{folder}/llama-bench", {}, {}, libraries))
+
+    new = built("/new", "/new/libggml-cpu.so.0", "/new/libllama.so.0")
+    variants.refuse_shared_libraries(built("/old", "/old/libllama.so.0"), new)
+    variants.refuse_shared_libraries(new, new)
+    with pytest.raises(ProfileError, match="load the same /new/libllama"):
+        variants.refuse_shared_libraries(built("/old", "/new/libllama.so.0"), new)
+
+
+def test_a_build_knows_the_libraries_that_its_programs_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "\tlibllama.so.0 => /new/bin/libllama.so.0 (0x00007f)\n\tlibc.so.6 => /lib/libc.so.6 (0x00007e)\n"
+    monkeypatch.setattr(
+        build, "answer", lambda words, environ, seconds: said if environ.get("LD_TRACE_LOADED_OBJECTS") else ""
+    )
+    assert build.Build(tmp_path).linked == (Path("/new/bin/libllama.so.0"),)
 
 
 def test_the_advice_for_a_build_is_a_command_of_the_same_case() -> None:
