@@ -3,8 +3,9 @@
     python benchmarks/gate_builds.py --build DIR [--other DIR] FILE.gguf…
 
 Prints a line per change: the verdicts that ``profile gate --backend llama.cpp`` would give on tokens and KL
-divergence. A fault scales one norm of a copied file; Gemma 3's other norms cancel that of attn_norm. ``--other`` is a build with other kernels, such as one without
-vector instructions. The limits in ``profiler/gate/agreement.py`` come from these lines.
+divergence. A fault scales one norm of a copied file; Gemma 3's other norms cancel that of attn_norm. ``--other`` is a
+build with other kernels, such as one without vector instructions. The limits in ``profiler/gate/agreement.py`` come
+from these lines.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
     known = calibration.load(found)
     for limit in found.limits:
         click.echo(f"{found.name}: {limit}", err=True)
-    if kind_of(found.kind).is_host and found.running < 1:
-        share = f"{found.running:.0%}"
+    if kind_of(found.kind).is_host and found.duty_cycle < 1:
+        share = f"{found.duty_cycle:.0%}"
         click.echo(
             f"figures are for the time in which the process runs; predictions assume {share} of the time", err=True
         )

@@ -79,7 +79,7 @@ def estimate_case(
         weights=terms.weights,
         cache=exact(held),
         peak=replace(terms.peak + Interval(held, 0, 2 * held, "prior"), low=terms.needed.low),
-        load_s=_load_s(case, geometry, found, kind).scaled(1 / host.running),
+        load_s=_load_s(case, geometry, found, kind).scaled(1 / host.duty_cycle),
         prefill_s=prefill.seconds,
         fill_s=prior(held / kind.fill_bytes_s, SPREAD),
         step_s=step.seconds,

@@ -175,7 +175,7 @@ class Ceilings:
         """Linear layers of a quantization; ``None`` if it was not measured."""
         return self.layers.get(LayerKernel(quant, own))
 
-    def running(self, share: float) -> Ceilings:
+    def at_duty_cycle(self, share: float) -> Ceilings:
         """The ceilings of the same CPU when a quota lets the process run for this ``share`` of the time.
 
         Under a quota, a calibration measures only the time in which the process runs.
@@ -201,8 +201,8 @@ class QuickCeilings:
     read_bytes_s: float
     flops: Mapping[str, float]  # matrix products, by dtype
 
-    def running(self, share: float) -> QuickCeilings:
-        """As ``Ceilings.running``."""
+    def at_duty_cycle(self, share: float) -> QuickCeilings:
+        """As ``Ceilings.at_duty_cycle``."""
         if share >= 1:
             return self
         return replace(self, read_bytes_s=self.read_bytes_s * share, flops=_divided(self.flops, 1 / share))
@@ -220,7 +220,7 @@ def fingerprint(device: DeviceInfo, packages: Sequence[str] | None = None) -> st
     """
     versions = [_version(name) for name in PACKAGES] if packages is None else list(packages)
     parts = [device.kind, device.title, device.cores, sorted(device.features), device.uuid, device.driver, versions]
-    return digest([*parts, device.mark] if device.mark else parts)
+    return digest([*parts, device.confinement] if device.confinement else parts)
 
 
 def folder() -> Path:
@@ -237,8 +237,10 @@ def load(device: DeviceInfo, packages: Sequence[str] | None = None) -> Ceilings 
 
     ``packages`` as for ``fingerprint``.
     """
-    mark = fingerprint(device, packages)
     try:
+        if not folder().is_dir():  # looking up the versions of packages takes longer than a prediction
+            return None
+        mark = fingerprint(device, packages)
         found = _runs(folder() / f"{mark}.json", mark)
     except ProfileError:  # no home folder, so nothing is stored
         return None
@@ -247,8 +249,10 @@ def load(device: DeviceInfo, packages: Sequence[str] | None = None) -> Ceilings 
 
 def load_quick(device: DeviceInfo) -> QuickCeilings | None:
     """The two ceilings that a sweep on ``device`` has measured in its current state; ``None``: none has."""
-    mark = fingerprint(device)
     try:
+        if not folder().is_dir():
+            return None
+        mark = fingerprint(device)
         content = read_json(_quick_path(mark))
     except ProfileError:
         return None

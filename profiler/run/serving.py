@@ -154,9 +154,9 @@ class ServedRows:
         )
 
     def _place(self, server: Server, model: ServedModel, use: ServerUse) -> tuple[DeviceInfo | None, dict[str, Any]]:
-        """The device that the server uses, None if it is on another machine or ``--on`` names it; the environment."""
-        device = None
-        if is_here(server.root) and not use.elsewhere and self._models.hardware is None:
+        """The device of this machine that the server uses, None if it uses another one; and the environment."""
+        device, other = None, use.elsewhere or use.on_other_gpu or self._models.hardware is not None
+        if is_here(server.root) and not other:
             if use.gpu_peak_bytes is not None or self._device is None:
                 self._device = devices.find("cpu" if use.gpu_peak_bytes == 0 else None)
             device = self._device

@@ -14,7 +14,6 @@ from profiler.show.columns import plain
 
 NOTE_LENGTH = 400  # characters of a note
 CASES_NAMED = 4  # cases that a note names before "and n more"; the rows have its number as well
-MOST_NOTES = 5  # below a table, unless all are wanted: more than a person reads at once
 DOUBTS = (
     "-busy",
     "-cpu-pressure",

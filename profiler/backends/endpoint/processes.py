@@ -55,6 +55,7 @@ FORWARDERS = {
 HOLDS = 0.25  # of the model's file: a process tree with less memory than this does not run the model
 GPU_FILES = ("nvidia[0-9]*", "kfd", "dri/renderD*", "dxg")  # in /dev: NVIDIA, AMD, any by DRM, and WSL
 ELSEWHERE = "the server is not on this machine"
+OTHER_GPU = "it uses a GPU that is not NVIDIA's"
 FIGURES = ("host_peak_bytes", "gpu_peak_bytes", "energy")
 
 
@@ -89,6 +90,11 @@ class ServerUse:
     def energy_unknown(self) -> str | None:
         """Why ``consumption`` is None."""
         return self.unknown.get("energy") if self.energy is None else energy.why_unknown(self._how, self.energy)
+
+    @property
+    def on_other_gpu(self) -> bool:
+        """Whether it runs on a GPU of which we know nothing."""
+        return self.unknown.get("gpu_peak_bytes", "").startswith(OTHER_GPU)
 
     def without_energy(self, reason: str) -> ServerUse:
         """The same, with energy unknown for that reason."""
@@ -304,7 +310,7 @@ def _gpu_bytes(memory: _Memory) -> tuple[int | None, str | None]:
     if not opened:
         return 0, None
     if not any("nvidia" in path for path in opened):
-        return None, f"it uses a GPU that is not NVIDIA's ({opened[0]})"
+        return None, f"{OTHER_GPU} ({opened[0]})"
     return None, memory.no_nvml or "the NVIDIA driver lists no process of this container by its number here"
 
 

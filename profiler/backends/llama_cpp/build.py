@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from profiler.results.environment import HEAP
 from profiler.units import printable
 
 VARIABLE = "LLAMA_CPP_DIR"
+PYTHON = "llama_cpp"  # the module of llama-cpp-python, which has the library and none of the programs
 BENCH, BATCHED, SERVER = "llama-bench", "llama-batched-bench", "llama-server"
 TELLING = ("llama-batched-bench", "llama-server", "llama-cli")  # programs with --version, which llama-bench lacks
 BUILD_COMMAND = f"cmake -B build && cmake --build build -j --target {BENCH} {BATCHED} {SERVER}"
@@ -252,7 +254,10 @@ def find() -> Build:
         return named(folder)
     found = shutil.which(BENCH)
     if found is None:
-        raise ProfileError(f"llama.cpp is not found: neither {VARIABLE} nor the PATH has {BENCH}", _how_to_get_it())
+        python = "; the package llama-cpp-python is installed, but has no such program" if find_spec(PYTHON) else ""
+        raise ProfileError(
+            f"llama.cpp is not found: neither {VARIABLE} nor the PATH has {BENCH}{python}", _how_to_get_it()
+        )
     return _build(Path(found).parent)
 
 

@@ -329,7 +329,7 @@ def _result(row: Measurement, group: CaseGroup) -> CaseResult:
     prefill, decode = medians["prefill"], medians["decode"]
     ok = row.outcome == "ok"
     noted = cautions(row, medians) if ok else ()
-    joules = None if row.energy is None else energy.content(row)
+    joules = energy.content(row)
     return CaseResult(
         row.case, group, row.environment, row.outcome, ok, row.reason, row.started_at, row.memory,
         prefill and prefill.median, decode and decode.median, decode, row.expected, joules, noted, row.reload,

@@ -14,7 +14,7 @@ from fakes.ceilings import MEASURED
 from fakes.openai_server import FakeServer, Script
 
 from profiler import devices
-from profiler.backends.endpoint import Arrival, summarize
+from profiler.backends.endpoint import Arrival, processes, summarize
 from profiler.backends.endpoint.client import KEY, run
 from profiler.case import UNSTATED
 from profiler.devices import target
@@ -220,6 +220,11 @@ def test_a_server_elsewhere_has_not_our_machine(monkeypatch: pytest.MonkeyPatch,
     forwarded = replace(result, use=replace(result.use, elsewhere=True))
     assert serving.ServedRows().row(forwarded).case.device == "remote"
     assert [row.case.dtype, row.case.path] == [UNSTATED, UNSTATED]
+    other = {"gpu_peak_bytes": f"{processes.OTHER_GPU} (/dev/dri/renderD128)"}
+    amd = replace(result, use=replace(result.use, gpu_peak_bytes=None, unknown=other))
+    row = serving.ServedRows().row(amd)
+    assert row.case.device == "remote"  # and not the CPU
+    assert row.serving is not None
 
 
 def test_a_model_in_a_cloud_has_not_our_machine_though_its_server_is_here() -> None:
