@@ -204,8 +204,8 @@ def _with_children(pids: set[int], parents: Mapping[int, int]) -> frozenset[int]
 def _open_files(pid: int) -> set[str]:
     """What the descriptors of a process lead to; nothing if we may not see it."""
     found = set()
-    with suppress(OSError):
-        for entry in os.scandir(PROC / str(pid) / "fd"):
+    with suppress(OSError), os.scandir(PROC / str(pid) / "fd") as entries:
+        for entry in entries:
             with suppress(OSError):
                 found.add(os.readlink(entry.path))
     return found
