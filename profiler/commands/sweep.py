@@ -113,6 +113,17 @@ def llama_cpp_options() -> Decorator:
         "Fill the cache by a real prefill or with random values, which costs no prefill. [default: prefill]",
         choices=grid.FILLS,
     ),
+    click.option(
+        "--quality",
+        is_flag=True,
+        help="Also measure the KL divergence from the model in fp32, over a set of texts.",
+    ),
+    click.option(
+        "--quality-text", metavar="FOLDER", help="Texts of your own for --quality, in a folder for each kind."
+    ),
+    click.option(
+        "--reference", metavar="MODEL", help="Compare with this model, for a checkpoint that is itself quantized."
+    ),
     click.option("--energy", is_flag=True, help="Also measure joules per token; adds about ten seconds per phase."),
     option("seed", "Seed of synthetic weights and prompt tokens."),
 )

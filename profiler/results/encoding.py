@@ -61,7 +61,9 @@ from profiler.results.validity import (
 
 LARGEST_INT = 2**63 - 1  # the largest integer that msgspec compares
 CONFIG = Budget(nbytes=1 << 20, values=1 << 15, depth=12)  # of a config that is kept; most have 1,000 values
-JSON = frozenset({"energy", "cautions", "asked", "stopped", "expected", "decode_path", "checkpoint", "serving"})
+JSON = frozenset(
+    {"energy", "cautions", "asked", "stopped", "expected", "decode_path", "checkpoint", "serving", "quality"}
+)
 FIELDS = tuple(field.name for field in dataclass_fields(Measurement) if field.name != "environment")
 AS_IT_IS = ("serving",)  # plain JSON, whose nulls say what is unknown
 ALWAYS = ("case", "samples", "memory", "cautions")  # written for each row
@@ -301,6 +303,7 @@ def _of_typed(row: Any, steps: EncodedSteps, environment: dict[str, Any]) -> Mea
         None if row.serving is NULL else _part("serving", row.serving),
         row.case_s,
         row.start_s,
+        None if row.quality is NULL else _part("quality", row.quality),
     )
 
 
