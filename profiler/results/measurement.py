@@ -17,12 +17,12 @@ from itertools import compress
 from typing import Any, Literal, overload
 
 from profiler.case import CODES, Case
+from profiler.case import PHASES as PHASES
+from profiler.case import Phase as Phase
 from profiler.units import printable
 
 SCHEMA = 1
 Outcome = Literal["ok", "oom", "skipped", "failed", "timeout"]
-Phase = Literal["prefill", "decode"]
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 PLAIN = " on plain torch"
 

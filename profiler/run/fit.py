@@ -32,6 +32,7 @@ from profiler.units import printable, rate_text
 
 CONTEXTS, BATCHES = (choice.CONTEXT,), (1,)
 MAP_CONTEXTS = ("2k-128k*4", "256k")
+MUCH = 1.5  # times as fast or as large: what is worth naming another engine for
 MOST = 20_000  # predictions of one call, because every one is printed
 
 
@@ -160,23 +161,46 @@ def predictions(request: FitRequest) -> FitResult:
 
 
 def _elsewhere(found: Sequence[FitPrediction], request: FitRequest) -> tuple[str, Command] | None:
-    """Where the one model that was named is faster, if nobody named an engine and it is slow or does not fit."""
-    if request.engine is not None or not request.models or len({(e.model, e.prediction.machine) for e in found}) != 1:
+    """Where a model is faster, if nobody named an engine: the one that was named, if it is slow or does not fit, or
+    what another engine would choose."""
+    machines = {each.prediction.machine for each in found}
+    if request.engine is not None or request.path is not None or request.quants or len(machines) != 1:
         return None
-    first = found[0].prediction
-    if any(choice.reads(each.prediction) for each in found) or found[0].named.source.kind == "gguf":
+    where, first = ("--on", request.on[0]) if request.on else (), found[0].prediction
+    if not request.models:
+        return _chosen_elsewhere(found, first.machine, where)
+    slow = not any(choice.reads(each.prediction) for each in found)
+    if not slow or len({each.model for each in found}) != 1 or found[0].named.source.kind == "gguf":
         return None
     context, batch = first.request.context, first.request.batch
     other = choice.instead(found[0].geometry, first.machine, context, batch, choice.LOSSLESS_BITS)
     if other is None or other.decode is None or other.engine is first.engine or not choice.reads(other):
         return None
     engine, quant = other.engine.name, other.request.quant
-    where = (*(("--on", request.on[0]) if request.on else ()), *(("-b", str(batch)) if batch > 1 else ()))
-    rate = rate_text(other.decode.tps.value)
-    typed = command(
-        "profile", "fit", found[0].named.argument, "--engine", engine, "-q", quant, "-c", str(context), where
-    )
-    return f"{quant} in {engine} decodes at {rate} t/s", typed
+    case = (found[0].named.argument, "--engine", engine, "-q", quant, "-c", str(context))
+    several = ("-b", str(batch)) if batch > 1 else ()
+    told = f"{quant} in {engine} decodes at {rate_text(other.decode.tps.value)} t/s"
+    return told, command("profile", "fit", case, several, where)
+
+
+def _chosen_elsewhere(
+    found: Sequence[FitPrediction], machine: Machine, where: tuple[str, ...]
+) -> tuple[str, Command] | None:
+    """The engine whose choices are no smaller than the predicted ones, and much faster or larger."""
+    here = list({each.model: each for each in found}.values())
+    for engine in choice.measured_engines(machine.target):
+        room = choice.with_room(machine)
+        rankings = [choice.Choices(prefix, engine, room).fast() for prefix in choice.FAMILIES.values()]
+        best = [first for ranking in rankings if (first := next(ranking, None)) is not None]
+        if len(best) != len(here) or engine is here[0].prediction.engine:
+            continue
+        larger = [other.size / choice.dense_size(each.geometry) for other, each in zip(best, here, strict=True)]
+        faster = [other.tps / (sequence_tps(each) or other.tps) for other, each in zip(best, here, strict=True)]
+        if min(larger) >= 1 and (min(faster) >= MUCH or max(larger) >= MUCH):
+            models = " and ".join(f"{each.name} {each.quant}" for each in best)
+            told = f"In {engine.name}, {models} decode at {rate_text(min(e.tps for e in best))} t/s or more"
+            return told, command("profile", "fit", where, "--engine", engine.name)
+    return None
 
 
 def _plan(
