@@ -7,7 +7,7 @@
 
 Two files are read: the user's, ``~/.config/profile/profile.toml``, and the project's, ``profile.toml`` in the current
 folder or in the nearest folder above it. A key of the project's file replaces the user's. Options take precedence
-over both, and so does ``PROFILER_STORE`` for the store. ``PROFILER_SETTINGS`` names one file to read instead; if it
+over both, and so does ``$PROFILER_STORE`` for the store. ``$PROFILER_SETTINGS`` names one file to read instead; if it
 is empty, none is read.
 
 Paths in a file are relative to its folder.
@@ -62,6 +62,26 @@ def store() -> Path | None:
     """The default store; None if no file names one. Raises like ``load``."""
     setting = load().get("store")
     return None if setting is None else Path(str(setting.value))
+
+
+def results() -> Path:
+    """Where results are stored: in ``$PROFILER_STORE``, else where ``profile.toml`` says, else in
+    ``profile/results.sqlite`` in the user data folder. Raises ProfileError if there is none of them.
+    """
+    named = os.environ.get("PROFILER_STORE")
+    return folders.expanded(named) if named else store() or folders.data() / "results.sqlite"
+
+
+def existing_results(path: Path | None) -> Path | None:
+    """``path``, or ``results()``, if there is a store to read; also ``None`` if the user has no data folder."""
+    try:
+        path = path or results()
+        path.lstat()
+    except (ProfileError, FileNotFoundError):
+        return None
+    except OSError:  # opening it will report the error
+        pass
+    return path
 
 
 def _files() -> Iterator[Path]:

@@ -198,6 +198,12 @@ def seconds_text(value: float | None) -> str:
     return f"{hours}h {minutes:02}m" if hours else f"{minutes}m {seconds:02}s"
 
 
+def whole_seconds_text(seconds: float) -> str:
+    """``83.4`` as ``1m 23s``, ``7.2`` as ``7 s``: a duration that goes on or is only estimated."""
+    rounded = round(seconds)
+    return f"{rounded} s" if rounded < 60 else seconds_text(rounded)
+
+
 def rate_text(value: float | None) -> str:
     """Tokens per second with three significant digits and thousands: ``12,300``, ``4.56``."""
     return UNKNOWN if value is None else significant(value)

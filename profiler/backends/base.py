@@ -171,6 +171,7 @@ class InstalledBuild:
     program: str  # the path of one that measures
     variables: Mapping[str, str]  # environment variables that make a worker use it
     versions: Mapping[str, str]  # as ``Backend.versions``
+    libraries: tuple[str, ...] = ()  # paths of the engine's shared libraries that it loads
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,10 @@ from profiler.show import output as show_output
     "Results",
     options.learned(),
     click.option(
-        "--goal", "wish", metavar="GOAL", help='Show only what meets this goal, best first: "20 tok/s at 64k".'
+        "--goal",
+        "wish",
+        metavar="GOAL",
+        help='Show what meets this goal, best first, and what it costs: "20 tok/s at 64k".',
     ),
     click.option(
         "--map", "mapped", is_flag=True, help="Show decode speed and bottleneck as a grid of quantization × context."
@@ -89,7 +92,7 @@ def fit(output: str, wish: str | None, mapped: bool, most_notes: int | None, **a
 
     Only the model's config.json or GGUF header is read. Each figure comes with the range that should hold nine cases
     in ten, and with its basis: exact, learned from rows of this machine, calibrated, fitted or prior. Without MODEL,
-    the largest Gemma 4 and Qwen 3.5 that fit are predicted.
+    these are the largest Gemma 4 and Qwen 3.5 that fit and decode as fast as people read.
 
     Exit codes: 0 success, 1 a model was refused, 2 usage error.
     """

@@ -16,11 +16,11 @@ from profiler import registry, settings
 from profiler.console import say
 from profiler.settings import Setting
 from profiler.shell import quote
+from profiler.show.output import MOST_NOTES
 from profiler.units import counted, printable, some_bytes, some_seconds, some_share
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 Callback = Callable[[click.Context, click.Parameter, str | None], Any]
-FEW_NOTES = 5  # below a table: more than a person reads at once
 GROUP = "help_group"  # the attribute in which a parameter keeps the title of its group
 
 LLAMA_BENCH_OPTIONS = {  # option of llama-bench → our option, explanation
@@ -187,10 +187,10 @@ def notes() -> Decorator:
         "--notes",
         "most_notes",
         type=click.Choice(("few", "all"), case_sensitive=False),
-        callback=lambda ctx, param, value: None if value == "all" else FEW_NOTES,
+        callback=lambda ctx, param, value: None if value == "all" else MOST_NOTES,
         default="few",
         show_default=True,
-        help=f"Notes below a table: the {FEW_NOTES} most important ones, or all.",
+        help=f"Notes below a table: the {MOST_NOTES} most important ones, or all.",
     )
 
 

@@ -13,7 +13,7 @@ from profiler.results.database import sweep_into
 from profiler.results.encoding import collector_paused
 from profiler.results.reading import grid_places, in_grid_order
 from profiler.results.store import Run, Store, default_path, existing, is_named
-from profiler.show import lists
+from profiler.show import durations, lists
 from profiler.show import output as show_output
 from profiler.show.output import rendered, streamed
 from profiler.units import printable
@@ -48,9 +48,12 @@ def runs(context: click.Context, store: Path | None, output: str) -> None:
 @click.argument("run", required=False)
 @options.output()
 @options.notes()
+@click.option("--time", "timed", is_flag=True, help="Print where the time of each case went instead.")
 @options.store()
 @click.pass_obj
-def show(group_store: Path | None, run: str | None, output: str, most_notes: int | None, store: Path | None) -> None:
+def show(
+    group_store: Path | None, run: str | None, output: str, most_notes: int | None, timed: bool, store: Path | None
+) -> None:
     """Print the rows of a run.
 
     RUN is an id from profile runs, a unique start of one, or latest~1 for the run before the latest. Without it, the
@@ -58,6 +61,10 @@ def show(group_store: Path | None, run: str | None, output: str, most_notes: int
     """
     with Store.open(store or group_store, create=False) as opened, collector_paused():
         found = opened.find_run(run)
+        if timed:
+            finished_at = next((each.finished_at for each in opened.runs() if each.id == found), None)
+            click.echo(durations.render(opened.rows(found), finished_at, output), nl=False)
+            return
         parts = streamed(output, found, opened.in_order(found, grid_places))
         if parts is not None:
             while text := "".join(islice(parts, AT_ONCE)):

@@ -79,7 +79,7 @@ def estimate_case(
         weights=terms.weights,
         cache=exact(held),
         peak=replace(terms.peak + Interval(held, 0, 2 * held, "prior"), low=terms.needed.low),
-        load_s=_load_s(case, geometry, found, kind).scaled(1 / host.running),
+        load_s=_load_s(case, geometry, found, kind).scaled(1 / host.duty_cycle),
         prefill_s=prefill.seconds,
         fill_s=prior(held / kind.fill_bytes_s, SPREAD),
         step_s=step.seconds,
@@ -239,7 +239,7 @@ def _utilization(predictor: Predictor, case: Case) -> dict[str, Any] | None:
         return None
     there = predictor if at is on else predictor_of(case, predictor.geometry, at, predictor.checkpoint_format)
     prefill_s, step_s = there.utilization_s(case.context, mean_depth(case), case.batch, kv_of(case))
-    basis = "calibrated" if on.ceilings is not None else "data sheet" if at is on else "quick"
+    basis = "calibrated" if on.ceilings is not None else "data sheet" if on.quick is None else on.quick.basis
     return {"prefill_s": prefill_s, "step_s": step_s, "basis": basis}
 
 

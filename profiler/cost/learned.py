@@ -19,24 +19,24 @@ rests on another version of our model or on a calibration that differs by much.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from profiler import backends
-from profiler.case import digest, options_of
+from profiler.case import PHASES, digest, options_of
 from profiler.cost.interval import Interval, exact
 from profiler.devices.base import DeviceInfo
 from profiler.devices.target import Target
 from profiler.errors import StoreError
 from profiler.quants.base import DTYPE_BYTES
-from profiler.results import stats
-from profiler.results.cautions import cautions
-from profiler.results.measurement import Measurement, Phase
-from profiler.results.store import Store, existing
+from profiler.settings import existing_results
+
+if TYPE_CHECKING:  # what reads rows takes as long to import as all of a prediction
+    from profiler.results.measurement import Measurement
 
 PLAIN_VERSION = 1  # of plain predictions: raise it when they change, so that rows of the version before teach nothing
 SAME_RATES = 1.15  # a calibration that moves the ceilings by a larger factor has changed the plain predictions
@@ -53,12 +53,14 @@ USUAL = 4  # as many rows weigh as much as the assumption that the process descr
 KNOWN = 0.25  # the least share of the variance that rows must explain to change a prediction
 ALIKE = 0.3  # a row as like a case as this is counted when we say from how many rows its prediction is learned
 MOST = 40  # rows of a phase that teach, the newest: the time to learn grows with their cube
-READ = 400  # rows of the store that are looked at, the newest
+READ = 200  # rows of the store that are looked at, the newest
 Z_90 = 1.645
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 RATES = ("prefill_tps", "decode_tps")
 PLAIN_QUANTS = frozenset({*DTYPE_BYTES, "f32", "f16"})
 HARMLESS = frozenset({"few", "cold", "imprecise", "power-capped", "retained", "launch-bound"})  # endings of codes
+DISTURBED = "other work disturbed them, or their repetitions differ too much"
+OTHER_SOFTWARE = "they are of other versions of libraries or of llama.cpp"
+PREDICTED_OTHERWISE = "they are from before a calibration or a release that predicts differently"
 OUR_OWN = "llm-hwprofile"  # the library whose version does not change how fast a model runs
 
 
@@ -168,12 +170,26 @@ class Process:
 class Learned:
     """What the rows of this machine teach, by engine, decode path and phase (``memory`` is one, too)."""
 
-    def __init__(self, lessons: Mapping[tuple[str, str, str], Sequence[Lesson]]) -> None:
-        self._lessons = lessons
+    def __init__(
+        self,
+        lessons: Mapping[tuple[str, str, str], Sequence[Lesson]],
+        useless: Mapping[str, Mapping[str, int]] | None = None,
+    ) -> None:
+        """``useless``: by engine and reason, how many rows of this machine teach nothing about speed."""
+        self._lessons, self._useless = lessons, useless or {}
         self._processes: dict[tuple[str, str, str], Process] = {}
 
     def __bool__(self) -> bool:
         return bool(self._lessons)
+
+    def notes(self, engine: str) -> tuple[str, ...]:
+        """Why no row corrects the speeds of an engine although there are some."""
+        reasons = self._useless.get(engine, {})
+        count = sum(reasons.values())
+        if not count or any(name == engine and phase in PHASES for name, _, phase in self._lessons):
+            return ()
+        rows = f"{count} rows that were measured here do" if count > 1 else "the row that was measured here does"
+        return (f"{rows} not correct these speeds: {'; '.join(reason for reason, n in reasons.items() if n)}",)
 
     def correction(self, engine: str, path: str, phase: str, case: LearnedCase) -> Correction | None:
         """The correction of a plain prediction; ``None`` if no row is like the case."""
@@ -209,20 +225,28 @@ def from_rows(
     """
     found: dict[tuple[str, str, str], list[Lesson]] = {}
     versions: dict[str, Any] = {}
+    useless: dict[str, Counter[str]] = {}
     seen: set[str] = set()
     for row in rows:
         engine = _engine(row)
         if engine is None or row.case.key in seen or not _is_of(device, row.environment):
             continue
         seen.add(row.case.key)
+        useless.setdefault(engine, Counter())
         wanted = versions.setdefault(engine, _software(software or row.environment))
-        if wanted != _software(row.environment) or not _rests_on(target, row.expected.get("plain")):
+        if wanted != _software(row.environment):
+            useless[engine][OTHER_SOFTWARE] += 1
+            continue
+        if not _rests_on(target, row.expected.get("plain")):
+            useless[engine][PREDICTED_OTHERWISE] += 1
             continue
         path = row.expected.get("path") or row.case.path
         with suppress(KeyError, TypeError, ValueError, ArithmeticError):  # a row that we did not write
-            for phase, lesson in list(_lessons(row)):
+            taught = list(_lessons(row))
+            for phase, lesson in taught:
                 found.setdefault((engine, path, phase), []).append(lesson)
-    return Learned({key: lessons[::-1] for key, lessons in found.items()})
+            useless[engine][DISTURBED] += not any(phase in PHASES for phase, _ in taught)
+    return Learned({key: lessons[::-1] for key, lessons in found.items()}, useless)
 
 
 def from_store(
@@ -236,10 +260,12 @@ def from_store(
 
     Nothing if there is no store, or if it cannot be read: predictions do not need one.
     """
+    place = existing_results(path)
+    if place is None:
+        return NOTHING
+    from profiler.results.store import Store
+
     try:
-        place = existing(path)
-        if place is None:
-            return NOTHING
         with Store.read_only(place) as store:
             rows = (row for row in store.newest(READ) if row.case.threads == threads)
             return from_rows(rows, device, target, software)
@@ -284,6 +310,8 @@ def _rests_on(target: Target, plain: Mapping[str, Any] | None) -> bool:
 def _engine(row: Measurement) -> str | None:
     """The engine that a row teaches about; None for a failed row, a server, a simulated device, and for options that
     predictions do not know."""
+    from profiler import backends
+
     backend = backends.of_row(row.case.backend)
     if row.outcome != "ok" or backend is None or not backend.predicted or backend.simulated or backend.server_command:
         return None
@@ -313,6 +341,9 @@ def _software(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lessons(row: Measurement) -> Iterable[tuple[str, Lesson]]:
+    from profiler.results import stats
+    from profiler.results.cautions import cautions
+
     plain = row.expected["plain"]
     case = LearnedCase(row.case.quant, int(plain["parameters"]), row.case.context, row.case.batch)
     doubted = {caution.text.partition(":")[0] for caution in cautions(row) if not _is_harmless(caution.code)}

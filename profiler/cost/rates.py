@@ -152,7 +152,8 @@ def rates(
     flop_s |= {scheme: 1 / (share * _peak(target, "fp32")) for scheme, share in of_fp32.items()}
     vector_s = dict.fromkeys(vector_schemes(own), 0.5 / (multiply_slots(target, content) * rule.per_slot()))
     halves = content["halves"] if maker == "CPU" and target.flops.get(dtype, 0.0) < target.flops["fp32"] else None
-    own_running = target.running if maker == "CPU" else 1.0  # a GPU keeps working while a CPU quota stops its process
+    # A GPU keeps working while a CPU quota stops its process.
+    own_duty_cycle = target.duty_cycle if maker == "CPU" else 1.0
     if halves:
         read_s["cache"] *= halves["cache"]
     basis: Basis = own["basis"] if maker in own["fitted_on"] else "prior"
@@ -165,13 +166,13 @@ def rates(
             if kind == "other" and prior.unpack_one is not None
         },
         overlap=max(1.0, rule.value("overlap", content["overlap"])),
-        layer_s=_layer_s(target, maker, content) * own["launch"] / own_running,
+        layer_s=_layer_s(target, maker, content) * own["launch"] / own_duty_cycle,
         expert_layers=own["expert_layers"],
         pass_s=rule.value("pass_s", 0.0),
         sequence_s=rule.value("sequence_s", 0.0),
         decode=wider(rule.bounds("decode", experts, basis), target.spread),
         prefill=wider(rule.bounds("prefill", experts, basis), target.spread),
-        convolution=Convolution(**divided(halves["convolution"], own_running)) if halves else None,
+        convolution=Convolution(**divided(halves["convolution"], own_duty_cycle)) if halves else None,
         launches=_launches(rule.value("call_s", 0.0), target, content, loaded),
         basis=basis,
     )
@@ -274,9 +275,9 @@ def _launches(
 ) -> InTurn | Ahead:
     """A GPU works while Python launches its next operators; a CPU does both itself."""
     if target.vendor == "CPU" or not call_s:
-        return InTurn(call_s / target.running)
+        return InTurn(call_s / target.duty_cycle)
     starts = {name: prior.start_s for name, prior in priors.items() if prior.start_s}
-    return Ahead(call_s / target.running, content["step"]["device_call_s"], starts, layers_timed=False)
+    return Ahead(call_s / target.duty_cycle, content["step"]["device_call_s"], starts, layers_timed=False)
 
 
 def _layer_s(target: Target, maker: str, content: Mapping[str, Any]) -> float:

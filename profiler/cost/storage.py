@@ -121,7 +121,7 @@ class Storage:
 
 def storage(held: Iterable[Held], bounds: tuple[float, float] | None = None) -> Storage:
     """Merge tensors that cost the same; within a part, the largest come first."""
-    sums: dict[WeightGroup, list[int]] = {}
+    sums: dict[tuple[Part, str, Experts | None, bool, bool], list[int]] = {}
     widest, expert_rows, batched_experts = 0, (0, 0), (0, 0)
     for item in held:
         if item.weight.role == "linear":
@@ -138,10 +138,7 @@ def storage(held: Iterable[Held], bounds: tuple[float, float] | None = None) -> 
         entry[3] += item.count
         if item.weight.parameters * UNPACKED_BYTES > LARGE_BYTES and not item.fused:
             entry[4] += item.weight.parameters * item.count
-    lines = [
-        WeightGroup(key.part, key.scheme, key.experts, key.shared_kv, key.on_host, *totals)
-        for key, totals in sums.items()
-    ]
+    lines = [WeightGroup(*key, *totals) for key, totals in sums.items()]
     order = {part: index for index, part in enumerate(PARTS)}
     lines.sort(key=lambda line: (order[line.part], line.on_host, -line.nbytes))
     return Storage(tuple(lines), widest, expert_rows, batched_experts, bounds)
@@ -159,10 +156,11 @@ def bounds_of(checkpoint_format: Stored) -> tuple[float, float] | None:
     return None if checkpoint_format.exact else DERIVED
 
 
-def _line(item: Held) -> WeightGroup:
+def _line(item: Held) -> tuple[Part, str, Experts | None, bool, bool]:
+    """The first fields of the group that a tensor belongs to: as a tuple, because there are thousands of tensors."""
     part = part_of(item.weight, item.layer)
     experts = item.layer.mlp if item.layer is not None and part == "experts" else None
-    return WeightGroup(
+    return (
         part,
         item.scheme,
         experts if isinstance(experts, Experts) else None,

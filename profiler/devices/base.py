@@ -172,7 +172,7 @@ class DeviceInfo:
         return min(self.threads or cores, cores)
 
     @property
-    def running(self) -> float:
+    def duty_cycle(self) -> float:
         """Share of the time in which those threads may run, 0..1: below 1 if they exhaust a quota.
 
         Threads that wait for each other spin, so each of them uses the quota as long as any has work. One thread is
@@ -181,7 +181,7 @@ class DeviceInfo:
         return 1.0 if self.quota is None else min(1.0, self.quota / self.at_once)
 
     @property
-    def mark(self) -> dict[str, Any]:
+    def confinement(self) -> dict[str, Any]:
         """The limits that make figures of this device incomparable with those of the same device without them."""
         if not kind_of(self.kind).is_host:  # one thread launches its work and needs at most one core
             return {"quota": self.quota} if self.quota is not None and self.quota < 1 else {}

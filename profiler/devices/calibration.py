@@ -175,7 +175,7 @@ class Ceilings:
         """Linear layers of a quantization; ``None`` if it was not measured."""
         return self.layers.get(LayerKernel(quant, own))
 
-    def running(self, share: float) -> Ceilings:
+    def at_duty_cycle(self, share: float) -> Ceilings:
         """The ceilings of the same CPU when a quota lets the process run for this ``share`` of the time.
 
         Under a quota, a calibration measures only the time in which the process runs.
@@ -191,8 +191,7 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class QuickCeilings:
-    """The two ceilings that MBU and MFU need, as a sweep measures them within seconds. ``Ceilings`` replace them, and
-    predictions do not use them: a slow second may have made them too low."""
+    """The two ceilings of MBU and MFU, measured within seconds; too uncertain for predictions."""
 
     title: str
     fingerprint: str
@@ -200,11 +199,10 @@ class QuickCeilings:
     seconds: float
     read_bytes_s: float
     flops: Mapping[str, float]  # matrix products, by dtype
+    basis: str = "quick"  # calibrated: they are part of a calibration
 
-    def running(self, share: float) -> QuickCeilings:
-        """As ``Ceilings.running``."""
-        if share >= 1:
-            return self
+    def at_duty_cycle(self, share: float) -> QuickCeilings:
+        """As ``Ceilings.at_duty_cycle``."""
         return replace(self, read_bytes_s=self.read_bytes_s * share, flops=_divided(self.flops, 1 / share))
 
 
@@ -220,7 +218,7 @@ def fingerprint(device: DeviceInfo, packages: Sequence[str] | None = None) -> st
     """
     versions = [_version(name) for name in PACKAGES] if packages is None else list(packages)
     parts = [device.kind, device.title, device.cores, sorted(device.features), device.uuid, device.driver, versions]
-    return digest([*parts, device.mark] if device.mark else parts)
+    return digest([*parts, device.confinement] if device.confinement else parts)
 
 
 def folder() -> Path:
@@ -237,8 +235,10 @@ def load(device: DeviceInfo, packages: Sequence[str] | None = None) -> Ceilings 
 
     ``packages`` as for ``fingerprint``.
     """
-    mark = fingerprint(device, packages)
     try:
+        if not folder().is_dir():  # looking up the versions of packages takes longer than a prediction
+            return None
+        mark = fingerprint(device, packages)
         found = _runs(folder() / f"{mark}.json", mark)
     except ProfileError:  # no home folder, so nothing is stored
         return None
@@ -246,7 +246,11 @@ def load(device: DeviceInfo, packages: Sequence[str] | None = None) -> Ceilings 
 
 
 def load_quick(device: DeviceInfo) -> QuickCeilings | None:
-    """The two ceilings that a sweep on ``device`` has measured in its current state; ``None``: none has."""
+    """The two ceilings of ``device``, whatever its threads: of its calibrations, else as a sweep measured them."""
+    device = whole(device)
+    if (known := load(device)) is not None:
+        about = known.title, known.fingerprint, known.measured_at, known.seconds
+        return QuickCeilings(*about, known.read_bytes_s, known.flops, "calibrated")
     mark = fingerprint(device)
     try:
         content = read_json(_quick_path(mark))
@@ -254,6 +258,11 @@ def load_quick(device: DeviceInfo) -> QuickCeilings | None:
         return None
     found = parse_quick(content) if isinstance(content, Mapping) else None
     return found if found is not None and found.fingerprint == mark else None
+
+
+def whole(device: DeviceInfo) -> DeviceInfo:
+    """``device`` with one thread per core, as by default: fewer threads do not make it a slower device."""
+    return replace(device, threads=device.physical)
 
 
 def save_quick(ceilings: QuickCeilings) -> None:
@@ -266,7 +275,7 @@ def save_quick(ceilings: QuickCeilings) -> None:
 def parse_quick(content: Mapping[str, Any]) -> QuickCeilings | None:
     """Two stored ceilings; ``None`` if a figure is missing or impossible."""
     try:
-        found = QuickCeilings(**{one.name: content[one.name] for one in fields(QuickCeilings)})
+        found = QuickCeilings(**{one.name: content[one.name] for one in fields(QuickCeilings) if one.name != "basis"})
         numbers = [found.seconds, found.read_bytes_s, *found.flops.values()]
     except (AttributeError, KeyError, TypeError):
         return None

@@ -13,13 +13,15 @@ import os
 import subprocess
 import sys
 from contextlib import closing, suppress
-from multiprocessing.connection import Connection, Pipe
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from profiler import folders
 from profiler.devices.nvml import PATIENCE_S
 from profiler.devices.telemetry import TICK_S, Snapshot, Telemetry, TelemetrySource, Unknown
 from profiler.units import seconds_text
+
+if TYPE_CHECKING:  # slow to import, and only sweeps take samples
+    from multiprocessing.connection import Connection
 
 # -P: a file in the current folder must not shadow a library
 COMMAND = (sys.executable, "-P", "-c", "from profiler.devices.sampler import watch; watch()")
@@ -51,6 +53,8 @@ class SampledTelemetry(Telemetry):
 
 def watch() -> None:
     """Watch a source until the connection closes. ``argv[1]`` is the connection, which sends the source first."""
+    from multiprocessing.connection import Connection
+
     link = Connection(int(sys.argv[1]))
     with suppress(EOFError, OSError), closing(SampledTelemetry(link.recv())) as telemetry:
         link.send(None)  # started: from now on only the driver can be late
@@ -79,6 +83,8 @@ class Sampler(Telemetry):
             self._guarded(lambda: self._send(BEGIN))
 
     def _open(self) -> None:
+        from multiprocessing.connection import Pipe
+
         mine, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(

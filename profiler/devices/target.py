@@ -132,7 +132,7 @@ class Target:
     limits: tuple[str, ...] = ()  # as in ``DeviceInfo``; of the catalog: what its name left open (``naming``)
     # Of a device of this machine, as in ``DeviceInfo``:
     features: tuple[str, ...] = ()
-    running: float = 1.0  # the figures above take it into account already
+    duty_cycle: float = 1.0  # the figures above take it into account already
     memory_limit: str | None = None
     part: str | None = None  # of a slice of a card: MIG 1g.10gb
 
@@ -283,10 +283,12 @@ def of(device: DeviceInfo, packages: Sequence[str] | None = None) -> Target:
     on_host = kind_of(device.kind).is_host
     if measured is None:
         quick = calibration.load_quick(device)
-        return replace(found, quick=quick.running(device.running) if quick is not None and on_host else quick)
+        if quick is not None and on_host:
+            quick = quick.at_duty_cycle(calibration.whole(device).duty_cycle)
+        return replace(found, quick=quick)
     kind = kind_of(device.kind)
     if on_host:
-        measured = measured.running(device.running)
+        measured = measured.at_duty_cycle(device.duty_cycle)
     no_data_sheet = kind.describe is not None or found.vendor == "other"
     return replace(
         found,
@@ -304,7 +306,7 @@ def _local(device: DeviceInfo) -> Target:
     if describe is not None:
         found = describe(device)
     else:
-        found = replace(_local_gpu(device), local=device.name, running=device.running, limits=device.limits)
+        found = replace(_local_gpu(device), local=device.name, duty_cycle=device.duty_cycle, limits=device.limits)
     return replace(found, default_dtype=device.default_dtype, unsupported_dtypes=device.unsupported_dtypes)
 
 

@@ -49,8 +49,10 @@ from profiler.shell import Command, command
 from profiler.units import MAX_BYTES, printable
 
 MORE_REQUESTS = "send more requests, such as profile endpoint -r 20, and accept a few runs of the old version"
-SETTLE = "measure both versions in turns, where REV is a revision, an environment or a command to compare with"
-SETTLE_BUILDS = "measure both builds in turns, where OLD_DIR is the folder of the earlier build"
+COMPARE_VERSIONS = (
+    "measure both versions in turns, where REV is a revision, an environment or a command to compare with"
+)
+COMPARE_BUILDS = "measure both builds in turns, where OLD_DIR is the folder of the earlier build"
 
 FORMAT = "llm-hwprofile baseline"
 SCHEMA = 1
@@ -87,18 +89,20 @@ PYTEST = FrontEnd("--profile-gate-accept")
 
 
 @dataclass(frozen=True, slots=True)
-class Settle:
+class Advice:
     """What to do when stored times cannot decide: advice and, if there is one, a command to paste."""
 
     text: str
     command: str | None = None
 
 
-def settle(task: Task) -> Settle:
-    """What to do when stored times cannot decide a case. In the command, the user replaces REV."""
+def advice_for(task: Task) -> Advice:
+    """What to do when stored times cannot decide a case. In the command, the user replaces REV or OLD_DIR."""
     if task.case.server is not None:
-        return Settle(MORE_REQUESTS)
-    return Settle(SETTLE_BUILDS if backends.find(task.case.backend).find_build else SETTLE, str(_pairs(task)))
+        return Advice(MORE_REQUESTS)
+    return Advice(
+        COMPARE_BUILDS if backends.find(task.case.backend).find_build else COMPARE_VERSIONS, str(_pairs(task))
+    )
 
 
 def _pairs(task: Task) -> Command:
@@ -305,7 +309,7 @@ def threshold(history: Sequence[BaselineSession], metric: str, rule: RegressionR
 
 
 @dataclass(frozen=True, slots=True)
-class Now:
+class NewTimes:
     """The current measurement of one metric."""
 
     blocks: Sequence[float]  # median seconds of each
@@ -316,15 +320,15 @@ class Now:
 
 
 def verdict(
-    case: str, metric: str, entry: BaselineEntry, now: Now, rule: RegressionRule, front: FrontEnd, settle: Settle
+    case: str, metric: str, entry: BaselineEntry, now: NewTimes, rule: RegressionRule, front: FrontEnd, advice: Advice
 ) -> GateVerdict:
-    """The verdict on one metric against its stored times; ``settle`` is what advice suggests."""
+    """The verdict on one metric against its stored times; ``advice`` is for when it cannot decide."""
     name, changed = f"{metric}_{now.clock}_s", differences(entry.environment, now.environment)
     if now.threads != entry.threads:
         changed.append(f"threads {entry.threads} → {now.threads}")
     if changed:
         reason = f"this is not the machine of the baseline: {'; '.join(changed[:4])}"
-        return GateVerdict(case, name, "INCOMPARABLE", reason, settle.text, settle.command)
+        return GateVerdict(case, name, "INCOMPARABLE", reason, advice.text, advice.command)
     history = timed(entry, metric, now.clock)
     if not history:
         return GateVerdict(case, name, "INCOMPARABLE", "the baseline has no times for it", front.if_meant)
@@ -337,7 +341,7 @@ def verdict(
     slower = machine_slower(history[-1].reference_s, now.reference_s)
     coarse = f"stored times resolve only slowdowns above {percent(tau)} here"
     found = GateVerdict(
-        case, name, "INCONCLUSIVE", coarse, settle.text, settle.command,
+        case, name, "INCONCLUSIVE", coarse, advice.text, advice.command,
         ratio=mean, low=low, high=high, delta=rule.delta, detectable=tau, before=before,
         now=statistics.median(now.blocks),
     )  # fmt: skip
@@ -350,7 +354,7 @@ def verdict(
     if low > 1 + tau:
         sessions = f"{len(history)} stored session{'s' * (len(history) > 1)}"
         reason = f"more than {percent(tau)} slower than {sessions}"
-        return replace(found, word="FAIL", reason=reason, advice=f"to be sure, {settle.text}")
+        return replace(found, word="FAIL", reason=reason, advice=f"to be sure, {advice.text}")
     return found
 
 

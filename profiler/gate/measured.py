@@ -16,7 +16,7 @@ from profiler import backends, files
 from profiler.case import Case, Source, Task
 from profiler.gate import baseline as gate_baseline
 from profiler.gate import rule as gate_rule
-from profiler.gate.baseline import COMMAND, Baseline, BaselineEntry, BaselineSession, FrontEnd, settle, write
+from profiler.gate.baseline import COMMAND, Baseline, BaselineEntry, BaselineSession, FrontEnd, advice_for, write
 from profiler.gate.bench import METRICS, Bench, GateClock, ProcessBlock, clock_of
 from profiler.gate.rule import GateVerdict, RegressionRule
 from profiler.gate.variants import Variant
@@ -149,14 +149,14 @@ def against(
             timed = f"decode_{measured.clock}_s"
             found.append(GateVerdict(name, timed, "INCOMPARABLE", other_step, gate_rule.ADVICE))
             continue
-        now = gate_baseline.Now(
+        now = gate_baseline.NewTimes(
             measured.times.get(metric, ()),
             measured.clock,
             here,
             measured.rows[0].threads,
             measured.reference_s,
         )
-        found.append(gate_baseline.verdict(name, metric, entry, now, rule, front, settle(measured.task)))
+        found.append(gate_baseline.verdict(name, metric, entry, now, rule, front, advice_for(measured.task)))
     return found
 
 

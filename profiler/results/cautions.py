@@ -11,7 +11,7 @@ from math import ceil
 from profiler.decode_path import EAGER
 from profiler.results import energy, stats
 from profiler.results.measurement import PHASES, Caution, Measurement, Phase
-from profiler.results.stats import Z_975, Centres
+from profiler.results.stats import Z_975, Medians
 from profiler.units import bytes_text, seconds_text
 
 CAPPED = 0.05  # of the time: figures that differ by more were taken under different conditions
@@ -65,21 +65,21 @@ def _clocks(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
         yield Caution(f"{phase}-clocks-differ", text, "locked clocks: sudo nvidia-smi --lock-gpu-clocks=MHZ")
 
 
-def cautions(measurement: Measurement, centres: Centres | None = None) -> tuple[Caution, ...]:
+def cautions(measurement: Measurement, medians: Medians | None = None) -> tuple[Caution, ...]:
     """Stored cautions first, then those that follow from the samples of each phase.
 
-    Callers that have ``stats.centres`` pass them as ``centres``. Most rows have no caution, and this must be detected
+    Callers that have ``stats.medians`` pass them. Most rows have no caution, and this must be detected
     quickly: a check is skipped if no sample has its field.
     """
-    centres, stated = centres or stats.centres(measurement), measurement.samples.columns.keys()
+    medians, stated = medians or stats.medians(measurement), measurement.samples.columns.keys()
     precise = measurement.asked.get("precision") is not None
     found = [*measurement.cautions]
     noted = measurement.stopped or "invalid" in stated or "warmup" in stated
-    for phase, centre in centres.items():
+    for phase, known in medians.items():
         if phase == "prefill" and measurement.serving and measurement.case.batch > 1:
             continue  # requests that wait for each other differ, and the figures of ``serving`` say by how much
         missed = precise and measurement.stopped.get(phase) in UNFINISHED
-        exact = centre is None or (centre.spread <= _unnoticed(centre.n) and not missed)
+        exact = known is None or (known.spread <= _unnoticed(known.n) and not missed)
         if noted or not exact:
             found += _of_phase(measurement, phase, exact)
     if precise:
@@ -91,7 +91,7 @@ def cautions(measurement: Measurement, centres: Centres | None = None) -> tuple[
     if measurement.case.device.startswith("cuda"):
         found += _new_lengths(measurement)
     if not measurement.expected.keys().isdisjoint(CEILINGS):
-        found += _too_fast(measurement, centres)
+        found += _too_fast(measurement, medians)
     if measurement.energy is not None or not stated.isdisjoint(STATED):
         found += device_cautions(measurement)
     return tuple(found)
@@ -242,9 +242,9 @@ def _new_lengths(measurement: Measurement) -> Iterator[Caution]:
         yield Caution("new-lengths", text, "TORCH_CUDNN_SDPA_DEPRIORITIZED=1, or --path graph")
 
 
-def _too_fast(measurement: Measurement, centres: Centres) -> Iterator[Caution]:
+def _too_fast(measurement: Measurement, medians: Medians) -> Iterator[Caution]:
     """A figure above its ceiling is impossible: one of the two is wrong."""
-    known = stats.ceiling(measurement, centres) or {}
+    known = stats.ceiling(measurement, medians) or {}
     for phase, use in (("prefill", "mfu"), ("decode", "mbu")):
         share = max((known.get(f"{phase}_{name}") or 0.0 for name in ("fraction", use)), default=0.0)
         if share > 1:

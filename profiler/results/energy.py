@@ -7,6 +7,7 @@ counter, its power is integrated, and ``source`` says so.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,10 +70,10 @@ def suspect(measurement: Measurement) -> str | None:
 
 
 def content(measurement: Measurement) -> dict[str, Any] | None:
-    """The field ``energy`` of a row; null if energy was not requested."""
+    """The field ``energy`` of a row; null if energy was not requested. A server's is that of whole requests."""
     energy = measurement.energy
     if energy is None:
-        return None
+        return None if measurement.serving is None else _of_requests(measurement.serving)
     taken = {phase: consumption(measurement, phase) for phase in PHASES}
     known = any(taken.values())
     row: dict[str, Any] = {}
@@ -85,6 +86,18 @@ def content(measurement: Measurement) -> dict[str, Any] | None:
         "scope": energy.scope if known else None,
         "suspect": suspect(measurement) is not None if known else None,
         "reason": unknown(measurement),
+    }
+
+
+def _of_requests(serving: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of a server, whose prefill and decode cannot be told apart."""
+    return {
+        "request_j": serving.get("energy_j_per_request"),
+        "request_j_per_token": serving.get("energy_j_per_token"),
+        "request_w": serving.get("power_w"),
+        "source": serving.get("energy_source"),
+        "scope": serving.get("energy_scope"),
+        "reason": (serving.get("unknown") or {}).get("energy"),
     }
 
 

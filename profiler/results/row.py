@@ -72,7 +72,7 @@ def line(run: str | None, measurement: Measurement) -> str:
 
 
 def _without_environment(run: str | None, measurement: Measurement) -> dict[str, Any]:
-    case, centres = measurement.case, stats.centres(measurement)
+    case, medians = measurement.case, stats.medians(measurement)
     content = {
         "schema": SCHEMA,
         "run": run,
@@ -88,10 +88,12 @@ def _without_environment(run: str | None, measurement: Measurement) -> dict[str,
         "memory": _flat(measurement.memory) | {"unaccounted_bytes": unaccounted_bytes(measurement.memory)},
         "energy": _energy(measurement),
         "quality": quality.content(measurement.quality),
-        "ceiling": stats.ceiling(measurement, centres),
+        "ceiling": stats.ceiling(measurement, medians),
         "predicted": stats.predicted(measurement),
-        "cautions": [asdict(caution) for caution in cautions(measurement, centres)],
+        "cautions": [asdict(caution) for caution in cautions(measurement, medians)],
         "load_s": measurement.load_s,
+        "case_s": measurement.case_s,
+        "start_s": measurement.start_s,
         "threads": measurement.threads,
         "started_at": measurement.started_at,
         "asked": measurement.asked,

@@ -159,7 +159,7 @@ class Summary:
         return self.n <= 2 and bool(self.least and self.most and self.most / self.least < CLOSE)
 
 
-class Centre(NamedTuple):
+class MedianRange(NamedTuple):
     """Median and range of repetitions, without an interval."""
 
     n: int
@@ -195,7 +195,7 @@ def most_spread(n: int) -> float:
     return math.exp(math.log1p(WIDE) / _reach(n)) if n > 1 else math.inf
 
 
-Centres = Mapping[Phase, Centre | None]
+Medians = Mapping[Phase, MedianRange | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,23 +232,23 @@ def busy(measurement: Measurement, phase: Phase) -> bool:
     return any(caution.code == f"{phase}-busy" for caution in measurement.cautions)
 
 
-def centre(values: list[float]) -> Centre | None:
-    """The centre of ``values``, which are sorted in place; None for none."""
+def median_range(values: list[float]) -> MedianRange | None:
+    """Median and range of ``values``, which are sorted in place; None for none."""
     if not values:
         return None
     values.sort()
-    return Centre(len(values), middle(values), values[-1] / values[0])
+    return MedianRange(len(values), middle(values), values[-1] / values[0])
 
 
-def centres(measurement: Measurement) -> Centres:
-    """The centres of both phases' rates, None for one that was not measured: a tenth of the work of ``rate``."""
+def medians(measurement: Measurement) -> Medians:
+    """Median and range of both phases' rates, None for one that was not measured: a tenth of the work of ``rate``."""
     columns = measurement.samples.counted
     if columns is None:
-        return {phase: centre(rates(measurement, phase)) for phase in PHASES}
+        return {phase: median_range(rates(measurement, phase)) for phase in PHASES}
     found: dict[Phase, list[float]] = {"prefill": [], "decode": []}
     for phase, seconds, tokens in zip(*columns, strict=True):
         found[phase].append(tokens / seconds)
-    return {"prefill": centre(found["prefill"]), "decode": centre(found["decode"])}
+    return {"prefill": median_range(found["prefill"]), "decode": median_range(found["decode"])}
 
 
 def between(measurement: Measurement, phase: Phase) -> float | None:
@@ -413,14 +413,14 @@ def predicted(measurement: Measurement) -> dict[str, Any] | None:
     return known if any(known.values()) else None
 
 
-def ceiling(measurement: Measurement, known: Centres | None = None) -> dict[str, Any] | None:
+def ceiling(measurement: Measurement, known: Medians | None = None) -> dict[str, Any] | None:
     """The field ``ceiling`` of a row: how much of the device both phases use, 0..1, and what limits decode; null if
     nothing is known of the device's ceilings. A share above 1 is our bug.
     """
     at, used = (measurement.expected.get(name) for name in ("ceiling_s", "utilization"))
     if not at and not used:
         return None
-    prefill, decode = (centre and centre.median for centre in (known or centres(measurement)).values())
+    prefill, decode = (each and each.median for each in (known or medians(measurement)).values())
     parts: dict[str, Any] = {
         "prefill_fraction": None,
         "decode_fraction": None,

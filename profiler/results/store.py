@@ -27,9 +27,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from profiler import folders, settings
+from profiler import settings
 from profiler.case import digest
-from profiler.errors import NotFound, ProfileError, StoreError
+from profiler.errors import NotFound, StoreError
 from profiler.foreign import Budget, json_value
 from profiler.results.database import Guarded, check_in_place, connect, connect_to_read, in_words
 from profiler.results.encoding import Placed, decode, decode_model, dumps, encode, encode_model, placed
@@ -371,7 +371,7 @@ class Store:
 
     def configs(self) -> dict[str, dict[str, Any]]:
         """The config of each model by its id, as far as runs have stored them."""
-        newest = "rowid IN (SELECT MAX(rowid) FROM run_models GROUP BY model_id)"
+        newest = """rowid IN (SELECT MAX(rowid) FROM run_models WHERE content LIKE '%"config"%' GROUP BY model_id)"""
         return {name: model.config for name, model in self._said_of_models(newest).items() if model.config}
 
     def _steps(self, row: int) -> bytes:
@@ -467,14 +467,7 @@ def _environment(text: str) -> dict[str, Any]:
 
 def existing(path: Path | None) -> Path | None:
     """``path``, or the default one, if there is a store to read; also ``None`` if the user has no data folder."""
-    try:
-        path = path or default_path()
-        path.lstat()
-    except (ProfileError, FileNotFoundError):
-        return None
-    except OSError:  # opening it will report the error
-        pass
-    return path
+    return settings.existing_results(path)
 
 
 def is_named(path: Path | None) -> bool:
@@ -483,9 +476,5 @@ def is_named(path: Path | None) -> bool:
 
 
 def default_path() -> Path:
-    """``$PROFILER_STORE``, else that of ``profile.toml``, else ``profile/results.sqlite`` in the user data folder.
-
-    Raises ProfileError if there is none of them.
-    """
-    named = os.environ.get("PROFILER_STORE")
-    return folders.expanded(named) if named else settings.store() or folders.data() / "results.sqlite"
+    """Where results are stored unless a command names another store. Raises ProfileError if there is no place."""
+    return settings.results()

@@ -26,7 +26,7 @@ from profiler.run.process import worker_environment
 from profiler.units import printable, seconds_text
 
 LIMIT_S = 240.0  # of a calibration, which takes less than a minute, and longer if it waits for a busy machine
-QUICK_LIMIT_S = 20.0  # of the two ceilings, which take three to five seconds
+QUICK_LIMIT_S = 12.0  # of the two ceilings, which take three to five seconds
 END_S = 10.0  # between the last line and the end of the process
 TICK_S = 0.5  # between two calls of ``on_tick``
 OnTick = Callable[[str], None]  # gets what is being timed
@@ -56,6 +56,7 @@ def measure(device: DeviceInfo, on_tick: OnTick = unheard) -> Ceilings:
 
 def measure_quick(device: DeviceInfo) -> QuickCeilings:
     """Measure the two ceilings of a device within seconds. Raises as ``measure``."""
+    device = calibration.whole(device)
     found = calibration.parse_quick(_identity(device) | _run(device, "ceilings", QUICK_LIMIT_S, unheard))
     if found is None:
         raise ProfileError(f"measuring {device.name} gave impossible figures")
@@ -64,7 +65,7 @@ def measure_quick(device: DeviceInfo) -> QuickCeilings:
 
 def ensure(device: DeviceInfo, say: Callable[[str], None]) -> None:
     """Make sure that MBU and MFU of cases on ``device`` can be given: measure its ceilings unless they are known."""
-    if calibration.load(device) is not None or calibration.load_quick(device) is not None:
+    if calibration.load_quick(device) is not None:
         return
     say(f"measuring the bandwidth and FLOP/s of {device.name} once, in about 4 s, for MBU and MFU; "
         "profile calibrate is more exact")  # fmt: skip
@@ -84,10 +85,10 @@ def _identity(device: DeviceInfo) -> dict[str, Any]:
 
 def _run(device: DeviceInfo, trait: str, limit_s: float, on_tick: OnTick) -> dict[str, Any]:
     """The last line that a module of the default backend prints, named by its ``trait``."""
-    command = [*_program(trait), device.name, str(device.threads or 0), str(device.running)]
+    command = [*_program(trait), device.name, str(device.threads or 0), str(device.duty_cycle)]
     environ = worker_environment(os.environ)
     environ |= folders.child_environ(environ)
-    limit_s, found = limit_s / device.running, dict[str, Any]()
+    limit_s, found = limit_s / device.duty_cycle, dict[str, Any]()
     with (
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=errors) as process,

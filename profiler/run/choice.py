@@ -16,13 +16,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain, groupby
 from math import floor, inf, log2
 
 from profiler.cost import engines
 from profiler.cost.engines.base import Engine
 from profiler.cost.engines.transformers import swept, usual_path
+from profiler.cost.learned import NOTHING, Learned
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import TIGHT_BYTES, Prediction, Predictor
 from profiler.devices.target import Target
@@ -43,8 +44,9 @@ USUAL = (
 )
 FILES = frozenset({"q8_0", "8bit"})  # where there are these, nobody runs 16 bits, which take more and lose as little
 LEAST_BITS = 4  # of a choice without a goal
-LOSSLESS_BITS = 8  # q8_0 changes the perplexity of Llama 2 7B by 0.01%, q4_k_m by 1% (llama.cpp, PR 1684)
-# Perplexity in the same table: 7B 5.91 in f16 and 6.78 in q2_k, 13B 5.85 in q2_k. 2 bits cost a doubling of the size.
+# Perplexity of LLaMA 7B and 13B in llama.cpp (pull request 1684, and the help of llama-quantize): q8_0 adds 0.01%,
+# q4_k_m 0.9%. 7B has 5.91 in f16 and 6.78 in q2_k, 13B 5.85 in q2_k: 2 bits cost a doubling of the size.
+LOSSLESS_BITS = 8
 COSTS_A_CLASS = 3  # quantizations of fewer bits
 SHRINKS = 0.75  # of the bytes in 16 bits, at most: in nf4 a mixture of experts keeps 95%, and Gemma 4 E2B 71%
 HOST_SHARE = 0.75  # of a host's memory; the rest is for the system and other programs
@@ -102,10 +104,17 @@ def usual_quants(engine: Engine, target: Target) -> tuple[str, ...]:
     return found or (engine.usual_quants[0],)
 
 
-def predictor(geometry: Geometry, engine: Engine, quant: str, machine: Machine, path: str | None = None) -> Predictor:
+def predictor(
+    geometry: Geometry,
+    engine: Engine,
+    quant: str,
+    machine: Machine,
+    path: str | None = None,
+    learned: Learned = NOTHING,
+) -> Predictor:
     """A predictor of a model that is quantized as ``quant``, run as a sweep would run it on ``machine``."""
-    target = machine.target
-    return Predictor(geometry, engine, quant, machine, compute_dtype(target, quant), path or usual_path(target))
+    target, dtype = machine.target, compute_dtype(machine.target, quant)
+    return Predictor(geometry, engine, quant, machine, dtype, path or usual_path(target), learned=learned)
 
 
 def with_room(machine: Machine) -> Machine:
@@ -194,7 +203,8 @@ def rule(quants: Sequence[str] = ()) -> str:
 @dataclass(frozen=True, slots=True)
 class Choices:
     """The choices of a family in an engine. ``quants``: those of -q; otherwise the usual ones of at least
-    ``LEAST_BITS`` that really shrink the model. ``path``: as for ``predictor``. ``least_tps``: a decode rate.
+    ``LEAST_BITS`` that really shrink the model. ``path``, ``learned``: as for ``predictor``. ``least_tps``: a decode
+    rate.
     """
 
     prefix: str
@@ -203,6 +213,7 @@ class Choices:
     quants: tuple[str, ...] = ()
     path: str | None = None
     least_tps: float = READING_TPS
+    learned: Learned = NOTHING
 
     def ranking(self) -> Iterator[Candidate]:
         """What fits, the best choice first; what is slower than ``least_tps`` comes last, the fastest first."""
@@ -256,8 +267,7 @@ class Choices:
         )  # may be on the host
         if (geometry.parameters - tables) * per_weight > machine.usable_bytes * machine.target.count:
             return
-        found = predictor(geometry, self.engine, quant, machine, self.path)
-        prediction = found.predict(min(CONTEXT, geometry.max_position), 1)
+        found, prediction = _at_context(geometry, self.engine, quant, machine, self.path, self.learned)
         fits = prediction.verdict.word != "no" and prediction.verdict.headroom_bytes >= TIGHT_BYTES
         if fits and (self.quants or shrinks(found)):
             yield Candidate(name, quant, found, prediction)
@@ -288,12 +298,21 @@ def reads(prediction: Prediction) -> bool:
     return prediction.decode is not None and prediction.decode.tps.value / prediction.request.batch >= READING_TPS
 
 
-def best_three(machine: Machine) -> list[tuple[str, Candidate]]:
+@lru_cache(maxsize=256)
+def _at_context(
+    geometry: Geometry, engine: Engine, quant: str, machine: Machine, path: str | None, learned: Learned
+) -> tuple[Predictor, Prediction]:
+    """Predictions of the catalog, which different choices look at."""
+    found = predictor(geometry, engine, quant, machine, path, learned)
+    return found, found.predict(min(CONTEXT, geometry.max_position), 1)
+
+
+def best_three(machine: Machine, learned: Learned = NOTHING) -> list[tuple[str, Candidate]]:
     """Up to three different things to run, across the engines that we measure, each with what it is best at."""
     known, room = measured_engines(machine.target), with_room(machine)
     found: list[tuple[Candidate, Choices]] = []
     for prefix in FAMILIES.values():
-        choices = [Choices(prefix, engine, room) for engine in known]
+        choices = [Choices(prefix, engine, room, learned=learned) for engine in known]
         firsts = _firsts(choices, Choices.fast) or _firsts(choices, Choices.slow)
         found += sorted(firsts, key=lambda pair: _across(pair[0]))[:1]
     found.sort(key=lambda pair: (not pair[0].reads, pair[0].rank if pair[0].reads else (-pair[0].tps,)))

@@ -50,7 +50,9 @@ MAX_STREAMS = 512  # each takes a connection, and 1,024 open files are a usual l
 GIVE_UP = 3  # failures in a row after which a stream ends
 LIVE_S = 1.0  # between two reports of a case that runs
 ALTERNATE = "the turns of a conversation alternate, so that none has a wall time of its own"
-OPTIONAL = ("stream_options", "seed", "temperature", "min_tokens", "ignore_eos")  # fields that a server may refuse
+OPTIONAL = (  # fields that a server may refuse
+    *("stream_options", "seed", "temperature", "min_tokens", "ignore_eos", "timings_per_token"),
+)
 NO_CHAT = re.compile(r"chat.?template|does not support chat|not a chat", re.IGNORECASE)
 
 
@@ -221,6 +223,7 @@ class _Bench:
         # One size for all cases of a model: Ollama loads the model anew for another.
         self.num_ctx = -(-(max(2 * WARM_UP_WORDS, longest) + SPARE_TOKENS) // 256) * 256
         self.cold_ttft_s: float | None = None
+        self.interrupted = False  # while a case ran
         self.core_wait_s = 0.0  # that this program was kept from a core while the latest case ran
 
     async def results(
@@ -240,6 +243,8 @@ class _Bench:
                 else:
                     for result in await self._case(turns, count):
                         yield result
+                    if self.interrupted:
+                        raise asyncio.CancelledError
 
     async def _warm_up(self) -> WarmUp:
         """The first request, again with fewer fields for as long as the server refuses some."""
@@ -320,13 +325,24 @@ class _Bench:
         with undisturbed():
             await self._watched(stream, turns, streams, exchanges)
         self.core_wait_s = core_wait_s() - waited
-        use = await asyncio.to_thread(self._used, list(chain.from_iterable(exchanges)))
-        asked = self.asked.rounds(streams, len(turns))
-        results = [
-            self._result(each, streams, tuple(done), *_first_failure(done, asked))
-            for each, done in zip(turns, exchanges, strict=True)
-        ]
-        return [replace(result, use=use if len(turns) == 1 else use.without_energy(ALTERNATE)) for result in results]
+        return await self._measured(turns, streams, exchanges)
+
+    async def _measured(
+        self, turns: Sequence[EndpointPrompt], streams: int, exchanges: Sequence[Sequence[Exchange]]
+    ) -> list[EndpointResult]:
+        """A result for each turn; of a case that was interrupted, for those of which requests are done."""
+        asked, every = self.asked.rounds(streams, len(turns)), list(chain.from_iterable(exchanges))
+        if not every:
+            return []
+        use = await asyncio.to_thread(self._used, every)
+        use = use if len(turns) == 1 else use.without_energy(ALTERNATE)
+        results = []
+        for each, done in zip(turns, exchanges, strict=True):
+            failure, hint = _first_failure(done, asked)
+            if self.interrupted:
+                failure, hint = f"interrupted after {len(done):,} of {asked:,} requests", None
+            results.append(replace(self._result(each, streams, tuple(done), failure, hint), use=use))
+        return [result for result in results if result.exchanges or not self.interrupted]
 
     def _used(self, exchanges: Sequence[Exchange]) -> ServerUse:
         """What the server took during these requests."""
@@ -346,7 +362,7 @@ class _Bench:
         streams: int,
         exchanges: Sequence[Sequence[Exchange]],
     ) -> None:
-        """Run ``streams`` of ``stream``, and tell every second how it goes."""
+        """Run ``streams`` of ``stream`` to their end or Ctrl-C, and tell every second how it goes."""
         case = f"{printable(self.model.shown, 40)}, {turns[0].conversation or turns[0].name}, {streams} at a time"
         total = self.asked.rounds(streams, len(turns)) * len(turns)
 
@@ -361,6 +377,8 @@ class _Bench:
         teller = asyncio.create_task(tell(self.live)) if self.live is not None else None
         try:
             await asyncio.gather(*(stream() for _ in range(streams)))
+        except asyncio.CancelledError:
+            self.interrupted = True  # what was measured is told before the run ends
         finally:
             if teller is not None and self.live is not None:
                 teller.cancel()

@@ -25,14 +25,14 @@ from profiler.quants.base import DTYPE_BYTES
 from profiler.run import choice, grid
 from profiler.run.grid import counts, model_names, words
 from profiler.run.prompts import contexts_of
-from profiler.run.quantization import QuantVariant, checked, compute_dtype, has, held, variants
+from profiler.run.quantization import EngineQuant, checked, compute_dtype, engine_quants, has, held
 from profiler.run.refusal import Refusal, accepted, combined_error
 from profiler.shell import Command, command
 from profiler.units import printable, rate_text
 
 CONTEXTS, BATCHES = (choice.CONTEXT,), (1,)
 MAP_CONTEXTS = ("2k-128k*4", "256k")
-MOST_TRADED = 3  # models of which a goal says what it cost
+MUCH = 1.5  # times as fast or as large: what is worth naming another engine for
 MOST = 20_000  # predictions of one call, because every one is printed
 
 
@@ -96,8 +96,8 @@ class FitPrediction:
 @dataclass(frozen=True, slots=True)
 class FitResult:
     """The predictions, and the models that could not be predicted. ``best``: the fastest, if none meets the goal.
-    ``reasons``: sentences on what was chosen, and what was given up for it. ``elsewhere``: where a model that decodes
-    slower than people read, in an engine that nobody named, is faster.
+    ``reasons``: sentences on what was chosen. ``elsewhere``: where a model is faster that decodes slower than people
+    read, in an engine that nobody named. ``tried``: with a goal, all predictions.
     """
 
     predictions: list[FitPrediction]
@@ -105,6 +105,7 @@ class FitResult:
     best: FitPrediction | None = None
     reasons: tuple[str, ...] = ()
     elsewhere: tuple[str, Command] | None = None
+    tried: tuple[FitPrediction, ...] = ()
 
 
 def predictions(request: FitRequest) -> FitResult:
@@ -124,7 +125,8 @@ def predictions(request: FitRequest) -> FitResult:
         raise ProfileError("-q: the list is empty")
     if not request.models:
         asked = tuple(checked(engine, word) for word in asked)
-    plans = [(machine, *_plan(request, engine, machine, asked)) for machine in machines]
+    taught = {machine: _learned(machine.target, request) for machine in machines}
+    plans = [(machine, *_plan(request, engine, machine, asked, taught[machine])) for machine in machines]
     names = dict.fromkeys(name for _, plan, _ in plans for name in plan)
     models, refused = accepted(list(names), lambda name: _model(name, request, contexts))
     resolved = dict(models)
@@ -134,16 +136,15 @@ def predictions(request: FitRequest) -> FitResult:
     _check_count(len(contexts) * len(batches) * sum(max(len(quants), len(asked)) for *_, quants in cases))
     found: list[FitPrediction] = []
     impossible: dict[tuple[str, str], Refusal] = {}
-    taught = {machine: _learned(machine.target, request) for machine in machines}
     for machine, name, quants in cases:
         model = resolved[name]
         try:
             as_stored = held(model)
             own, note = contexts_of(counted, model.source) if counted is not None else (contexts, None)
-            for variant in variants(model, as_stored, engine, machine.target, asked, quants):
-                variant = replace(variant, cautions=(*variant.cautions, *filter(None, [note])))
+            for run_as in engine_quants(model, as_stored, engine, machine.target, asked, quants):
+                run_as = replace(run_as, cautions=(*run_as.cautions, *filter(None, [note])))
                 found += _cases(
-                    name, model, as_stored, engine, variant, machine, own, batches, request, taught[machine]
+                    name, model, as_stored, engine, run_as, machine, own, batches, request, taught[machine]
                 )
         except ProfileError as error:
             impossible[name, error.message] = Refusal(name, error)
@@ -155,32 +156,55 @@ def predictions(request: FitRequest) -> FitResult:
         return FitResult(found, refused, reasons=reasons, elsewhere=_elsewhere(found, request))
     met = ranked(found, request.goal)
     met = met if request.quants else least_loss(met)
-    best = None if met else max(found, key=_sequence_tps, default=None)
-    return FitResult(met, refused, best, tuple(traded(met, found, request.goal)))
+    best = None if met else max(found, key=sequence_tps, default=None)
+    return FitResult(met, refused, best, tried=tuple(found))
 
 
 def _elsewhere(found: Sequence[FitPrediction], request: FitRequest) -> tuple[str, Command] | None:
-    """Where the one model that was named is faster, if nobody named an engine and it is slow or does not fit."""
-    if request.engine is not None or not request.models or len({(e.model, e.prediction.machine) for e in found}) != 1:
+    """Where a model is faster, if nobody named an engine: the one that was named, if it is slow or does not fit, or
+    what another engine would choose."""
+    machines = {each.prediction.machine for each in found}
+    if request.engine is not None or request.path is not None or request.quants or len(machines) != 1:
         return None
-    first = found[0].prediction
-    if any(choice.reads(each.prediction) for each in found) or found[0].named.source.kind == "gguf":
+    where, first = ("--on", request.on[0]) if request.on else (), found[0].prediction
+    if not request.models:
+        return _chosen_elsewhere(found, first.machine, where)
+    slow = not any(choice.reads(each.prediction) for each in found)
+    if not slow or len({each.model for each in found}) != 1 or found[0].named.source.kind == "gguf":
         return None
     context, batch = first.request.context, first.request.batch
     other = choice.instead(found[0].geometry, first.machine, context, batch, choice.LOSSLESS_BITS)
     if other is None or other.decode is None or other.engine is first.engine or not choice.reads(other):
         return None
     engine, quant = other.engine.name, other.request.quant
-    where = (*(("--on", request.on[0]) if request.on else ()), *(("-b", str(batch)) if batch > 1 else ()))
-    rate = rate_text(other.decode.tps.value)
-    typed = command(
-        "profile", "fit", found[0].named.argument, "--engine", engine, "-q", quant, "-c", str(context), where
-    )
-    return f"{quant} in {engine} decodes at {rate} t/s", typed
+    case = (found[0].named.argument, "--engine", engine, "-q", quant, "-c", str(context))
+    several = ("-b", str(batch)) if batch > 1 else ()
+    told = f"{quant} in {engine} decodes at {rate_text(other.decode.tps.value)} t/s"
+    return told, command("profile", "fit", case, several, where)
+
+
+def _chosen_elsewhere(
+    found: Sequence[FitPrediction], machine: Machine, where: tuple[str, ...]
+) -> tuple[str, Command] | None:
+    """The engine whose choices are no smaller than the predicted ones, and much faster or larger."""
+    here = list({each.model: each for each in found}.values())
+    for engine in choice.measured_engines(machine.target):
+        room = choice.with_room(machine)
+        rankings = [choice.Choices(prefix, engine, room).fast() for prefix in choice.FAMILIES.values()]
+        best = [first for ranking in rankings if (first := next(ranking, None)) is not None]
+        if len(best) != len(here) or engine is here[0].prediction.engine:
+            continue
+        larger = [other.size / choice.dense_size(each.geometry) for other, each in zip(best, here, strict=True)]
+        faster = [other.tps / (sequence_tps(each) or other.tps) for other, each in zip(best, here, strict=True)]
+        if min(larger) >= 1 and (min(faster) >= MUCH or max(larger) >= MUCH):
+            models = " and ".join(f"{each.name} {each.quant}" for each in best)
+            told = f"In {engine.name}, {models} decode at {rate_text(min(e.tps for e in best))} t/s or more"
+            return told, command("profile", "fit", where, "--engine", engine.name)
+    return None
 
 
 def _plan(
-    request: FitRequest, engine: Engine, machine: Machine, asked: Sequence[str]
+    request: FitRequest, engine: Engine, machine: Machine, asked: Sequence[str], learned: Learned
 ) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     """The models to predict on a machine, each with its quantizations if neither -q nor its checkpoint decides, and
     the reasons for models that nobody named.
@@ -195,7 +219,9 @@ def _plan(
     found: dict[str, tuple[str, ...]] = {}
     slower = []
     for family, prefix in choice.FAMILIES.items():
-        choices = choice.Choices(prefix, engine, choice.with_room(machine), tuple(asked), request.path)
+        choices = choice.Choices(
+            prefix, engine, choice.with_room(machine), tuple(asked), request.path, learned=learned
+        )
         best = next(choices.ranking(), None)
         name, quant = choices.smallest() if best is None else (best.name, best.quant)
         found[name] = (quant,)
@@ -227,7 +253,7 @@ def _is_gguf(name: str) -> bool:
     return path.is_file() and gguf.is_gguf(path)
 
 
-def _sequence_tps(found: FitPrediction) -> float:
+def sequence_tps(found: FitPrediction) -> float:
     """Decode rate per sequence, which a goal is compared with; 0 if the case does not fit."""
     p = found.prediction
     return p.decode.tps.value / p.request.batch if p.decode else 0.0
@@ -284,12 +310,13 @@ def one_case(request: FitRequest) -> OneCase:
     if not names:
         raise ProfileError("no model named", "profile models lists the catalog.")
     _, model = _model(names[0], request, contexts)
-    variant = variants(model, held(model), engine, machine.target, asked, usual)[0]
-    predictor = _predictor(model.geometry, engine, variant, machine, request.path, _learned(machine.target, request))
-    cautions = (*model.cautions, *variant.cautions, *_extrapolated(engine, variant, machine, request))
+    run_as = engine_quants(model, held(model), engine, machine.target, asked, usual)[0]
+    predictor = _predictor(model.geometry, engine, run_as, machine, request.path, _learned(machine.target, request))
+    cautions = (*model.cautions, *run_as.cautions, *_extrapolated(engine, run_as, machine, request))
+    cautions += predictor.learned.notes(engine.name)
     (context,) = _reached(contexts, model.geometry.max_position, request)
     named = Named(
-        model.source.argument(names[0]), model.source, variant.checkpoint_format is not None or not request.quants
+        model.source.argument(names[0]), model.source, run_as.checkpoint_format is not None or not request.quants
     )
     return OneCase(model, named, predictor, context, batches[0], cautions)
 
@@ -313,17 +340,17 @@ def _cases(
     model: Model,
     checkpoint_format: Stored | None,
     engine: Engine,
-    variant: QuantVariant,
+    run_as: EngineQuant,
     machine: Machine,
     contexts: Sequence[int],
     batches: Sequence[int],
     request: FitRequest,
     learned: Learned,
 ) -> Iterator[FitPrediction]:
-    predictor, kv = _predictor(model.geometry, engine, variant, machine, request.path, learned), request.kv
+    predictor, kv = _predictor(model.geometry, engine, run_as, machine, request.path, learned), request.kv
     longest = {batch: predictor.largest_context(batch, kv) for batch in batches}
-    as_stored = variant.checkpoint_format is not None or not request.quants
-    unchecked = _extrapolated(engine, variant, machine, request)
+    as_stored = run_as.checkpoint_format is not None or not request.quants
+    unchecked = (*_extrapolated(engine, run_as, machine, request), *learned.notes(engine.name))
     for context in _reached(contexts, model.geometry.max_position, request):
         widest = predictor.largest_batch(context, kv)
         for batch in batches:
@@ -331,7 +358,7 @@ def _cases(
             yield FitPrediction(
                 model=model.name,
                 named=Named(model.source.argument(name), model.source, as_stored=as_stored),
-                cautions=(*variant.cautions, *unchecked, *machine.target.limits, *model.cautions),
+                cautions=(*run_as.cautions, *unchecked, *machine.target.limits, *model.cautions),
                 prediction=prediction,
                 largest_context=longest[batch],
                 largest_batch=widest,
@@ -351,14 +378,14 @@ def _reached(contexts: Sequence[int], most: int, request: FitRequest) -> tuple[i
 def _predictor(
     geometry: Geometry,
     engine: Engine,
-    variant: QuantVariant,
+    run_as: EngineQuant,
     machine: Machine,
     path: str | None = None,
     learned: Learned = NOTHING,
 ) -> Predictor:
-    """A predictor of a model in ``variant``, run as a sweep would run it on ``machine``."""
-    target, quant, stored = machine.target, variant.quant, variant.checkpoint_format
-    dtype = variant.dtype or compute_dtype(target, quant)
+    """A predictor of a model in ``run_as``, run as a sweep would run it on ``machine``."""
+    target, quant, stored = machine.target, run_as.quant, run_as.checkpoint_format
+    dtype = run_as.dtype or compute_dtype(target, quant)
     return Predictor(geometry, engine, quant, machine, dtype, path or usual_path(target), stored, learned)
 
 
@@ -369,7 +396,7 @@ def _learned(target: Target, request: FitRequest) -> Learned:
     return from_store(request.store, devices.find(target.local), target)
 
 
-def _extrapolated(engine: Engine, variant: QuantVariant, machine: Machine, request: FitRequest) -> tuple[str, ...]:
+def _extrapolated(engine: Engine, run_as: EngineQuant, machine: Machine, request: FitRequest) -> tuple[str, ...]:
     """Notes on the assumptions for a device on which `profile sweep` cannot run."""
     target = machine.target
     if not engine.loads_with_transformers:
@@ -379,9 +406,9 @@ def _extrapolated(engine: Engine, variant: QuantVariant, machine: Machine, reque
     if swept(target):
         return ()
     told = f"profile sweep does not run on {target.vendor} devices, so it cannot check these figures"
-    if variant.quant in DTYPE_BYTES or variant.checkpoint_format is not None:
+    if run_as.quant in DTYPE_BYTES or run_as.checkpoint_format is not None:
         return (told,)
-    return (told, f"{variant.quant} assumes that bitsandbytes is as efficient there as on NVIDIA GPUs")
+    return (told, f"{run_as.quant} assumes that bitsandbytes is as efficient there as on NVIDIA GPUs")
 
 
 def ranked(found: Sequence[FitPrediction], goal: Goal) -> list[FitPrediction]:
@@ -395,55 +422,14 @@ def least_loss(ranked: Sequence[FitPrediction]) -> list[FitPrediction]:
     """The first quantization of each model and case, which is the one with the least loss."""
     first: dict[tuple[object, ...], FitPrediction] = {}
     for each in ranked:
-        first.setdefault(_case(each), each)
+        first.setdefault(same_case(each), each)
     return list(first.values())
 
 
-def traded(met: Sequence[FitPrediction], found: Sequence[FitPrediction], goal: Goal) -> Iterator[str]:
-    """What the goal costs: quantizations with less loss and larger models, and why they do not meet it."""
-    for each in met[:MOST_TRADED]:
-        quant, lost = each.prediction.request.quant, choice.loss(each.prediction.request.quant)
-        better = [
-            other
-            for other in found
-            if _case(other) == _case(each)
-            and choice.loss(other.prediction.request.quant) <= lost
-            and _weights(other) > _weights(each)
-        ]
-        if lost and better:
-            nearest = min(better, key=_weights)
-            reason = f"{nearest.prediction.request.quant} {_falls_short(nearest)}"
-            yield f"{printable(each.model, 40)} is in {quant} because {reason}"
-    reached, best = {each.model for each in met}, met[0] if met else None
-    larger: dict[str, FitPrediction] = {}
-    for each in found:
-        if best is not None and each.model not in reached and _size(each) > _size(best):
-            larger[each.model] = max(larger.get(each.model, each), each, key=_sequence_tps)
-    if larger:
-        nearest_first = sorted(larger.values(), key=_size)[:MOST_TRADED]
-        told = (f"{printable(each.model, 40)} {_falls_short(each, named=True)}" for each in nearest_first)
-        yield f"Larger models do not meet the goal: {'; '.join(told)}"
-
-
-def _case(found: FitPrediction) -> tuple[object, ...]:
+def same_case(found: FitPrediction) -> tuple[object, ...]:
+    """What predictions have in common that differ in their quantization only."""
     p = found.prediction
     return found.model, p.machine, p.request.context, p.request.batch
-
-
-def _weights(found: FitPrediction) -> float:
-    return found.prediction.terms.weights.value
-
-
-def _size(found: FitPrediction) -> float:
-    return choice.dense_size(found.geometry)
-
-
-def _falls_short(found: FitPrediction, named: bool = False) -> str:
-    """Why a case does not meet a goal; ``named``: with its quantization."""
-    if found.prediction.decode is None:
-        return "does not fit"
-    in_quant = f" in {found.prediction.request.quant}" if named else ""
-    return f"decodes at {rate_text(_sequence_tps(found))} t/s{in_quant}"
 
 
 def _machines(request: FitRequest, engine: Engine, on: Sequence[Target]) -> list[Machine]:

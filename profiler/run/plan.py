@@ -224,6 +224,15 @@ class Pace:
         """Corrected estimate of the remaining seconds."""
         return max(0.0, self._remaining_s) if self._waiting else 0.0
 
+    def left_s(self, case: Case) -> float | None:
+        """Estimated seconds until the row of ``case``, which is running; None if it takes longer than estimated."""
+        task, load = self._waiting.get(case), self._loads[case.load_key]
+        if task is None:
+            return None
+        needed = (0.0 if load.loaded else load.load_s) + task.run_s * load.ratio
+        left = needed - (self._clock() - self._last)
+        return left if left > 0 else None
+
     @contextmanager
     def _changing(self, case: Case) -> Iterator[tuple[_LoadGroup, Task]]:
         """Remove a case from the waiting ones and keep the sums correct while its load changes."""

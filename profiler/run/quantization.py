@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from profiler import devices, registry
@@ -15,12 +16,14 @@ from profiler.cost.engines.base import GGUF, SAFETENSORS, Engine
 from profiler.devices.base import DeviceInfo
 from profiler.devices.target import Target
 from profiler.errors import NotFound, ProfileError
+from profiler.models import gguf as gguf_format
 from profiler.models import scheme as schemes
 from profiler.models.resolve import Model
 from profiler.models.scheme import MLX
 from profiler.models.stored import Stored
 from profiler.quants import checkpoint
 from profiler.quants.base import DTYPE_BYTES, Quant
+from profiler.shell import command
 from profiler.units import bytes_text, printable
 
 FP8_FLOPS = "fp8"
@@ -59,6 +62,8 @@ def choices(
             return [QuantChoice(checkpoint.quant_of(stored), stored)]
         return [QuantChoice(quant) for quant in requested]
     usual: tuple[Quant, ...] = tuple(requested) or (_registered(own_dtype(stored, device)),)
+    if source.kind == "gguf" and weights == "real" and (reason := _in_parts(Path(source.location))) is not None:
+        return [QuantChoice(quant, reason=reason) for quant in usual]
     if weights == "synthetic":
         own = schemes.of(source.config)
         if not requested and own is not None and own.name in registry.names("quants"):
@@ -72,6 +77,17 @@ def choices(
 def _unknown(quant: Quant) -> str | None:
     known = quant.name in registry.names("quants")
     return None if known else f"its weights are not stored in {quant.name}, which can only be read from a checkpoint"
+
+
+def _in_parts(file: Path) -> str | None:
+    """Why transformers cannot read a GGUF file that is the first of several; ``None`` if it is the only one."""
+    named = gguf_format.PART.fullmatch(file.name)
+    if named is None or not gguf_format.header(file).is_split:
+        return None
+    whole = file.with_name(f"{named['name'].rstrip('-')}.gguf")
+    joined = command("llama-gguf-split", "--merge", str(file), str(whole))
+    other = "measure them with profile sweep --backend llama.cpp"
+    return f"transformers cannot read a file in parts: join them with {joined}, or {other}"
 
 
 def _own(stored: Stored, device: DeviceInfo) -> QuantChoice:
@@ -120,7 +136,7 @@ def _registered(name: str) -> Quant:
 
 
 @dataclass(frozen=True, slots=True)
-class QuantVariant:
+class EngineQuant:
     """A quantization in which one engine's predictions for a model are made."""
 
     quant: str
@@ -137,14 +153,14 @@ def held(model: Model) -> Stored | None:
     return None if scheme is None else checkpoint.from_config(model.geometry, scheme, model.source.config)
 
 
-def variants(
+def engine_quants(
     model: Model,
     stored: Stored | None,
     engine: Engine,
     target: Target,
     requested: Sequence[str],
     usual: Sequence[str],
-) -> list[QuantVariant]:
+) -> list[EngineQuant]:
     """The quantizations to predict for ``engine``; ``usual`` are its defaults if nothing else decides.
 
     Raises NotFound for a name that neither the engine nor the checkpoint has, and ProfileError if the checkpoint is
@@ -158,10 +174,10 @@ def variants(
                 "Give a folder with the weights, or choose a quantization with -q.",
             )
         known = dict.fromkeys(checked(engine, quant) for quant in requested or usual)
-        return [QuantVariant(quant) for quant in known]
+        return [EngineQuant(quant) for quant in known]
     if not requested:
         return _by_itself(model, stored, engine, target, usual)
-    found: list[QuantVariant] = []
+    found: list[EngineQuant] = []
     for word in dict.fromkeys(word.casefold() for word in requested):
         in_any_dtype = GGUF not in engine.reads  # loads what is not quantized in any dtype
         if _same(word, stored.quant) and not (in_any_dtype and (stored.gguf or not stored.packed)):
@@ -201,11 +217,11 @@ def _same(word: str, quant: str) -> bool:
 
 def _by_itself(
     model: Model, stored: Stored, engine: Engine, target: Target, usual: Sequence[str]
-) -> list[QuantVariant]:
+) -> list[EngineQuant]:
     """The checkpoint as ``engine`` runs it by default."""
     if stored.gguf:
         if GGUF in engine.reads:
-            return [QuantVariant(stored.quant, stored)]
+            return [EngineQuant(stored.quant, stored)]
         return [_unpacked_gguf(stored, checked(engine, quant)) for quant in usual]
     if SAFETENSORS not in engine.reads:
         return [_converted(model, stored, engine)]
@@ -215,19 +231,19 @@ def _by_itself(
         return [_by_transformers(stored, target)]
     mlx = stored.scheme is not None and stored.scheme.method == MLX
     told = f"{engine.name} does not read MLX checkpoints" if mlx and MLX not in engine.reads else None
-    return [QuantVariant(stored.quant, stored, stored.dtype or "bf16", (told,) if told else ())]
+    return [EngineQuant(stored.quant, stored, stored.dtype or "bf16", (told,) if told else ())]
 
 
-def _plain(model: Model, stored: Stored, engine: Engine, target: Target) -> QuantVariant:
+def _plain(model: Model, stored: Stored, engine: Engine, target: Target) -> EngineQuant:
     """A checkpoint that is not quantized, in the dtype in which ``engine`` loads it."""
     if engine.loads_with_transformers:
         notes = dtype_notes(stored, model.source.config, target)
-        return QuantVariant(own_dtype(stored, target), cautions=tuple(note.text for note in notes))
+        return EngineQuant(own_dtype(stored, target), cautions=tuple(note.text for note in notes))
     if stored.dtype is not None and stored.dtype in engine.quants:
-        return QuantVariant(stored.dtype)
+        return EngineQuant(stored.dtype)
     dtype = engine.usual_quants[0]
     told = f"the checkpoint's weights are stored in {stored.dtype}, and {engine.name} loads them in {dtype}"
-    return QuantVariant(dtype, cautions=(told,))
+    return EngineQuant(dtype, cautions=(told,))
 
 
 def own_dtype(stored: Stored | None, device: DeviceInfo | Target) -> str:
@@ -268,27 +284,27 @@ def compute_dtype(target: Target, quant: str = "") -> str:
     return quant if quant in DTYPE_BYTES else target.default_dtype
 
 
-def _converted(model: Model, stored: Stored, engine: Engine) -> QuantVariant:
+def _converted(model: Model, stored: Stored, engine: Engine) -> EngineQuant:
     if stored.packed or stored.dtype not in AS_GGUF:
         raise ProfileError(
             f"{model.name}: its weights are stored in {stored.quant}, and {engine.name} reads GGUF files only",
             "-q q4_k_m predicts a GGUF file of the unquantized model; --engine vllm predicts this checkpoint.",
         )
     quant = AS_GGUF[stored.dtype]
-    return QuantVariant(quant, cautions=(f"{engine.name} reads GGUF files: predicted as if converted to {quant}",))
+    return EngineQuant(quant, cautions=(f"{engine.name} reads GGUF files: predicted as if converted to {quant}",))
 
 
-def _by_transformers(stored: Stored, target: Target) -> QuantVariant:
+def _by_transformers(stored: Stored, target: Target) -> EngineQuant:
     """As stored if transformers can run that, else unpacked; if neither, as stored with the reason why no sweep
     can."""
     reason = _not_kept(stored, target)
     if reason is None:
-        return QuantVariant(stored.quant, stored, stored.dtype)
+        return EngineQuant(stored.quant, stored, stored.dtype)
     size = f"{stored.quant} takes {bytes_text(stored.nbytes)}"
     if checkpoint.not_unpacked(stored) is None and stored.trouble is None:
         dtype = own_dtype(stored, target)
-        return QuantVariant(dtype, None, dtype, (f"{reason}: it is unpacked into {dtype}; {size}",))
-    return QuantVariant(stored.quant, stored, stored.dtype, (f"profile sweep cannot run it: {reason}",))
+        return EngineQuant(dtype, None, dtype, (f"{reason}: it is unpacked into {dtype}; {size}",))
+    return EngineQuant(stored.quant, stored, stored.dtype, (f"profile sweep cannot run it: {reason}",))
 
 
 def _not_kept(stored: Stored, target: Target) -> str | None:
@@ -298,20 +314,20 @@ def _not_kept(stored: Stored, target: Target) -> str | None:
     return checkpoint.never_as_stored(stored, FP8_FLOPS in target.flops)
 
 
-def _another(model: Model, stored: Stored, engine: Engine, quant: str) -> QuantVariant:
+def _another(model: Model, stored: Stored, engine: Engine, quant: str) -> EngineQuant:
     """A quantization that would be made from the checkpoint."""
     if engine.loads_with_transformers and stored.scheme is not None:
         reason = checkpoint.not_unpacked(stored) if quant in DTYPE_BYTES else "it cannot be quantized a second time"
         if reason is not None:
             raise ProfileError(f"{model.name}: its weights are stored in {stored.quant}: {reason}", "Leave -q out.")
-        return QuantVariant(quant, None, quant, (f"predicted as unpacked into {quant}",))
+        return EngineQuant(quant, None, quant, (f"predicted as unpacked into {quant}",))
     if not stored.packed and not stored.gguf:
-        return QuantVariant(quant)
+        return EngineQuant(quant)
     if stored.gguf and GGUF not in engine.reads:
         return _unpacked_gguf(stored, quant)
-    return QuantVariant(quant, cautions=(f"predicted as {quant}, not as the {stored.quant} of this checkpoint",))
+    return EngineQuant(quant, cautions=(f"predicted as {quant}, not as the {stored.quant} of this checkpoint",))
 
 
-def _unpacked_gguf(stored: Stored, quant: str) -> QuantVariant:
+def _unpacked_gguf(stored: Stored, quant: str) -> EngineQuant:
     told = f"the file's {bytes_text(stored.nbytes)} of {stored.quant} are unpacked and stored again as {quant}"
-    return QuantVariant(quant, cautions=(told,))
+    return EngineQuant(quant, cautions=(told,))

@@ -40,7 +40,7 @@ from profiler.units import bytes_text, seconds_text
 PRECISION = 0.02  # of the median: half of what users would call a difference between two quantizations
 MIN_REPS = 5  # repetitions before precision may end a phase: stopping at three would give 91% coverage instead of 95%
 MAX_REPS = 20  # the limit: 40 repetitions would narrow the interval by only another third
-QUICK_PRECISION, QUICK_MIN_REPS, QUICK_MAX_REPS = 0.05, 3, 10  # the same with ``quick``, for a first look at a grid
+QUICK_PRECISION, QUICK_MIN_REPS, QUICK_MAX_REPS = 0.05, 3, 6  # the same with ``quick``, for a first look at a grid
 MAX_PHASE_S = 60.0
 
 MAX_WARMUPS = 20

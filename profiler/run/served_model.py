@@ -136,6 +136,8 @@ def _title(on: str) -> str:
 
 def _unsure(result: EndpointResult, device: DeviceInfo | None) -> str | None:
     """Why it is not known which hardware the server uses."""
+    if result.use.on_other_gpu:
+        return "the server uses a GPU that is not NVIDIA's; --on names it"
     if device is None:
         return "the server is on another machine; --on names its hardware"
     alike = [each for each in devices.local() if each.kind == device.kind]

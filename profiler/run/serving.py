@@ -36,7 +36,7 @@ from profiler.backends.endpoint import (
     users,
 )
 from profiler.backends.endpoint.client import Limits
-from profiler.backends.endpoint.processes import ServerUse, is_here
+from profiler.backends.endpoint.processes import SHARE, ServerUse, is_here
 from profiler.backends.endpoint.servers import ServedModel, Server, choose_server
 from profiler.case import PROMPT, SERVER, UNSTATED, Case, digest, options_text
 from profiler.devices.base import DeviceInfo
@@ -154,9 +154,9 @@ class ServedRows:
         )
 
     def _place(self, server: Server, model: ServedModel, use: ServerUse) -> tuple[DeviceInfo | None, dict[str, Any]]:
-        """The device that the server uses, None if it is on another machine or ``--on`` names it; the environment."""
-        device = None
-        if is_here(server.root) and not use.elsewhere and self._models.hardware is None:
+        """The device of this machine that the server uses, None if it uses another one; and the environment."""
+        device, other = None, use.elsewhere or use.on_other_gpu or self._models.hardware is not None
+        if is_here(server.root) and not other:
             if use.gpu_peak_bytes is not None or self._device is None:
                 self._device = devices.find("cpu" if use.gpu_peak_bytes == 0 else None)
             device = self._device
@@ -257,6 +257,8 @@ def server_cautions(result: EndpointResult) -> Iterator[Caution]:
             f"the server loaded the model again in {len(loads)} of {len(good)} requests, which is part of their TTFT"
         )
         yield Caution("model-reloaded", again, "no other client on this server")
+    if SHARE in (shared := result.use.unknown.get("host_peak_bytes", "")):
+        yield Caution("shared-port", shared, "stopping all but one")
     yield from _clocks(result)
     median = summary.itl.p50 if summary.itl else None
     if median and result.delay_s and result.delay_s > OUR_DELAY * median:

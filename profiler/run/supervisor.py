@@ -33,7 +33,7 @@ from profiler.run import process
 from profiler.run.process import Launch, WorkerProcess, worker_environment
 from profiler.run.protocol import LoadCost, ProtocolError, task_message
 from profiler.run.repetitions import Effort
-from profiler.units import bytes_text, printable, seconds_text
+from profiler.units import bytes_text, printable, seconds_text, whole_seconds_text
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -42,6 +42,7 @@ IDLE_SHARE = 0.01  # of a core: a hung process may still have a thread that poll
 MAX_REASON_CHARACTERS = 400  # characters
 OnBeat = Callable[[Case, str], None]  # also called with an empty text, several times a second, while a case runs
 OnRow = Callable[[Measurement], None]
+Left = Callable[[Case], float | None]  # estimated seconds until the row of the case that runs; None: unknown
 WAIT_S = 0.5  # between checks while another sweep measures all that is left
 
 
@@ -82,11 +83,17 @@ class Interrupts:
         if select.select([self.wake_fd], [], [], seconds)[0]:
             os.read(self.wake_fd, 1 << 16)
 
-    def announce(self, label: str) -> None:
-        """Say once, on stderr, what the first Ctrl-C does. Not in the handler, which may have interrupted a print."""
+    def announce(self, label: str, doing: str, left_s: float | None) -> None:
+        """Say once, on stderr, what the first Ctrl-C waits for and for how long, as far as that is known.
+
+        Not in the handler, which may have interrupted a print.
+        """
         if self.stop_requested and not self.stop_now and not self._announced:
             self._announced = True
-            text = f"interrupted: finishing {printable(label)}, then stopping. Ctrl-C again stops now."
+            left = "" if left_s is None else f", about {whole_seconds_text(max(1.0, left_s))} more"
+            text = (
+                f"interrupted: finishing {printable(label)} ({doing}{left}), then stopping. Ctrl-C again stops now."
+            )
             print(text, file=sys.stderr, flush=True)
 
 
@@ -108,13 +115,20 @@ class CaseWatch:
     """Waits for the row of ``case``, which was sent to the worker."""
 
     def __init__(
-        self, worker: WorkerProcess, case: Case, limits: WorkerLimits, interrupts: Interrupts, on_beat: OnBeat
+        self,
+        worker: WorkerProcess,
+        case: Case,
+        limits: WorkerLimits,
+        interrupts: Interrupts,
+        on_beat: OnBeat,
+        left_s: Left = lambda case: None,
     ) -> None:
         self._worker, self._case, self._limits = worker, case, limits
-        self._interrupts, self._on_beat = interrupts, on_beat
-        self._phase = "start"
+        self._interrupts, self._on_beat, self._left_s = interrupts, on_beat, left_s
+        self._phase = self._doing = "start"
         self._idle_share = IDLE_SHARE * min(1.0, cgroup.cores() or 1.0)  # a quota of 1% of a core is not a hang
         self._started = time.monotonic()
+        self.loaded_at: float | None = None  # if the model was loaded for this case
         self._life_at, self._life_cpu = self._started, worker.cpu_s() or 0.0
         self._group_cpu: float | None = None  # of the worker and its compilers, once it has been silent for a while
 
@@ -130,7 +144,7 @@ class CaseWatch:
                 if row is not None:
                     return self._given(row)
             self._on_beat(self._case, "")
-            self._interrupts.announce(self._case.label)
+            self._interrupts.announce(self._case.label, self._doing, self._left_s(self._case))
             if self._interrupts.stop_now:
                 raise Stopped
             failure = self._death() or self._excess()
@@ -150,7 +164,7 @@ class CaseWatch:
                     raise ValueError
                 case "loaded":
                     self._worker.load = LoadCost.from_json(message["load"])
-                    self._started = self._life_at
+                    self._started = self.loaded_at = self._life_at
                 case "beat":
                     text = printable(message["text"])
                 case _:
@@ -158,7 +172,7 @@ class CaseWatch:
         except (KeyError, TypeError, ValueError, AttributeError):
             self._worker.broken = f"the worker sent an invalid message: {printable(message, 60)}"
         if text:
-            self._phase = text.partition(" ")[0]
+            self._phase, self._doing = text.partition(" ")[0], text
             self._on_beat(self._case, text)
         return None
 
@@ -231,6 +245,7 @@ def run(
     environment: dict[str, Any],
     on_row: OnRow,
     on_beat: OnBeat,
+    left_s: Left = lambda case: None,
 ) -> Ending:
     """Measure ``tasks`` in their order, in worker processes; ``on_row`` gets a row for each and must store it.
 
@@ -240,7 +255,7 @@ def run(
     ``on_row`` and ``on_beat`` can make it raise).
     """
     with Interrupts() as interrupts:
-        supervisor = Supervisor(effort, limits, environment, on_beat, interrupts)
+        supervisor = Supervisor(effort, limits, environment, on_beat, interrupts, left_s=left_s)
         rows = 0
         try:
             for task in tasks:
@@ -272,7 +287,9 @@ class Supervisor:
         on_beat: OnBeat,
         interrupts: Interrupts,
         launch: Launch | None = None,
+        left_s: Left = lambda case: None,
     ) -> None:
+        self._left_s = left_s
         self._effort, self._limits, self._environment = effort, limits, environment
         self._on_beat, self._interrupts, self._launch = on_beat, interrupts, launch
         self._worker: WorkerProcess | None = None
@@ -283,11 +300,14 @@ class Supervisor:
 
     def row(self, task: Task) -> Measurement:
         """The row of one task. Raises Stopped if the user wants to stop at once."""
-        started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        started_at, start = datetime.now(UTC).isoformat(timespec="milliseconds"), time.monotonic()
         sent = self._send(task)
         if isinstance(sent, Measurement):
             return self._with_request(sent, started_at)
-        row = CaseWatch(sent, task.case, self._limits, self._interrupts, self._on_beat).row()
+        watch = CaseWatch(sent, task.case, self._limits, self._interrupts, self._on_beat, self._left_s)
+        row = replace(watch.row(), case_s=time.monotonic() - start)
+        if watch.loaded_at is not None and sent.load is not None:
+            row = replace(row, start_s=max(0.0, watch.loaded_at - start - (sent.load.load_s or 0.0)))
         self._learn(row, sent)
         if row.outcome != "ok" and sent.load is not None:  # the worker has added it to a measured row
             row = replace(row, load_s=sent.load.load_s, memory=sent.load.memory)

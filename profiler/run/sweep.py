@@ -108,7 +108,7 @@ def sweep(
         listener.measuring(len(plan.tasks), pace.remaining_s),
     ):
         queue = Queue(plan.tasks, pace, leases, prepared.reusable, recorder)
-        ending = supervisor.run(queue.tasks(), resolved.effort, limits, snapshot, queue.done, queue.beat)
+        ending = supervisor.run(queue.tasks(), resolved.effort, limits, snapshot, queue.done, queue.beat, pace.left_s)
     store.finish_run(recorder.run, "interrupted" if ending.interrupted else "finished")
     return SweepResult(recorder.run, recorder.rows, ending.interrupted)
 

@@ -21,6 +21,7 @@ The innermost cause is what the user can fix, so a length limit never cuts it of
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import errno
 import os
@@ -365,5 +366,14 @@ def send_row(row: Measurement, wire: Wire) -> Outcome:
     return row.outcome
 
 
+def end() -> None:
+    """Exit without taking PyTorch's hundreds of modules apart, which takes 1.5 s; whoever registered is called."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 if __name__ == "__main__":
     main(*map(int, sys.argv[1:4]))
+    end()

@@ -318,9 +318,11 @@ def options_text(case: Case) -> str:
     return " ".join(filter(None, [plain(case.server or ""), plain(case.prompt or "", 40), _options(case)]))
 
 
-def _stated(value: str) -> str:
-    """A field of a case; unknown for a server, which does not report it."""
-    return UNKNOWN if value == UNSTATED else plain(value)
+def stated(backend: str, value: str) -> str:
+    """The compute dtype or decode path of a case; unknown for a server, which does not report it, and for programs
+    that run GGUF files, which know neither: they compute in the types of the tensors."""
+    known = backends.of_row(backend)
+    return UNKNOWN if value == UNSTATED or (known is not None and known.gguf) else plain(value)
 
 
 BASES = {  # of the ceilings behind MFU and MBU
@@ -351,10 +353,10 @@ QUALITY = (Column("KL, nats", quality_cell, 7),)  # shown if a row has it
 
 SETTINGS = (  # in the heading if all rows agree, otherwise columns
     Column("source", lambda m: plain(m.case.weights), 7, words="{} weights", right=False),
-    Column("compute", lambda m: _stated(m.case.dtype), 8, words="compute {}", right=False),
+    Column("compute", lambda m: stated(m.case.backend, m.case.dtype), 8, words="compute {}", right=False),
     Column("device", lambda m: plain(m.case.device), 8, words="{}", right=False),
     Column("backend", lambda m: plain(m.case.backend), 8, words="{}", right=False),
-    Column("path", lambda m: _stated(m.case.path), 8, words="{}", right=False),
+    Column("path", lambda m: stated(m.case.backend, m.case.path), 8, words="{}", right=False),
     Column("fill", lambda m: plain(m.case.fill), 7, words="{} fill", usual="prefill", right=False),
     Column("steps", lambda m: f"{m.case.steps:,}", 7, words="{} steps"),
     Column("server", lambda m: plain(m.case.server or UNKNOWN), 8, right=False),  # the heading has its version too

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -11,7 +11,8 @@ from profiler.cost.engines.base import Serving
 from profiler.cost.interval import Interval
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import LIMITS, Goal, PredictedPhase, Prediction
-from profiler.run.fit import FitPrediction, FitResult
+from profiler.run import choice
+from profiler.run.fit import FitPrediction, FitResult, same_case, sequence_tps
 from profiler.shell import Command
 from profiler.show import output as show_output
 from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_text, significant
@@ -20,6 +21,7 @@ T = TypeVar("T")
 SHOWN_COMMANDS = 1  # of each kind below the table: how to run the first case, and how to check it
 MOST_MET, FEWEST_LEFT_OUT = 5, 2  # cases that meet a goal: the first ones, if there are several more
 FEWEST_NOTES = 2  # below a table that fills the screen
+MOST_TRADED = 3  # models of which a note says what a goal cost
 MOST_CASES = 3  # cases or models that a note names
 # What a terminal that is too narrow drops, the first first. Context and batch go only if all rows have the same.
 DROPPED = ("basis", "cache", "max batch", "weights", "prefill t/s", "max context", "in host memory")
@@ -272,7 +274,7 @@ def notes(result: FitResult, most: int | None = None) -> list[str]:
 
 
 def _sentences(result: FitResult) -> list[str]:
-    return [f"{reason}." for reason in result.reasons]
+    return [f"{reason}." for reason in (*_traded(result.predictions, result.tried), *result.reasons)]
 
 
 def _reclaimable(found: Sequence[FitPrediction]) -> list[str]:
@@ -282,6 +284,48 @@ def _reclaimable(found: Sequence[FitPrediction]) -> list[str]:
         return []
     up_to = "up to " if len(found) > 1 else ""
     return [f"peak: with {up_to}{bytes_text(most)} of the file, which the system can take back after repacking."]
+
+
+def _traded(met: Sequence[FitPrediction], found: Sequence[FitPrediction]) -> Iterator[str]:
+    """What the goal costs: quantizations with less loss and larger models, and why they do not meet it."""
+    for each in met[:MOST_TRADED]:
+        quant, lost = each.prediction.request.quant, choice.loss(each.prediction.request.quant)
+        better = [
+            other
+            for other in found
+            if same_case(other) == same_case(each)
+            and choice.loss(other.prediction.request.quant) <= lost
+            and _weights(other) > _weights(each)
+        ]
+        if lost and better:
+            nearest = min(better, key=_weights)
+            reason = f"{nearest.prediction.request.quant} {_falls_short(nearest)}"
+            yield f"{printable(each.model, 40)} is in {quant} because {reason}"
+    reached, best = {each.model for each in met}, met[0] if met else None
+    larger: dict[str, FitPrediction] = {}
+    for each in found:
+        if best is not None and each.model not in reached and _size(each) > _size(best):
+            larger[each.model] = max(larger.get(each.model, each), each, key=sequence_tps)
+    if larger:
+        nearest_first = sorted(larger.values(), key=_size)[:MOST_TRADED]
+        told = (f"{printable(each.model, 40)} {_falls_short(each, named=True)}" for each in nearest_first)
+        yield f"Larger models do not meet the goal: {'; '.join(told)}"
+
+
+def _weights(found: FitPrediction) -> float:
+    return found.prediction.terms.weights.value
+
+
+def _size(found: FitPrediction) -> float:
+    return choice.dense_size(found.geometry)
+
+
+def _falls_short(found: FitPrediction, named: bool = False) -> str:
+    """Why a case does not meet a goal; ``named``: with its quantization."""
+    if found.prediction.decode is None:
+        return "does not fit"
+    in_quant = f" in {found.prediction.request.quant}" if named else ""
+    return f"decodes at {rate_text(sequence_tps(found))} t/s{in_quant}"
 
 
 def _problems(found: Sequence[FitPrediction]) -> list[str]:

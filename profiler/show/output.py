@@ -17,16 +17,18 @@ import io
 import json
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from profiler import console, registry
-from profiler.results.measurement import Measurement
-from profiler.show.notes import MOST_NOTES
 from profiler.units import UNKNOWN, spreadsheet_cell
 
+if TYPE_CHECKING:  # lists, predictions and the overview do without measurements
+    from profiler.results.measurement import Measurement
+
 FORMATS = ("table", "md", "csv", "json", "jsonl")
+MOST_NOTES = 5  # below a table, unless all are wanted: more than a person reads at once
 SHORTEST_NAME = 16  # characters: a shorter name in a narrow terminal is hard to recognize
 SHORTEST_PROSE = 18  # characters of a line in a column of prose
 GAP = 2  # blanks between columns

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from profiler import console, devices, registry
+from profiler.cost.learned import NOTHING, from_store
 from profiler.cost.machine import Machine
 from profiler.devices import target as targets
 from profiler.errors import ProfileError
 from profiler.models import families, hub
 from profiler.run import choice
 from profiler.run.choice import Candidate
+from profiler.settings import existing_results
 from profiler.shell import Command, command
 from profiler.show import output as show_output
 from profiler.units import GIB, bytes_text, printable, rate_text, significant
@@ -26,7 +28,9 @@ def overview(on: str | None = None) -> str:
     """The page for this machine, or for the device ``on``, as for `profile fit`. Raises ProfileError."""
     target = targets.find(on)
     machine = Machine(target)
-    found = choice.best_three(machine)
+    local = target.local if on is None else None
+    learned = NOTHING if local is None else from_store(None, devices.find(local), target)
+    found = choice.best_three(machine, learned)
     measured = _measured() if on is None else None
     lines = [_title(machine), *target.limits, "", *_table(found)]
     lines += [measured] if measured is not None else []
@@ -111,31 +115,31 @@ def _next(found: Sequence[tuple[str, Candidate]], on: str | None) -> list[tuple[
 
 
 def _measure(measured: str | None) -> tuple[str, Command]:
-    if measured is None or measured.startswith(NOTHING):
+    if measured is None or measured.startswith(UNMEASURED):
         return "To measure, in about five minutes", command("profile", "sweep")
     return "A page of what was measured", command("profile", "report", "--html", "report.html")
 
 
-NOTHING = "Nothing was measured"
+UNMEASURED = "Nothing was measured"
 
 
 def _measured() -> str:
     """What the store has, in a sentence."""
-    from profiler.results.store import Store, existing
+    if existing_results(None) is None:
+        return f"{UNMEASURED} here so far."
+    from profiler.results.store import Store
 
     try:
-        if existing(None) is None:
-            return f"{NOTHING} here so far."
         with Store.open(None, create=False) as store:
             runs = store.runs()
     except ProfileError as error:
         return f"The results cannot be read: {error.message}"
     count = sum(run.outcomes.get("ok", 0) for run in runs)
     if not count:
-        return f"{NOTHING} here so far."
+        return f"{UNMEASURED} here so far."
     models = list(dict.fromkeys(model for run in reversed(runs) for model in run.models))
     named = [printable(model, 40) for model in models[:MODELS_SHOWN]]
     more = len(models) - len(named)
     of_models = registry.listed([*named, *([f"{more} more models"] if more else [])])
     last = printable(runs[-1].started_at[:10])
-    return f"Measured so far: {count:,} cases of {of_models}, the last on {last}."
+    return f"Measured so far: {count:,} case{'s' * (count != 1)} of {of_models}, the last on {last}."

@@ -15,6 +15,7 @@ from profiler.run.grid import Subject
 from profiler.run.plan import SweepPlan
 from profiler.run.refusal import Refusal
 from profiler.show import output as show_output
+from profiler.show.columns import stated
 from profiler.units import UNKNOWN, bytes_text, printable, seconds_text
 
 LONG_S = 600.0  # for longer sweeps a warning is printed first
@@ -138,7 +139,7 @@ def _shown(row: show_output.JsonRow, more: Sequence[str]) -> dict[str, str]:
         "model": printable(row["model"], 60),
         "source": row["weights"],
         "quant": row["quant"],
-        "compute": row["dtype"],
+        "compute": stated(row["backend"], row["dtype"]),
         "context": f"{row['context']:,}",
         "batch": f"{row['batch']:,}",
         **{name: row[name] for name in more},

@@ -16,12 +16,16 @@ from profiler import console
 from profiler.case import Case
 from profiler.results import stats
 from profiler.results.measurement import PHASES, Measurement
-from profiler.show.columns import figure
-from profiler.units import printable, seconds_text
+from profiler.results.stats import Summary
+from profiler.show.columns import figure, noisy_text
+from profiler.show.output import SHORTEST_NAME, shortened
+from profiler.units import printable, seconds_text, whole_seconds_text
 
 SHORT_S = 60.0  # a log of a sweep that is estimated to be shorter gets no line per case
 FEW_S = 5.0
 REFRESH_S = 0.4  # between two refreshes of a line, which take CPU time from what is measured
+WITH_BAR = 120  # columns of a terminal that has room for a bar too
+BESIDE_LABEL = 46  # columns for the count of cases, the time since the start and the time left
 ROUNDED = ((120.0, 5), (600.0, 15), (math.inf, 60))  # up to how many seconds an estimate is rounded, and to what
 
 
@@ -55,7 +59,7 @@ class Watched:
         self._shown_at, self._now = at, now or self._now
         elapsed_s = at - self._start
         doing = f"{self._what}: {self._now}" if self._now else self._what
-        show_live(f"{doing} · {seconds_text(round(elapsed_s))} · {left_text(self._usual_s - elapsed_s)}")
+        show_live(f"{doing} · {whole_seconds_text(elapsed_s)} · {left_text(self._usual_s - elapsed_s)}")
 
     def __exit__(self, *error: object) -> None:
         if sys.stderr.isatty():
@@ -73,7 +77,7 @@ class Progress:
         self._total, self._done = total, 0
         self._remaining_s = remaining_s
         self._lines = shown or (not sys.stderr.isatty() and remaining_s() > SHORT_S) if lines is None else lines
-        self._last = time.monotonic()
+        self._start = self._last = time.monotonic()
         self._display: Any = _display() if shown else None
         self._task: Any = None
 
@@ -84,7 +88,8 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self._display is not None:
-            self._task = self._display.add_task("start", total=self._total, left="")
+            elapsed = _Now(lambda: whole_seconds_text(time.monotonic() - self._start))
+            self._task = self._display.add_task("start", total=self._total, left="", elapsed=elapsed)
             self._display.start()
         return self
 
@@ -97,8 +102,9 @@ class Progress:
     def beat(self, case: Case, phase: str) -> None:
         """A sign of life from a case; an empty ``phase`` keeps the previous text."""
         if self._display is not None and phase:
-            text = printable(f"{case.label} · {phase}")
-            self._display.update(self._task, description=text, left=_Countdown(self._left))
+            room = max(SHORTEST_NAME, console.size()[0] - BESIDE_LABEL - len(phase))
+            text = printable(f"{shortened(case.label, room)} · {phase}")
+            self._display.update(self._task, description=text, left=_Now(self._left))
 
     def waiting(self, case: Case, run: str) -> None:
         """Say that the sweep is waiting for ``run``, another sweep, which is measuring ``case``."""
@@ -125,7 +131,7 @@ class Progress:
     def _finished(self, measurement: Measurement, taken_s: float) -> str:
         """``1/8 gemma-3-270m fp32 c=64 b=1: prefill 8.8 t/s, decode 1.7 t/s, 31.0 s; about 4m 00s left``"""
         rates = ((phase, stats.rate(measurement, phase)) for phase in PHASES)
-        figures = [f"{phase} {figure(rate.median, rate.relative_half)} t/s" for phase, rate in rates if rate]
+        figures = [f"{phase} {rate_words(rate)}" for phase, rate in rates if rate]
         words = f"{self._done}/{self._total} {measurement.case.label}: {', '.join([*figures, seconds_text(taken_s)])}"
         left = f"; {self._left(0.0)}" if self._done < self._total else ""
         return printable(words + left, 500)
@@ -148,12 +154,16 @@ def left_text(seconds: float) -> str:
     if seconds < FEW_S:
         return "a few seconds left"
     step = next(step for limit, step in ROUNDED if seconds < limit)
-    rounded = step * round(seconds / step)
-    return f"about {f'{rounded} s' if rounded < 60 else seconds_text(rounded)} left"
+    return f"about {whole_seconds_text(step * round(seconds / step))} left"
 
 
-class _Countdown:
-    """The time left when the bar is drawn, which is several times a second; a case may have no beat for minutes."""
+def rate_words(rate: Summary) -> str:
+    """``8.8 t/s``, or why there is no figure."""
+    return noisy_text(rate) if rate.wide else f"{figure(rate.median, rate.relative_half)} t/s"
+
+
+class _Now:
+    """A text when the bar is drawn, which is twice a second; a case may have no beat for minutes."""
 
     def __init__(self, text: Callable[[], str]) -> None:
         self._text = text
@@ -168,11 +178,14 @@ def _display() -> Any:
     from rich.console import Console
 
     columns, lines = console.size()  # rich would use an unchecked COLUMNS
+    bar = (progress.BarColumn(bar_width=20),) if columns >= WITH_BAR else ()
     return progress.Progress(
         progress.TextColumn("{task.description}", markup=False),
-        progress.BarColumn(bar_width=20),
+        *bar,
         progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[elapsed]}", markup=False),
         progress.TextColumn("{task.fields[left]}", markup=False),
+        refresh_per_second=1 / REFRESH_S,
         console=Console(stderr=True, width=columns, height=lines),
         transient=True,
         redirect_stdout=False,

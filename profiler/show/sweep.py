@@ -16,8 +16,7 @@ from profiler.run.plan import SweepPlan
 from profiler.run.request import ResolvedRequest
 from profiler.run.sweep import SweepListener
 from profiler.show import plan as show_plan
-from profiler.show.notes import MOST_NOTES
-from profiler.show.output import rendered
+from profiler.show.output import MOST_NOTES, rendered
 from profiler.show.progress import Progress
 
 STREAMED = "jsonl"  # the format whose rows can be printed one by one

@@ -68,6 +68,7 @@ class Lab:
     seconds: float = 0.0
     parent_cpu_s: float = 0.0
     during: Callable[[str], None] = lambda text: None  # called at every beat
+    left_s: Callable[[Case], float | None] = lambda case: None
     stored: Callable[[Measurement], None] = lambda row: None  # called with every row
 
     def run(
@@ -77,7 +78,7 @@ class Lab:
         limits = {"hang_s": 5.0, "case_s": 30.0, "grace_s": 0.5} | limits
         start, cpu = time.monotonic(), time.process_time()
         try:
-            return run(tasks, effort, WorkerLimits(**limits), environment or {}, self._row, self._beat)
+            return run(tasks, effort, WorkerLimits(**limits), environment or {}, self._row, self._beat, self.left_s)
         finally:
             self.seconds, self.parent_cpu_s = time.monotonic() - start, time.process_time() - cpu
 

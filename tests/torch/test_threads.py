@@ -104,6 +104,6 @@ def test_the_predicted_number_of_threads_is_the_one_that_torch_uses(settings: di
 def test_a_stopwatch_under_a_quota_counts_cpu_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that the quota stops for the rest of a period takes no longer than another."""
     monkeypatch.setattr(ceilings, "MAX_WAIT", 1.0)  # tests need no idle machine
-    stopped = Stopwatch(torch.device("cpu"), running=0.5).time(lambda: time.sleep(0.02), 0.001)
+    stopped = Stopwatch(torch.device("cpu"), duty_cycle=0.5).time(lambda: time.sleep(0.02), 0.001)
     whole = Stopwatch(torch.device("cpu")).time(lambda: time.sleep(0.02), 0.001)
     assert stopped.median < 0.01 <= 0.02 <= whole.median

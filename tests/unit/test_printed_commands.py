@@ -325,7 +325,7 @@ def test_the_gate_that_settles_a_stored_time_is_a_command_of_the_same_case(tmp_p
         Task(make_case(64), Source("folder", "/models/$(touch ran)", None, {})),
     ]
     for task, words in zip(
-        cases, by_a_shell([str(baseline.settle(task).command) for task in cases], tmp_path), strict=True
+        cases, by_a_shell([str(baseline.advice_for(task).command) for task in cases], tmp_path), strict=True
     ):
         printed.check(words)
         assert words[words.index("-c") + 1] == str(task.case.context)

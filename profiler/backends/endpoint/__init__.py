@@ -224,13 +224,14 @@ def _tokens_after_first(arrivals: Sequence[Arrival], tokens: int | None) -> floa
     """Tokens that came after the first arrival.
 
     Exact where the server counts along, or where chunks and tokens are as many (but for an end token without text).
-    Else the first arrival has its share of the tokens by its characters.
+    Else the first arrival has its share of the tokens by its characters. The last tokens may have no text, as an end
+    token or a part of a character, and are then generated after the last arrival.
     """
     if tokens is None or len(arrivals) < 2:
         return None
-    first, chunks = arrivals[0], sum(each.chunks for each in arrivals)
-    if first.tokens is not None and 0 < first.tokens <= tokens:
-        return tokens - first.tokens
+    first, last, chunks = arrivals[0], arrivals[-1], sum(each.chunks for each in arrivals)
+    if first.tokens is not None and last.tokens is not None and 0 < first.tokens < last.tokens <= tokens:
+        return last.tokens - first.tokens
     if abs(tokens - chunks) <= 1:
         return chunks - first.chunks
     characters = sum(arrival.characters for arrival in arrivals)

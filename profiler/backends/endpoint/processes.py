@@ -55,6 +55,8 @@ FORWARDERS = {
 HOLDS = 0.25  # of the model's file: a process tree with less memory than this does not run the model
 GPU_FILES = ("nvidia[0-9]*", "kfd", "dri/renderD*", "dxg")  # in /dev: NVIDIA, AMD, any by DRM, and WSL
 ELSEWHERE = "the server is not on this machine"
+SHARE = "servers listen on port"
+OTHER_GPU = "it uses a GPU that is not NVIDIA's"
 FIGURES = ("host_peak_bytes", "gpu_peak_bytes", "energy")
 
 
@@ -89,6 +91,11 @@ class ServerUse:
     def energy_unknown(self) -> str | None:
         """Why ``consumption`` is None."""
         return self.unknown.get("energy") if self.energy is None else energy.why_unknown(self._how, self.energy)
+
+    @property
+    def on_other_gpu(self) -> bool:
+        """Whether it runs on a GPU of which we know nothing."""
+        return self.unknown.get("gpu_peak_bytes", "").startswith(OTHER_GPU)
 
     def without_energy(self, reason: str) -> ServerUse:
         """The same, with energy unknown for that reason."""
@@ -141,6 +148,8 @@ def server_processes(root: str) -> tuple[str, frozenset[int]]:
         raise Untold(f"several programs listen on port {port}")
     if name in FORWARDERS or name == "systemd":
         raise Elsewhere(f"port {port} is held by {name}, which forwards it to a server elsewhere")
+    if len(tops) > 1 and len(inodes) > 1:  # SO_REUSEPORT, which llama-server sets
+        raise Untold(f"{len(tops)} {SHARE} {port}, each of which gets some of the requests")
     found = _with_children(holders, parents)
     ours = _with_children({os.getpid()} & found - holders, parents)  # as where the server is a container's first
     return name, found - ours
@@ -198,8 +207,8 @@ def _with_children(pids: set[int], parents: Mapping[int, int]) -> frozenset[int]
 def _open_files(pid: int) -> set[str]:
     """What the descriptors of a process lead to; nothing if we may not see it."""
     found = set()
-    with suppress(OSError):
-        for entry in os.scandir(PROC / str(pid) / "fd"):
+    with suppress(OSError), os.scandir(PROC / str(pid) / "fd") as entries:
+        for entry in entries:
             with suppress(OSError):
                 found.add(os.readlink(entry.path))
     return found
@@ -304,7 +313,7 @@ def _gpu_bytes(memory: _Memory) -> tuple[int | None, str | None]:
     if not opened:
         return 0, None
     if not any("nvidia" in path for path in opened):
-        return None, f"it uses a GPU that is not NVIDIA's ({opened[0]})"
+        return None, f"{OTHER_GPU} ({opened[0]})"
     return None, memory.no_nvml or "the NVIDIA driver lists no process of this container by its number here"
 
 

@@ -17,9 +17,10 @@ from typing import Any
 
 from profiler import registry
 from profiler.backends.endpoint import Failure
-from profiler.backends.endpoint.client import Client, Limits, parse_url
+from profiler.backends.endpoint.client import BUDGET, Client, Limits, parse_url
 from profiler.backends.endpoint.stream import StreamStopped
 from profiler.errors import NotFound, ProfileError
+from profiler.foreign import BadContent, json_value
 from profiler.units import printable
 
 PORTS = {  # on which each listens by default
@@ -83,6 +84,7 @@ class Server:
     )  # what makes every answer as long as asked; N: tokens
     stream_options: Mapping[str, Any] = field(default_factory=lambda: {"include_usage": True})
     engine: str | None = None  # that runs its models, by its name in ``cost/engines``
+    counts_along: bool = False  # llama-server: counts in each chunk, for tokens that are only a part of a character
 
     @property
     def title(self) -> str:
@@ -104,7 +106,8 @@ class Server:
                 {"num_ctx": context} if context else {}
             )
             # A prompt that is too long is to be an error: by default Ollama cuts it and says nothing.
-            return {"model": model, "messages": messages, "stream": True, "options": options, "truncate": False}
+            told = [_native(message) for message in messages]
+            return {"model": model, "messages": told, "stream": True, "options": options, "truncate": False}
         length = {name: tokens if value == "N" else value for name, value in self.fixed_length.items()}
         return {
             "model": model,
@@ -114,6 +117,7 @@ class Server:
             "max_tokens": tokens,
             "temperature": TEMPERATURE,
             "seed": SEED,
+            **({"timings_per_token": True} if self.counts_along else {}),
             **(length if fixed else {}),
         }
 
@@ -122,6 +126,22 @@ class Server:
         text = "\n\n".join(message.get("content") or "" for message in body["messages"])
         rest = {name: value for name, value in body.items() if name != "messages"}
         return self.chat.replace("/chat/completions", "/completions"), rest | {"prompt": text}
+
+
+def _native(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message in Ollama's form: arguments of tool calls are objects, which OpenAI's form has as JSON in a text."""
+    if not message.get("tool_calls"):
+        return message
+    functions = [call["function"] for call in message["tool_calls"]]
+    calls = [{"function": {**each, "arguments": _parsed(each.get("arguments"))}} for each in functions]
+    return {**message, "tool_calls": calls}
+
+
+def _parsed(arguments: Any) -> Any:
+    try:
+        return json_value(arguments.encode(), BUDGET) if isinstance(arguments, str) else arguments
+    except BadContent:
+        return {"arguments": arguments}
 
 
 async def recognise(client: Client, seconds: float = 5.0) -> Server:
@@ -309,7 +329,9 @@ def _llama_server(said: Said, client: Client) -> Server | None:
         )
     version = _word(props.get("build_info"), client)
     fixed = {"ignore_eos": True}
-    return Server("llama-server", client.root, version, tuple(models), fixed_length=fixed, engine="llama.cpp")
+    return Server(
+        "llama-server", client.root, version, tuple(models), fixed_length=fixed, engine="llama.cpp", counts_along=True
+    )
 
 
 def _file_type(value: Any) -> str | None:

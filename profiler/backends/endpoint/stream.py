@@ -44,7 +44,7 @@ class StreamStopped(Exception):
 
 class _Function(msgspec.Struct):
     name: str | None = None
-    arguments: str | None = None
+    arguments: Any = None  # JSON as a text, which arrives in parts; from Ollama an object
 
 
 class _ToolCall(msgspec.Struct):
@@ -187,11 +187,9 @@ class StreamReader:
         counted, answered = self._usage.completion, len(self._arrivals) - self._reasoned
         if counted is None or not self._arrivals:
             return self._usage
-        if counted == 0:
-            return replace(self._usage, completion=None, why_unknown=COUNTED_NOTHING)
-        if self._reasoned > 1 and counted <= answered + 1 < len(self._arrivals):
-            return replace(self._usage, completion=None, why_unknown=NO_REASONING)
-        return self._usage
+        partly = self._reasoned > 1 and counted <= answered + 1 < len(self._arrivals)
+        why = COUNTED_NOTHING if counted == 0 else NO_REASONING
+        return replace(self._usage, completion=None, why_unknown=why) if counted == 0 or partly else self._usage
 
     def _line(self, line: bytes, at: float) -> None:
         if len(line) > MAX_LINE:
@@ -245,22 +243,21 @@ class StreamReader:
         if chunk.choices:
             choice = chunk.choices[0]
             self.finish = choice.finish_reason or self.finish
-            self._choice(choice, chunk.usage, at)
+            counted = chunk.usage.completion_tokens if chunk.usage else (chunk.timings or {}).get("predicted_n")
+            self._choice(choice, _count(counted), at)
         elif isinstance(chunk.message, dict):
             self._ollama(chunk, at)
 
-    def _choice(self, choice: _Choice, usage: _Usage | None, at: float) -> None:
+    def _choice(self, choice: _Choice, counted: int | None, at: float) -> None:
         delta = choice.delta
         if delta is None:
             if choice.text:
-                self._arrived(choice.text, None, usage, at)
+                self._arrived(choice.text, None, counted, at)
             return
-        content = delta.content
-        if delta.tool_calls:
-            content = (content or "") + "".join(map(_tool_text, delta.tool_calls))
+        content = _content(delta)
         reasoning = delta.reasoning_content or delta.reasoning  # some servers send both names with one text
         if content or reasoning:
-            self._arrived(content, reasoning, usage, at)
+            self._arrived(content, reasoning, counted, at)
 
     def _ollama(self, chunk: _Chunk, at: float) -> None:
         try:
@@ -269,22 +266,22 @@ class StreamReader:
             raise StreamStopped(
                 "broken", f"the server sent a chunk that cannot be read: {printable(error)}"
             ) from None
-        if message.content or message.thinking:
-            self._arrived(message.content, message.thinking, None, at)
+        if (content := _content(message)) or message.thinking:
+            self._arrived(content, message.thinking, None, at)
         if chunk.done:
             self.done, self.finish = True, chunk.done_reason or "stop"
             found = {name: getattr(chunk, name) for name in OLLAMA_TIMINGS}
             self._timings = {name: value for name, value in found.items() if value is not None}
             self._usage = Usage(prompt=_count(chunk.prompt_eval_count), completion=_count(chunk.eval_count))
 
-    def _arrived(self, content: str | None, reasoning: str | None, usage: _Usage | None, at: float) -> None:
+    def _arrived(self, content: str | None, reasoning: str | None, counted: int | None, at: float) -> None:
         size = len(content or "") + len(reasoning or "")
         self.characters += size
         if self.characters > MAX_TEXT or len(self._arrivals) >= MAX_CHUNKS:
             raise StreamStopped(
                 "too-large", f"the answer is longer than {MAX_TEXT:,} characters or {MAX_CHUNKS:,} chunks"
             )
-        self._arrivals.append(Arrival(at, size, None if usage is None else _count(usage.completion_tokens)))
+        self._arrivals.append(Arrival(at, size, counted))
         if reasoning:
             self._reasoned += not content
             self._text.add_reasoning(reasoning, at)
@@ -384,8 +381,13 @@ class _Text:
         self.answer = [after]
 
 
-def _tool_text(call: _ToolCall) -> str:
-    return ((call.function.name or "") + (call.function.arguments or "")) if call.function else ""
+def _content(delta: _Delta) -> str:
+    """The text of a delta. Calls of tools are text too: a model writes them."""
+    found = [delta.content or ""]
+    for call in filter(None, (each.function for each in delta.tool_calls or ())):
+        given = call.arguments or ""
+        found += [call.name or "", given if isinstance(given, str) else msgspec.json.encode(given).decode()]
+    return "".join(found)
 
 
 def _lenient(line: bytes, error: msgspec.ValidationError) -> _Chunk:

@@ -1,10 +1,10 @@
 """The stopwatch of the microbenchmarks, and the ceilings of a device: its highest rates of reading and computing.
 
-    python -m profiler.backends.hf.ceilings DEVICE THREADS RUNNING
+    python -m profiler.backends.hf.ceilings DEVICE THREADS DUTY_CYCLE
 
 measures within seconds what MBU and MFU need, because it imports nothing but PyTorch, and prints one JSON object.
 `profile calibrate` measures the same for longer. THREADS is the number of CPU threads, 0 for PyTorch's default;
-RUNNING is ``DeviceInfo.running``.
+DUTY_CYCLE is ``DeviceInfo.duty_cycle``.
 
 **A busy machine.** A figure during which our threads lacked a core is timed again, up to ``TRIES`` times. With
 several threads this is essential: they wait for each other after every operator, so one that has no core stops them
@@ -32,7 +32,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 QUEUED_S = 2e-3  # seconds of runs between two synchronizations of a GPU, each of which takes about ten microseconds
 MOST_QUEUED = 1000  # runs
 MOST_WAIT = 20  # wall time ÷ requested seconds at which timing ends, in case a quota leaves little CPU time
-TRIES = 8  # of a timing that other processes disturb
+TRIES, QUICK_TRIES = 8, 3  # of a timing that other processes disturb
 SHORT_WAIT = 0.02  # of the wall time
 PAUSE_S = 0.1  # before each further try, and once more for every earlier one: a short burst of work then passes
 READ_MOST = 4 * 1024**3  # the most bytes that the reading kernels read
@@ -56,17 +56,17 @@ class Times(NamedTuple):
 class Stopwatch:
     """Times runs on one device."""
 
-    def __init__(self, device: torch.device, running: float = 1.0) -> None:
-        """``running`` is the share of the time for which a CPU quota lets this process run.
+    def __init__(self, device: torch.device, duty_cycle: float = 1.0) -> None:
+        """``duty_cycle`` is the share of the time for which a CPU quota lets this process run.
 
         Below 1, a CPU is timed by CPU time instead of wall time, which would also count the time for which the quota
         stops the process. It is that of this thread, which spins while it waits for other threads, or the average of
         all threads if it does not spin (OMP_WAIT_POLICY=passive).
         """
         self.device, self.kind = device, kind_of(device.type)
-        self.end = time.perf_counter() + self.kind.sizes.calm_s / running
-        self._throttled = running < 1 and self.kind.is_host
-        self._has_quota = running < 1
+        self.end = time.perf_counter() + self.kind.sizes.calm_s / duty_cycle
+        self._throttled = duty_cycle < 1 and self.kind.is_host
+        self._has_quota, self.tries = duty_cycle < 1, TRIES
 
     def time(self, run: Callable[[], object], seconds: float) -> Times:
         """Repeat ``run`` for ``seconds`` after one warm-up. Once ``BenchmarkSizes.calm_s`` have passed, it runs only
@@ -78,7 +78,7 @@ class Stopwatch:
         self.wait()
         together = 1 if self.kind.is_host else self._together(run)
         least = 1.0
-        for tried in range(TRIES):
+        for tried in range(self.tries):
             time.sleep(tried * PAUSE_S)
             window = HostWindow()
             times = self._times(run, seconds, together)
@@ -161,9 +161,9 @@ class FastestRates(NamedTuple):
 class CeilingBenchmark:
     """Measures the ceilings of one device."""
 
-    def __init__(self, device: str, threads: int | None = None, running: float = 1.0) -> None:
-        """``threads`` as in a worker, ``running`` as in ``Stopwatch``. The parent determines both, because OpenMP may
-        already have pinned this thread.
+    def __init__(self, device: str, threads: int | None = None, duty_cycle: float = 1.0) -> None:
+        """``threads`` as in a worker, ``duty_cycle`` as in ``Stopwatch``. The parent determines both, because OpenMP
+        may already have pinned this thread.
         """
         self.device = torch.device(device)
         self.cuda = self.device.type == "cuda"
@@ -172,7 +172,7 @@ class CeilingBenchmark:
         kind.select(device)
         self.threads = min(torch.get_num_threads(), threads or torch.get_num_threads())
         torch.set_num_threads(self.threads)
-        self.watch = Stopwatch(self.device, running)
+        self.watch = Stopwatch(self.device, duty_cycle)
         self.here = here = devices.find(device)
         self.cache_bytes: int = min(kind.cache_bytes(self.device), here.free_bytes // CACHES_IN_FREE)
         self.read_bytes = past_caches(self.cache_bytes, self.sizes.read_bytes, READ_MOST)
@@ -233,9 +233,10 @@ def past_caches(cache_bytes: int, least: int, most: int) -> int:
     return max(least, min(round(PAST_CACHES * cache_bytes), most))
 
 
-def quick(device: str, threads: int | None, running: float) -> dict[str, Any]:
+def quick(device: str, threads: int | None, duty_cycle: float) -> dict[str, Any]:
     """The two ceilings of a device within seconds, with the keys of ``calibration.QuickCeilings``."""
-    benchmark = CeilingBenchmark(device, threads, running)
+    benchmark = CeilingBenchmark(device, threads, duty_cycle)
+    benchmark.watch.tries = QUICK_TRIES
     with torch.inference_mode():
         rates = benchmark.ceilings(dict.fromkeys(("fp32", benchmark.here.default_dtype)), QUICK_S)
     return {"read_bytes_s": max(rates.read_bytes_s, rates.copy_bytes_s), "flops": rates.flops}
@@ -253,6 +254,7 @@ def report(measure: Callable[[str, int | None, float], dict[str, Any]]) -> None:
     except Busy as busy:
         found = {"busy": str(busy)}
     print(json.dumps(found | {"seconds": time.perf_counter() - start}), flush=True)
+    os._exit(0)  # taking PyTorch apart would take longer than what a sweep waits for
 
 
 if __name__ == "__main__":

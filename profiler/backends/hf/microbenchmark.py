@@ -1,9 +1,9 @@
 """Measures a device's ceilings and PyTorch's own rates; runs as a separate process and prints one JSON object.
 
-    python -m profiler.backends.hf.microbenchmark DEVICE THREADS RUNNING
+    python -m profiler.backends.hf.microbenchmark DEVICE THREADS DUTY_CYCLE
 
-THREADS is the number of CPU threads, 0 for PyTorch's default; RUNNING is ``DeviceInfo.running``. Ceilings are the
-fastest of many runs: the most that the device can do. Rates are medians: what a long run reaches once clocks have
+THREADS is the number of CPU threads, 0 for PyTorch's default; DUTY_CYCLE is ``DeviceInfo.duty_cycle``. Ceilings are
+the fastest of many runs: the most that the device can do. Rates are medians: what a long run reaches once clocks have
 settled.
 """
 
@@ -54,9 +54,9 @@ PASS_DEPTH = 2  # tokens that masked attention reads ÷ tokens of the pass
 class Microbenchmark(CeilingBenchmark):
     """Measures the figures of one device."""
 
-    def __init__(self, device: str, threads: int | None = None, running: float = 1.0) -> None:
+    def __init__(self, device: str, threads: int | None = None, duty_cycle: float = 1.0) -> None:
         native.missing()  # builds our CPU kernels before anything is timed
-        super().__init__(device, threads, running)
+        super().__init__(device, threads, duty_cycle)
         self.own = dict.fromkeys(("fp32", self.here.default_dtype))
 
     def all(self) -> dict[str, Any]:
@@ -267,10 +267,10 @@ class Microbenchmark(CeilingBenchmark):
         return self.watch.captured(step) if self.cuda else step
 
 
-def measured(device: str, threads: int | None, running: float) -> dict[str, Any]:
+def measured(device: str, threads: int | None, duty_cycle: float) -> dict[str, Any]:
     """Every figure of a device, with the keys of ``calibration.Ceilings``."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # otherwise it logs a line for every matrix product
-    return Microbenchmark(device, threads, running).all()
+    return Microbenchmark(device, threads, duty_cycle).all()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
@@ -30,10 +31,13 @@ from profiler.results.environment import HEAP
 from profiler.units import printable
 
 VARIABLE = "LLAMA_CPP_DIR"
+PYTHON = "llama_cpp"  # the module of llama-cpp-python, which has the library and none of the programs
 BENCH, BATCHED, SERVER = "llama-bench", "llama-batched-bench", "llama-server"
 TELLING = ("llama-batched-bench", "llama-server", "llama-cli")  # programs with --version, which llama-bench lacks
 BUILD_COMMAND = f"cmake -B build && cmake --build build -j --target {BENCH} {BATCHED} {SERVER}"
 SEARCHED = "LD_LIBRARY_PATH"
+TRACE = {"LD_TRACE_LOADED_OBJECTS": "1"}  # ld.so(8): list the libraries instead of running the program
+LINKED = re.compile(r"lib(?:llama|ggml)[^ ]* => (?P<path>/[^\n]+) \(0x")
 INSIDE = ("", "bin", "build/bin")  # of an installation, a build folder or a source tree
 LIBRARIES = ("libllama*.so*", "libggml*.so*", "libllama*.dylib", "libggml*.dylib")
 BACKEND_FILE = re.compile(r"libggml-(?P<name>[a-z0-9]+)[.-]")  # libggml-cuda.so, libggml-cpu-haswell.so
@@ -111,10 +115,19 @@ class Build:
         places = (self.folder, self.folder.parent / "lib")
         return sorted({path for place in places for pattern in LIBRARIES for path in place.glob(pattern)})
 
+    @cached_property
+    def linked(self) -> tuple[Path, ...]:
+        """The libraries of llama.cpp that the dynamic linker would load, which may be those of another build."""
+        try:
+            said = answer([str(self.bench), "--help"], self.environment("cpu") | TRACE, ANSWER_S)
+        except ProgramFailed:
+            return ()
+        return tuple(sorted({Path(match["path"]).resolve() for match in LINKED.finditer(said)}))
+
     def _identity(self) -> str:
         """A hash of the files that compute."""
         paths = dict.fromkeys(
-            path.resolve() for path in (self.bench, self.batched, *self._libraries()) if path.is_file()
+            path.resolve() for path in (self.bench, self.batched, *self._libraries(), *self.linked) if path.is_file()
         )
         return files.content_id(FileSpan(path.name, path, 0, path.stat().st_size) for path in paths)[:8]
 
@@ -231,7 +244,7 @@ def installed(folder: str | None) -> InstalledBuild:
     found = find() if folder is None else named(folder)
     found.options  # noqa: B018 - asks the program
     where = str(found.folder)
-    return InstalledBuild(where, str(found.bench), {VARIABLE: where}, found.versions())
+    return InstalledBuild(where, str(found.bench), {VARIABLE: where}, found.versions(), tuple(map(str, found.linked)))
 
 
 def find() -> Build:
@@ -241,7 +254,10 @@ def find() -> Build:
         return named(folder)
     found = shutil.which(BENCH)
     if found is None:
-        raise ProfileError(f"llama.cpp is not found: neither {VARIABLE} nor the PATH has {BENCH}", _how_to_get_it())
+        python = "; the package llama-cpp-python is installed, but has no such program" if find_spec(PYTHON) else ""
+        raise ProfileError(
+            f"llama.cpp is not found: neither {VARIABLE} nor the PATH has {BENCH}{python}", _how_to_get_it()
+        )
     return _build(Path(found).parent)
 
 

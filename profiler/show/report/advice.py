@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from profiler import backends
+from profiler.case import Case
 from profiler.cost import engines
 from profiler.cost.engines.transformers import usual_path
 from profiler.cost.prediction import LIMITS, Prediction
 from profiler.decode_path import EAGER
 from profiler.models import hub
+from profiler.results import stats
 from profiler.run.choice import LOSSLESS_BITS, READING_TPS, dense_size, loss, size_class
 from profiler.shell import Command, command
 from profiler.show.report import ceiling, selection
@@ -71,9 +74,11 @@ def section(
     several = len(machines) > 1
     blocks: list[PageBlock] = []
     chosen: list[CaseResult] = []
-    for machine, forecast, bars in zip(machines, forecasts, ceiling.bars(machines), strict=True):
+    paragraphs = [_paragraph(machine, forecast) for machine, forecast in zip(machines, forecasts, strict=True)]
+    pictures = ceiling.bars(machines, [best for best, *_ in paragraphs])
+    each_machine = zip(machines, forecasts, paragraphs, pictures, strict=True)
+    for machine, forecast, (best, opening, more), bars in each_machine:
         where = f"{machine.title}: " if several else ""
-        best, opening, more = _paragraph(machine, forecast)
         chosen += [best] if best is not None and hub.find(best.model) and best.model in forecast.shapes else []
         blocks.append(Text(f"{where}{opening}", lead=True))
         found = _next(machine, forecast, best)
@@ -102,7 +107,7 @@ def _paragraph(machine: MachineRows, forecast: Forecast) -> tuple[CaseResult | N
     usable = [result for result in machine.fewest if _clear(result)]
     if not usable:
         return None, f"Nothing measured here can be recommended: {_why_nothing(machine)}.", ""
-    fast = [result for result in usable if result.least_tps >= READING_TPS or _surely(result) >= READING_TPS]
+    fast = list(filter(_reads, usable))
     unsized = [model for model in dict.fromkeys(each.model for each in fast) if not forecast.parameters(model)]
     fastest = max(usable, key=_median)
     best = fastest
@@ -159,7 +164,9 @@ def _opening(
 
 def _at(result: CaseResult) -> str:
     if result.case.prompt is None:
-        return f"at {selection.tokens_text(result.case.context)} of context"
+        count = stats.sequences(result.case)
+        together = f"for {count:,} sequences together, " if count > 1 else ""
+        return f"{together}at {selection.tokens_text(result.case.context)} of context"
     return f"with the prompt {selection.prompt(result)}"
 
 
@@ -186,7 +193,7 @@ def _next(machine: MachineRows, forecast: Forecast, best: CaseResult | None) -> 
     if not found:
         return None
     first = max(found, key=lambda each: each.ranked.rank)
-    if best is None or max(_surely(best), best.least_tps) < READING_TPS:
+    if best is None or not _reads(best):
         return first
     known = _ranked(best, forecast)
     return first if known.size and first.ranked.rank[:2] > known.rank[:2] else None
@@ -197,9 +204,10 @@ def _why_next(found: NextCase, best: CaseResult | None, told: Command | None) ->
     tps = found.prediction.decode.tps
     span = f"{significant(tps.value, 2)} t/s ({significant(tps.low, 2)}–{significant(tps.high, 2)})"
     better = "is larger and " if best is not None and found.line.model != best.model else ""
-    if best is not None and not better and max(_surely(best), best.least_tps) >= READING_TPS:
+    if best is not None and not better and _reads(best):
         better = "loses less and "
-    how = ":" if told is not None else f", with weights in {found.line.quant}."
+    file = "a GGUF file" if found.line.like is not None and _needs_gguf(found.line.like) else "weights"
+    how = ":" if told is not None else f", with {file} in {found.line.quant}."
     return (
         f"{found.line.model} in {found.line.series} {better}is predicted to decode at {span} at"
         f" {selection.tokens_text(found.context)} of context, faster than people read. Measure this next{how}"
@@ -212,7 +220,7 @@ def _sweep(found: NextCase, forecast: Forecast, typed: Mapping[str, str]) -> Com
     assert like is not None  # _next
     catalog = hub.find(like.model) if like.model in hub.names() else None
     name = typed.get(like.model) or (catalog if found.line.model in forecast.shapes else None)
-    gguf = like.backend == "llama.cpp"
+    gguf = _needs_gguf(like)
     if name is None or (gguf and like.weights == "real"):
         return None
     where = ("--backend", like.backend) if gguf else ()
@@ -221,6 +229,12 @@ def _sweep(found: NextCase, forecast: Forecast, typed: Mapping[str, str]) -> Com
     path = ("--path", forecast.path) if not gguf and forecast.path != usual else ()
     sizes = ("-q", found.line.quant, "-c", str(found.context), "-b", str(found.batch))
     return command("profile", "sweep", "-m", name, sizes, where, path)
+
+
+def _needs_gguf(case: Case) -> bool:
+    """Whether the backend of a case runs nothing but GGUF files."""
+    backend = backends.of_row(case.backend)
+    return backend is not None and backend.gguf
 
 
 def _prefill(best: CaseResult) -> str:
@@ -269,13 +283,16 @@ def _clear(result: CaseResult) -> bool:
     return result.comparable and result.verdict in ("fits", "none")
 
 
-def _surely(result: CaseResult) -> float:
-    """The lower end of the interval; for a single repetition, its rate."""
-    if _median(result) < READING_TPS:  # the interval does not matter
-        return _median(result)
+def _reads(result: CaseResult) -> bool:
+    """Whether each sequence certainly decodes as fast as people read: by the lower end of the interval or, for a
+    single repetition, by its rate.
+    """
+    wanted = READING_TPS * stats.sequences(result.case)
+    if result.least_tps >= wanted or _median(result) < wanted:  # the interval does not matter
+        return _median(result) >= wanted
     decode = result.decode
     assert decode is not None  # _clear
-    return decode.median if decode.low is None else decode.low
+    return (decode.median if decode.low is None else decode.low) >= wanted
 
 
 def _median(result: CaseResult) -> float:

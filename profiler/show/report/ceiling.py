@@ -40,13 +40,16 @@ def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> S
     return Section("ceiling", "How close is it to the hardware's limit?", tuple(blocks), "Hardware's limit")
 
 
-def bars(machines: Sequence[MachineRows]) -> list[Bars | None]:
+def bars(machines: Sequence[MachineRows], best: Sequence[CaseResult | None]) -> list[Bars | None]:
     """Measured decode against its ceiling: for each machine a bar for each model and quantization, all at the same
     context if they have it, and all machines on one scale. None for a machine without a measured decode.
+
+    ``best``: the case of each machine that the page recommends, whose model and quantization has a bar in any case.
     """
+    rated = [[each for each in machine.fewest if _has_rate(each)] for machine in machines]
     shown = [
-        [(result, _ceiling(result)) for result in _one_each([each for each in machine.fewest if _has_rate(each)])]
-        for machine in machines
+        [(result, _ceiling(result)) for result in _one_each(mine, first)]
+        for mine, first in zip(rated, best, strict=True)
     ]
     rates = [rate for mine in shown for result, ceiling in mine for rate in (result.decode_tps, ceiling) if rate]
     longest = max(rates, default=1.0)
@@ -72,7 +75,9 @@ def _bars(shown: Sequence[tuple[CaseResult, float | None]], longest: float, wher
     bases = dict.fromkeys(result.ceiling_basis for result, _ in shown if result.ceiling_basis)
     known = f" against the device's ceiling {selection.joined(bases)}" if bases else ""
     at = f" at {selection.tokens_text(*contexts)} of context" if len(contexts) == 1 else ""
-    return Bars(f"Decode{at}{known}{f' · {where}' if where else ''}", rows)
+    count = max(stats.sequences(result.case) for result, _ in shown)
+    together = f" of {count:,} sequences" if count > 1 else ""
+    return Bars(f"Decode{together}{at}{known}{f' · {where}' if where else ''}", rows)
 
 
 def _has_rate(result: CaseResult) -> bool:
@@ -85,7 +90,7 @@ def _ceiling(result: CaseResult) -> float | None:
     return (result.decode_tps or 0.0) / share if share else None
 
 
-def _one_each(results: Sequence[CaseResult]) -> list[CaseResult]:
+def _one_each(results: Sequence[CaseResult], best: CaseResult | None) -> list[CaseResult]:
     """One result for each model and quantization: at the most frequent context, or with the median prompt."""
     groups: dict[tuple[str, str], list[CaseResult]] = {}
     for result in results:
@@ -98,7 +103,10 @@ def _one_each(results: Sequence[CaseResult]) -> list[CaseResult]:
         at = [result for result in mine if result.case.context == common and result.case.prompt is None]
         written = all(result.case.prompt for result in mine)
         chosen.append(ordered[len(ordered) // 2] if written else (at or mine)[0])
-    kept = sorted(chosen, key=lambda result: -(result.decode_tps or 0))[:MOST_BARS]
+    first = best and (best.model, best.group.settings)
+    kept = sorted(chosen, key=lambda each: ((each.model, each.group.settings) != first, -(each.decode_tps or 0)))[
+        :MOST_BARS
+    ]
     return [result for result in chosen if result in kept]
 
 

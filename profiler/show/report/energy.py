@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from profiler.show.columns import plain
@@ -13,6 +13,7 @@ from profiler.units import UNKNOWN, significant
 
 MOST_ROWS = 60
 FIGURES = ("prefill_j", "decode_j")
+OF_REQUESTS = ("request_j", "request_j_per_token", "request_w")  # of a server, prefill and decode together
 Joules = Mapping[str, Any]
 
 
@@ -24,7 +25,8 @@ def section(machines: Sequence[MachineRows]) -> Section:
         return Section(
             "energy", "How much energy does it take?", (muted(f"No energy figures{_why(j for *_, j in found)}."),)
         )
-    blocks = [_table(known[:MOST_ROWS], len(machines) > 1), muted(_meters(joules for *_, joules in known))]
+    tables = _tables(known[:MOST_ROWS], len(machines) > 1)
+    blocks = [*tables, muted(_meters(joules for *_, joules in known))]
     suspect = [selection.case(result) for _, result, joules in known if joules.get("suspect")]
     if suspect:
         blocks.append(
@@ -36,7 +38,7 @@ def section(machines: Sequence[MachineRows]) -> Section:
 
 
 def _any(joules: Joules) -> bool:
-    return any(joules.get(name) is not None for name in FIGURES)
+    return any(joules.get(name) is not None for name in (*FIGURES, *OF_REQUESTS))
 
 
 def _why(found: Iterable[Joules]) -> str:
@@ -52,19 +54,21 @@ def _meters(found: Iterable[Joules]) -> str:
     return f"Mean over the repetitions, including idle power{by}."
 
 
-def _table(known: Sequence[tuple[MachineRows, CaseResult, Joules]], several: bool) -> PageBlock:
-    columns = (
-        *((Head("machine", right=False),) if several else ()),
-        Head("case", right=False),
-        *map(Head, ("prefill J", "decode J", "J per prompt token", "J per output token", "prefill W", "decode W")),
-    )
+def _tables(known: Sequence[tuple[MachineRows, CaseResult, Joules]], several: bool) -> Iterator[PageBlock]:
+    """A table of the rows whose phases were measured, and one of the rows of servers."""
+    phases = ("prefill J", "decode J", "J per prompt token", "J per output token", "prefill W", "decode W")
     names = (*FIGURES, "prefill_j_per_token", "decode_j_per_token", "prefill_w", "decode_w")
-    rows = tuple(
-        (
-            *((machine.title,) if several else ()),
-            selection.case(result),
-            *(UNKNOWN if joules.get(name) is None else significant(joules[name]) for name in names),
+    requests = ("J per request", "J per output token, prefill included", "W")
+    for heads, fields in ((phases, names), (requests, OF_REQUESTS)):
+        rows = tuple(
+            (
+                *((machine.title,) if several else ()),
+                selection.case(result),
+                *(UNKNOWN if joules.get(name) is None else significant(joules[name]) for name in fields),
+            )
+            for machine, result, joules in known
+            if any(joules.get(name) is not None for name in fields)
         )
-        for machine, result, joules in known
-    )
-    return Table(columns, rows, keys=tuple(result.keys for _, result, _ in known))
+        if rows:
+            machine = (Head("machine", right=False),) if several else ()
+            yield Table((*machine, Head("case", right=False), *map(Head, heads)), rows)

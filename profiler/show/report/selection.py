@@ -17,7 +17,7 @@ from profiler.cost.prediction import TIGHT_BYTES, TIGHT_SHARE
 from profiler.results import energy, stats
 from profiler.results.cautions import cautions
 from profiler.results.measurement import Caution, Measurement, Memory, Phase
-from profiler.results.stats import Centre, Summary
+from profiler.results.stats import MedianRange, Summary
 from profiler.show.columns import BASES, SETTINGS, device_memory, device_title, figure, noisy_text, plain
 from profiler.show.report.blocks import Tone
 from profiler.units import UNKNOWN
@@ -71,7 +71,7 @@ class CaseResult:
     memory: Memory
     prefill_tps: float | None  # medians
     decode_tps: float | None
-    centre: Centre | None  # of decode's rates
+    median_range: MedianRange | None  # of decode's rates
     expected: Mapping[str, Any]  # the prediction made before it ran
     energy: Mapping[str, Any] | None
     cautions: tuple[Caution, ...]  # empty for a row without a result
@@ -116,18 +116,18 @@ class CaseResult:
     @property
     def least_tps(self) -> float:
         """A lower bound for the lower end of decode's interval."""
-        if self.centre is None:
+        if self.median_range is None:
             return 0.0
         between = (self.expected.get("between") or {}).get("decode")
-        return self.centre.median * math.exp(-self.centre.reach(between))
+        return self.median_range.median * math.exp(-self.median_range.reach(between))
 
     @property
     def comparable(self) -> bool:
         """Whether decode was measured precisely enough to compare its median."""
         if any(caution.code == "decode-busy" for caution in self.cautions):
             return False
-        if self.centre is None or self.centre.near:
-            return self.centre is not None
+        if self.median_range is None or self.median_range.near:
+            return self.median_range is not None
         decode = self.decode
         return decode is not None and not decode.wide
 
@@ -325,11 +325,11 @@ class _Cases:
 
 
 def _result(row: Measurement, group: CaseGroup) -> CaseResult:
-    centres = stats.centres(row)
-    prefill, decode = centres["prefill"], centres["decode"]
+    medians = stats.medians(row)
+    prefill, decode = medians["prefill"], medians["decode"]
     ok = row.outcome == "ok"
-    noted = cautions(row, centres) if ok else ()
-    joules = None if row.energy is None else energy.content(row)
+    noted = cautions(row, medians) if ok else ()
+    joules = energy.content(row)
     return CaseResult(
         row.case, group, row.environment, row.outcome, ok, row.reason, row.started_at, row.memory,
         prefill and prefill.median, decode and decode.median, decode, row.expected, joules, noted, row.reload,

@@ -63,8 +63,8 @@ def section(machines: Sequence[MachineRows]) -> Section:
     if 0 < drawn < models:
         blocks.append(
             muted(
-                f"Charts show {drawn} of {models} models: the {MOST_PANELS} with the most rows among those with at"
-                " least two contexts or batch sizes."
+                f"Charts show {drawn} of {models} models: those with at least two contexts or batch sizes"
+                + (f", the {MOST_PANELS} with the most rows." if drawn >= MOST_PANELS else ".")
             )
         )
     for machine in machines:

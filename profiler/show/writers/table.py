@@ -22,7 +22,8 @@ from profiler.show.columns import (
     path_lines,
     plain,
 )
-from profiler.show.notes import MOST_NOTES, Note, few, notes, rows_of_models
+from profiler.show.notes import Note, few, notes, rows_of_models
+from profiler.show.output import MOST_NOTES
 from profiler.show.output import fitted as fitted_columns
 from profiler.show.report.blocks import Bar, Bars, Code, Figures, Listing, Map, MapCell, Page, Table, Text
 

@@ -24,7 +24,6 @@ import profiler
 from profiler import backends, folders
 from profiler.backends.llama_cpp import build, program
 from profiler.cli import main
-from profiler.cost import learned
 from profiler.errors import ProfileError
 from profiler.models.resolve import resolve
 from profiler.results.environment import HEAP
@@ -91,10 +90,23 @@ def test_a_row_has_the_seconds_that_the_program_printed(
         assert row["threads"] == 2
 
 
+def test_a_table_says_neither_a_compute_dtype_nor_a_path_that_llama_cpp_does_not_know(
+    sweep: Sweep, model: Path, tmp_path: Path
+) -> None:
+    sweep(install(tmp_path / "bin"), "-c", "128", "-n", "32", "-r", "3")
+    words = ("sweep", "--backend", "llama.cpp", "-m", str(model), "-c", "256", "--dry-run")
+    for command in (("runs", "show"), ("runs", "show", "-o", "md"), words):
+        shown = CliRunner().invoke(main, command, catch_exceptions=False).stdout
+        assert "q8" in shown
+        assert "eager" not in shown and "bf16" not in shown and "fp32" not in shown
+    listed = CliRunner().invoke(main, ["report"], catch_exceptions=False).stdout
+    assert "eager" not in listed
+
+
 def test_rows_teach_later_predictions_and_accuracy_shows_what(
     sweep: Sweep, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learned, "cautions", lambda row: ())  # this machine may be busy
+    monkeypatch.setattr("profiler.results.cautions.cautions", lambda row: ())  # this machine may be busy
     monkeypatch.setattr("profiler.commands.accuracy.disturbed", lambda row, figure: False)
 
     def asked(*words: str) -> str:
@@ -395,6 +407,10 @@ def test_without_a_build_one_line_says_how_to_get_one(tmp_path: Path, monkeypatc
     with pytest.raises(ProfileError, match="neither LLAMA_CPP_DIR nor the PATH has llama-bench") as caught:
         build.find()
     assert "cmake -B build" in str(caught.value.hint)
+    (tmp_path / "llama_cpp.py").write_text("raise SystemExit('nobody imports it')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ProfileError, match="the package llama-cpp-python is installed, but has no such program"):
+        build.find()
     monkeypatch.setenv(build.VARIABLE, str(tmp_path))
     with pytest.raises(ProfileError, match="there is no llama-bench in"):
         build.find()

@@ -43,6 +43,19 @@ def test_a_command_imports_only_what_it_needs() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_overview_of_a_machine_reads_no_rows() -> None:
+    """A third of a second is all there is: what reads and shows measurements takes as long to import."""
+    rows = ("sqlite3", "msgspec", "profiler.results.store", "profiler.results.measurement", "profiler.show.columns")
+    code = (
+        "import sys; from profiler.cli import main\n"
+        "try: main(['--on', 'rtx 4090'])\n"
+        "except SystemExit as error: assert error.code == 0, error.code\n"
+        f"assert not [name for name in {rows!r} if name in sys.modules]"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_command_has_a_line_in_the_help(profile: Any) -> None:
     ran = profile("--help")
     assert ran.code == 0

@@ -357,6 +357,24 @@ def test_ctrl_c_prints_what_was_measured(tmp_path: Path) -> None:
     assert (stored.how, stored.outcomes) == ("interrupted", {"ok": 1})
 
 
+def test_ctrl_c_in_the_middle_of_a_case_keeps_its_requests(tmp_path: Path) -> None:
+    with FakeServer("vllm") as server:
+        server.choose = lambda asked, number: Script(gap_s=0.002) if number < 6 else Script(fault="hang")
+        words = [sys.executable, "-m", "profiler", "endpoint", server.url, "-c", "64", "-n", "16", "-r", "40"]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            deadline = time.monotonic() + 30
+            while len(server.requests) < 6 and time.monotonic() < deadline:
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=20)
+    assert process.returncode == 130, err
+    assert "interrupted after 3 of 40 requests" in out and "Traceback" not in err
+    with Store.open(create=False) as store:
+        (row,) = store.rows(store.runs()[0].id)
+    assert (row.outcome, row.reason) == ("failed", "interrupted after 3 of 40 requests")
+    assert row.serving is not None and row.serving["requests"] == 3 and row.serving["ttft_s"] is not None
+
+
 def test_help_says_where_the_key_comes_from() -> None:
     ran = run("--help")
     assert KEY in ran.output

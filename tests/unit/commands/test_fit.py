@@ -193,6 +193,24 @@ def test_without_a_model_the_engine_is_one_that_runs_there() -> None:
     assert {row["engine"] for row in rows("--on", "m4 max", "--engine", "mlx")} == {"mlx"}
 
 
+def test_a_choice_names_the_engine_that_is_much_faster_and_the_command_for_it() -> None:
+    text = fit("--on", "rtx 4090").stdout
+    assert re.search(
+        r"^In llama.cpp, gemma-4-31b q4_k_m and qwen3.5-27b q6_k decode at 3\d\.\d t/s or more:$", text, re.M
+    )
+    assert "\n  profile fit --on 'rtx 4090' --engine llama.cpp\n" in text
+    for words in (("--engine", "transformers"), ("-q", "nf4"), ("--engine", "llama.cpp")):
+        assert "In llama.cpp" not in fit("--on", "rtx 4090", *words).stdout
+
+
+def test_a_slow_model_names_the_engine_in_which_it_is_as_fast_as_people_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(hub.shipped_config("gemma-4-e2b")))
+    text = fit(str(tmp_path), "--on", "cpu", "-c", "1k").stdout
+    reads = any(row["decode"] and row["decode"]["tps"]["value"] >= 5.3 for row in rows(str(tmp_path), "-c", "1k"))
+    assert (" in llama.cpp decodes at " in text) == (not reads)
+    assert "decodes at" not in fit(str(tmp_path), "--on", "rtx 4090").stdout, "it is fast enough"
+
+
 def test_each_machine_has_a_choice_of_its_own() -> None:
     found = rows("--on", "rtx 4090", "--on", "h100", "--engine", "llama.cpp")
     assert [row["model"] for row in found] == ["gemma-4-31b", "qwen3.5-27b", "gemma-4-31b", "qwen3.5-122b-a10b"]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
+from dataclasses import replace
 
 import pytest
 from fakes.lab import make_case
 
 from profiler.console import width
-from profiler.results.measurement import Measurement, Sample
+from profiler.results.measurement import Caution, Measurement, Sample
 from profiler.show import progress as module
-from profiler.show.progress import Progress
+from profiler.show.progress import Progress, Watched
 
 MARKUP = "[bold red]x[/bold red]\x1b[99m"
 
@@ -149,7 +151,7 @@ def test_the_time_left_counts_down_between_rows(monkeypatch: pytest.MonkeyPatch,
     clock = iter([0.0, elapsed])
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
     progress = Progress(2, lambda: 48.4, shown=False, lines=False)
-    assert f"{module._Countdown(progress._left)}" == shown
+    assert f"{module._Now(progress._left)}" == shown
 
 
 @pytest.mark.parametrize(
@@ -158,3 +160,43 @@ def test_the_time_left_counts_down_between_rows(monkeypatch: pytest.MonkeyPatch,
 )
 def test_an_estimate_is_rounded(seconds: float, shown: str) -> None:
     assert Progress(2, lambda: seconds, shown=False)._left(0.0) == f"about {shown} left"
+
+
+def test_phase_repetition_elapsed_and_time_left_fit_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stderr", stream)
+    case = make_case(model="a-model-with-a-long-name-27b-instruct")
+    with Progress(12, lambda: 240.0, shown=True) as progress:
+        progress._start -= 83
+        progress.beat(case, "decode 3 of at most 20")
+        stream.truncate(0)
+        progress._display.refresh()
+        drawn = re.sub(r"\x1b\[[0-9?]*[a-zA-Z]|[\r\x00]", "", stream.getvalue()).strip()
+    assert len(drawn) < 80 and "\n" not in drawn
+    for part in ("a-model", "b=1 · decode 3 of at most 20", "0/12", "1m 23s", "about 4m 00s left"):
+        assert part in drawn, part
+
+
+def test_something_long_shows_what_it_does_its_time_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, now = Terminal(), [0.0]
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    with Watched("calibrating cpu", 50.0) as watched:
+        watched.tick("attention")
+        now[0] = 20.0
+        watched.tick("")
+    assert "calibrating cpu: attention · 20 s · about 30 s left" in stream.getvalue()
+    assert stream.getvalue().endswith("\r\x1b[K")
+
+
+def test_a_log_has_one_line_about_something_long(capsys: pytest.CaptureFixture[str]) -> None:
+    with Watched("calibrating cpu", 50.0) as watched:
+        watched.tick("attention")
+    assert capsys.readouterr().err == "calibrating cpu, which takes about 50 s\n"
+
+
+def test_a_line_about_a_case_on_a_busy_machine_has_no_figures() -> None:
+    row = replace(measured(), cautions=(Caution("decode-busy", "the CPU was busy"),))
+    assert "prefill 8.0 t/s, decode busy: 2.0," in Progress(1, lambda: 0.0, shown=False)._finished(row, 1.0)

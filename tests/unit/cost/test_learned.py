@@ -256,7 +256,10 @@ def rested(row: Measurement, **parts: Any) -> Measurement:
 
 @pytest.mark.parametrize("what", UNLIKE)
 def test_a_row_of_something_else_teaches_nothing(what: str, here: DeviceInfo, rows: list[Measurement]) -> None:
-    assert not learned.from_rows([UNLIKE[what](row) for row in rows], here, host_of(here, None))
+    taught = learned.from_rows([UNLIKE[what](row) for row in rows], here, host_of(here, None))
+    assert not taught
+    told = taught.notes("llama.cpp")
+    assert told == () or "4 rows that were measured here do not correct these speeds: they are from before" in told[0]
 
 
 def test_only_rows_of_the_newest_build_teach(here: DeviceInfo, rows: list[Measurement]) -> None:
@@ -281,6 +284,14 @@ def test_a_phase_with_a_caution_that_doubts_it_teaches_nothing(
     about = LearnedCase("q8_0", GEOMETRY.parameters, 512, 1)
     assert (taught.correction("llama.cpp", "eager", "decode", about) is not None) == teaches
     assert taught.correction("llama.cpp", "eager", "prefill", about) is not None
+    assert taught.notes("llama.cpp") == ()
+
+
+def test_rows_that_teach_nothing_are_counted_with_the_reason(here: DeviceInfo, rows: list[Measurement]) -> None:
+    noisy = tuple(Caution(f"{phase}-noisy", f"{phase}: a reason") for phase in learned.PHASES)
+    taught = learned.from_rows([replace(rows[0], cautions=noisy)], here, host_of(here, None))
+    (told,) = taught.notes("llama.cpp")
+    assert told.startswith("the row that was measured here does not correct these speeds: other work disturbed")
 
 
 def test_learning_from_many_rows_takes_milliseconds() -> None:

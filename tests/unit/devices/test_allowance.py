@@ -260,4 +260,4 @@ def test_the_device_is_what_the_process_may_use(machine: Machine) -> None:
     machine(8, usable={0, 1, 2, 3}, quota=1.5)
     (device,) = cpu.find()
     assert (device.cores, device.usable_cores, device.threads, device.installed) == (4, 1.5, 2, 8)
-    assert device.running == 0.75  # two threads use 1.5 cores' time up after three quarters of each period
+    assert device.duty_cycle == 0.75  # two threads use 1.5 cores' time up after three quarters of each period

@@ -298,7 +298,7 @@ def test_a_quota_below_one_core_slows_what_python_starts_on_a_gpu(
     slow = Quota(0.5, 0.1, "cpu.max of the control group /", Path("/"))
     monkeypatch.setattr(cgroup, "quota", lambda: slow)
     found = devices.find()
-    assert (found.running, free.running) == (0.5, 1.0)
+    assert (found.duty_cycle, free.duty_cycle) == (0.5, 1.0)
     assert "0.5 of" in found.limits[0]
     assert target.of(found).bandwidth_bytes_s == target.of(free).bandwidth_bytes_s
     one, half = (rates.rates(target.of(each), "transformers", "bf16") for each in (free, found))

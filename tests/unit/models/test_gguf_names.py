@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from fakes import tiny, weights
 
+from profiler.cli import main
 from profiler.cost import engines
 from profiler.errors import ProfileError
 from profiler.models import account, families, gguf_config, gguf_tensors
@@ -246,6 +249,18 @@ def test_a_split_file_is_the_sum_of_its_parts(tmp_path: Path) -> None:
     data = parts[2].read_bytes()
     parts[2].write_bytes(data[:-1] + b"\x01")
     assert resolve(str(parts[0])).id_for("real") != before
+
+
+def test_a_file_in_parts_is_refused_by_the_plan_of_transformers(tmp_path: Path) -> None:
+    parts = split(file(tmp_path / "m.gguf"))
+    asked = ["sweep", "-m", str(parts[0]), "-c", "64", "--dry-run", "-o", "jsonl", "--backend"]
+    result = CliRunner().invoke(main, [*asked, "hf"], catch_exceptions=False)
+    (row,) = map(json.loads, result.stdout.splitlines())
+    joined = f"llama-gguf-split --merge {parts[0]} {tmp_path / 'm.gguf'}"
+    assert row["action"] == "skip"
+    assert row["reason"].startswith(f"transformers cannot read a file in parts: join them with {joined}, or measure")
+    result = CliRunner().invoke(main, ["gate", "--base", "HEAD", "-m", str(parts[0])], catch_exceptions=False)
+    assert result.exit_code == 2 and joined in result.stderr
 
 
 def test_a_part_that_is_not_the_first_or_not_there_is_told(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from profiler.commands.runs import runs
 from profiler.errors import NotFound, StoreError
+from profiler.results.measurement import Sample
 from profiler.results.store import Store
 
 
@@ -111,3 +112,33 @@ def test_runs_show_has_the_rows_in_the_order_of_the_grid(tmp_path, make, environ
         (False, "fp32", 128, 1),
         (True, "nf4", 1, 1),
     ]
+
+
+def test_where_the_time_of_each_case_went(tmp_path, make, environment):
+    """By parts that add up to the case; what follows until the next case is the store's."""
+    path = tmp_path / "t.sqlite"
+    warmup = Sample("prefill", 0.5, 128, warmup=True)
+    first = make(samples=(warmup, *make().samples), load_s=2.0, start_s=5.0, case_s=10.0, started_at=at(0))
+    second = make(256, load_s=2.0, case_s=4.0, started_at=at(10.25))
+    with Store.open(path) as store:
+        run = store.start_run(["sweep"], environment)
+        for row in (first, second, make(512)):  # the last one is from before there were times
+            store.append(run, row)
+    *rows, total = map(json.loads, call(path, "show", "--time", "-o", "jsonl").stdout.splitlines())
+    assert [(row["context"], row["start"], row["load"], row["warm-up"]) for row in rows] == [
+        (128, 5.0, 2.0, 0.5),
+        (256, None, None, 0),
+    ]
+    assert rows[0]["store"] == pytest.approx(0.25) and rows[1]["store"] is None
+    for row in rows:
+        parts = [row[name] or 0 for name in ("start", "load", "warm-up", "prefill", "decode", "other")]
+        assert sum(parts) == pytest.approx(row["total"]) and row["prefill"] == pytest.approx(0.33)
+    assert total["model"] == "all cases" and total["total"] == 14.0
+    assert "all cases" in call(path, "show", "--time").stdout
+    assert call(path, "show", "--time", "-o", "csv").stdout.startswith("model,quant,context,batch,total,start,load")
+    refused = CliRunner().invoke(runs, ["--store", str(path), "show", "--time", "-o", "llama-bench"])
+    assert "--time has no format llama-bench" in str(refused.exception.message)
+
+
+def at(seconds):
+    return f"2026-11-24T09:30:{15 + seconds:06.3f}+00:00"

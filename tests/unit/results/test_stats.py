@@ -198,22 +198,22 @@ SPREADS = st.sampled_from([1.0001, 1.003, 1.02, 1.05, 1.1, 1.3, 2.0])
 def test_the_quick_bound_is_never_narrower_than_the_interval(data, n, spread):
     values = data.draw(st.lists(st.floats(1.0, spread), min_size=n, max_size=n))
     between = data.draw(st.sampled_from([None, 0.01, 0.2]))
-    summary, centre = summarize(values, between), stats.centre(sorted(values))
-    assert centre.median == summary.median
-    assert not (centre.near and summary.wide)
+    summary, median_range = summarize(values, between), stats.median_range(sorted(values))
+    assert median_range.median == summary.median
+    assert not (median_range.near and summary.wide)
     for end in (summary.low, summary.high):
         if end is not None:
-            assert abs(math.log(end / centre.median)) <= centre.reach(between) + 1e-12
+            assert abs(math.log(end / median_range.median)) <= median_range.reach(between) + 1e-12
 
 
 def test_the_quick_bound_is_tight_enough_to_be_useful():
-    near, far = stats.centre([10.0, 10.2, 10.4]), stats.centre([10.0, 20.0, 30.0])
+    near, far = stats.median_range([10.0, 10.2, 10.4]), stats.median_range([10.0, 20.0, 30.0])
     assert near.near and not far.near
     assert near.reach(None) < math.log(1.11)
 
 
 @given(st.lists(st.floats(0.1, 0.2), min_size=4, max_size=12))
 def test_repetitions_that_pass_the_quick_bound_have_no_caution_about_their_spread(seconds):
-    centre = stats.centre([1 / second for second in seconds])
-    if centre.near and centre.spread <= 1 + NOISY:
+    median_range = stats.median_range([1 / second for second in seconds])
+    if median_range.near and median_range.spread <= 1 + NOISY:
         assert stats.spread(seconds) <= NOISY + 1e-12

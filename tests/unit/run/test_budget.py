@@ -179,3 +179,16 @@ def test_without_a_budget_nothing_is_skipped_and_the_remaining_time_is_estimated
     pace.note(case, 10, measured=True)
     assert pace.remaining_s() == 20 * 2 + 40
     assert all(pace.refuse(entry.case) is None for entry in plan.tasks[1:])
+
+
+def test_the_rest_of_a_running_case_is_estimated_by_the_pace_of_those_before(plan_of: Any) -> None:
+    plan, clock = plan_of({"fp32": (10, [5, 20])}), Clock()
+    pace = run_plan.Pace(plan.tasks, clock=clock)
+    first, second = (task.case for task in plan.tasks)
+    clock.seconds += 4
+    assert pace.left_s(first) == pytest.approx(11)  # of 10 to load and 5 to run
+    clock.seconds += 16
+    assert pace.left_s(first) is None  # longer than estimated
+    pace.note(first, 10.0, measured=True)
+    assert pace.left_s(second) == pytest.approx(40)  # it ran for 10 instead of 5 seconds
+    assert pace.left_s(first) is None

@@ -133,7 +133,6 @@ def test_what_is_chosen_on_a_typical_machine(name: str) -> None:
     assert named(chosen(name, "llama.cpp")) == in_llama_cpp
 
 
-@pytest.mark.skipif(not (ROOT / "docs" / "first-ten-minutes.md").exists(), reason="being written")
 def test_the_table_of_the_docs_is_this_one() -> None:
     page = (ROOT / "docs" / "first-ten-minutes.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]

@@ -14,7 +14,7 @@ from fakes.ceilings import MEASURED
 from fakes.openai_server import FakeServer, Script
 
 from profiler import devices
-from profiler.backends.endpoint import Arrival, summarize
+from profiler.backends.endpoint import Arrival, processes, summarize
 from profiler.backends.endpoint.client import KEY, run
 from profiler.case import UNSTATED
 from profiler.devices import target
@@ -220,6 +220,11 @@ def test_a_server_elsewhere_has_not_our_machine(monkeypatch: pytest.MonkeyPatch,
     forwarded = replace(result, use=replace(result.use, elsewhere=True))
     assert serving.ServedRows().row(forwarded).case.device == "remote"
     assert [row.case.dtype, row.case.path] == [UNSTATED, UNSTATED]
+    other = {"gpu_peak_bytes": f"{processes.OTHER_GPU} (/dev/dri/renderD128)"}
+    amd = replace(result, use=replace(result.use, gpu_peak_bytes=None, unknown=other))
+    row = serving.ServedRows().row(amd)
+    assert row.case.device == "remote"  # and not the CPU
+    assert row.serving is not None
 
 
 def test_a_model_in_a_cloud_has_not_our_machine_though_its_server_is_here() -> None:
@@ -230,6 +235,13 @@ def test_a_model_in_a_cloud_has_not_our_machine_though_its_server_is_here() -> N
     assert row.environment["device"]["title"] == "the machine https://ollama.com:443"
     assert row.serving is not None and row.serving["host_peak_bytes"] is None
     assert "run by https://ollama.com:443" in row.serving["unknown"]["host_peak_bytes"]
+
+
+def test_servers_that_share_a_port_are_a_caution(server: FakeServer) -> None:
+    (result,) = results(server)
+    shared = processes.nothing_known(f"2 {processes.SHARE} 8080, each of which gets some of the requests")
+    row = serving.ServedRows().row(replace(result, use=shared))
+    assert "shared-port" in [caution.code for caution in row.cautions]
 
 
 def test_lm_studio_states_its_runtime_and_no_version() -> None:

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from profiler.results.measurement import Caution
 from profiler.results.row import dumps, row
 from profiler.show import endpoint
 from profiler.show.report.blocks import Listing
@@ -94,9 +95,13 @@ def test_report_modules_named_as_the_stdlib_do_not_hide_it():
 
 def test_notes_that_differ_only_in_figures_are_one_note_with_the_range() -> None:
     notes = endpoint._Notes()
-    assert notes.marks(None, ["a chunk holds 1.5 tokens", "the client was late"]) == "1,2"
-    assert notes.marks("HTTP 500: no", ["a chunk holds 1.9 tokens"]) == "3,1"
-    assert notes.marks("HTTP 404: no", ["a chunk holds 1,012 tokens", "of 12, vllm0.19 and 1.5s"]) == "4,1,5"
+
+    def marks(failure: str | None, *texts: str) -> str:
+        return notes.marks(failure, [Caution("a-code", text) for text in texts])
+
+    assert marks(None, "a chunk holds 1.5 tokens", "the client was late") == "1,2"
+    assert marks("HTTP 500: no", "a chunk holds 1.9 tokens") == "3,1"
+    assert marks("HTTP 404: no", "a chunk holds 1,012 tokens", "of 12, vllm0.19 and 1.5s") == "4,1,5"
     (listing,) = notes.blocks()
     assert isinstance(listing, Listing)
     assert listing.items == (

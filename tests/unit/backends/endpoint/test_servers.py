@@ -109,6 +109,20 @@ def test_ollama_is_asked_for_a_context_and_not_to_cut_the_prompt() -> None:
     assert body["truncate"] is False
 
 
+def test_ollama_gets_the_arguments_of_tool_calls_as_objects() -> None:
+    """It refuses OpenAI's form, JSON in a text, and with it every turn of an agent but the first."""
+    call = {"id": "c", "type": "function", "function": {"name": "read", "arguments": '{"path": "a.py"}'}}
+    asked = {"role": "assistant", "content": "", "tool_calls": [call]}
+    odd = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}
+    user = {"role": "user", "content": "Hi"}
+    with FakeServer("ollama") as server:
+        body = look(server.url).request("tiny", [user, asked, odd], 100, None, fixed=False)
+    assert body["messages"][0] == user
+    assert body["messages"][1]["tool_calls"] == [{"function": {"name": "read", "arguments": {"path": "a.py"}}}]
+    assert body["messages"][2]["tool_calls"][0]["function"]["arguments"] == {"arguments": "{"}
+    assert asked["tool_calls"] == [call]  # the scenario's own is as it was
+
+
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [("vllm", {"min_tokens": 100}), ("sglang", {"min_tokens": 100}), ("llama-server", {"ignore_eos": True}),

@@ -104,6 +104,14 @@ def test_where_the_server_counts_along_the_first_chunk_is_exact() -> None:
     assert figures(read([first, *more, end(usage=counted(10, 15))])).decode_tps == pytest.approx(1 / GAP)
 
 
+def test_tokens_that_came_after_the_last_text_are_part_of_no_rate() -> None:
+    """A part of a character is held back: of 16 tokens, the last text had the 13th."""
+    for so_far in (lambda n: {"usage": counted(10, n)}, lambda n: {"timings": {"predicted_n": n}}):
+        parts = [event(choices=[{"delta": {"content": "字"}}], **so_far(3 * n + 1)) for n in range(5)]
+        found = read([*parts, event(choices=[]), end(usage=counted(10, 16))])
+        assert figures(found).decode_tps == pytest.approx(12 / (4 * GAP))
+
+
 def test_an_end_token_without_text_does_not_count() -> None:
     assert figures(read([*words(21), end("stop", counted(10, 22))])).decode_tps == pytest.approx(1 / GAP)
 
@@ -349,6 +357,14 @@ def test_an_end_without_done_is_an_end_where_a_reason_was_given() -> None:
     found = read([*words(3), event(choices=[{"delta": {}, "finish_reason": "stop"}], usage=counted(1, 3)).rstrip()])
     assert found.failure is None
     assert found.usage.completion == 3
+
+
+def test_a_tool_call_of_ollama_has_an_object_as_arguments() -> None:
+    call = {"function": {"name": "read", "arguments": {"path": "a.py"}}}
+    message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    last = {"message": {"content": ""}, "done": True, "done_reason": "stop", "eval_count": 9}
+    found = read(json.dumps(each).encode() + b"\n" for each in ({"message": message, "done": False}, last))
+    assert found.failure is None and found.answer == 'read{"path":"a.py"}'
 
 
 def test_arguments_of_tool_calls_are_text() -> None:

@@ -15,7 +15,7 @@ from profiler.results.row import from_row, row
 from profiler.results.store import Run
 from profiler.show.report import advice, ceiling, memory
 from profiler.show.report import page as report_page
-from profiler.show.report.blocks import Code, Map, Page, Text
+from profiler.show.report.blocks import Bars, Code, Map, Page, Text
 from profiler.show.report.predictions import Forecast
 from profiler.show.report.selection import machines
 
@@ -56,6 +56,13 @@ def test_a_rate_counts_by_the_lower_end_of_its_interval():
     unsure = measured(model="large", decode=(5.0, 5.4, 5.6, 6.1), memory=weighing(3))
     sure = measured(model="small", decode=(9.0, 9.1, 8.9), memory=weighing(1))
     assert advised(unsure, sure).startswith("Run small in bf16")
+
+
+def test_a_batch_is_as_fast_as_people_read_only_if_each_of_its_sequences_is():
+    rows = [measured(model=model, batch=8, decode=(10.0, 10.1, 9.9)) for model in ("a", "b")]
+    assert advised(*rows).startswith("Nothing measured here certainly generates as fast as people read.")
+    rows = [measured(model=model, batch=8, decode=(80.0, 80.1, 79.9)) for model in ("a", "b")]
+    assert advised(*rows).startswith("Run ") and "t/s for 8 sequences together, at 512 tokens" in advised(*rows)
 
 
 def test_where_nothing_is_fast_enough_the_fastest_is_named_as_such():
@@ -160,6 +167,7 @@ def test_rows_of_llama_cpp_are_predicted_by_the_rules_of_llama_cpp():
     assert [line.series for line in grid.lines] == ["q4_k_m", "q8_0"]
     (found,) = {forecast.predict("mine", "q8_0", 8192, 1, line.like).engine.name for line in grid.lines}
     assert found == "llama.cpp"
+    assert "Measure this next, with a GGUF file in q8_0." in said(report_page.page([row], configs={"x": E2B}))
 
 
 def test_a_folder_and_a_gguf_file_of_one_name_are_two_models():
@@ -250,7 +258,15 @@ def test_rows_of_a_file_have_the_ceilings_of_the_store(basis: str | None, served
 def test_bars_of_all_machines_have_one_scale():
     used = {"utilization": {"prefill_s": 1.0, "step_s": 0.01, "basis": "data sheet"}}
     slow, fast = measured(decode=(10.0, 10.1, 9.9)), measured(decode=(40.0, 40.4, 39.6), environment=OTHER)
-    found = ceiling.bars(machines([replace(slow, expected=used), replace(fast, expected=used)]))
+    found = ceiling.bars(machines([replace(slow, expected=used), replace(fast, expected=used)]), [None, None])
     shown = [(round(bar.value, 3), round(bar.ceiling, 3)) for bars in found for bar in bars.rows]
     assert shown == [(0.1, 1.0), (0.4, 1.0)]
     assert "by its data sheet" in found[0].title
+
+
+def test_the_picture_has_a_bar_for_the_case_that_is_advised_however_slow():
+    rows = [measured(model=f"m{n}", decode=(90.0 - n, 91.0 - n, 89.0 - n), memory=weighing(1)) for n in range(12)]
+    page = report_page.page([*rows, measured(model="large", decode=(9.0, 9.1, 8.9), memory=weighing(9))])
+    (bars,) = [block for block in page.sections[0].blocks if isinstance(block, Bars)]
+    assert said(page).startswith("Run large") and "large \xb7 bf16" in [bar.label for bar in bars.rows]
+    assert len(bars.rows) == ceiling.MOST_BARS

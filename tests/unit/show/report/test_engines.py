@@ -7,8 +7,9 @@ from typing import Any
 
 from fakes.reported import ENVIRONMENT, measured
 
+from profiler.results import row as results_row
 from profiler.results.measurement import Measurement
-from profiler.show.report import speed
+from profiler.show.report import energy, speed
 from profiler.show.report.blocks import Table
 from profiler.show.report.page import page
 from profiler.show.report.selection import machines
@@ -67,3 +68,23 @@ def test_a_page_of_servers_alone_is_shown_in_every_format() -> None:
     for text in (html.document(shown), md.markdown(shown, {}), table.terminal(shown)):
         assert "llama-server" in text
         assert "unknown q4" not in text and "compute unknown" not in text
+
+
+def test_the_energy_of_a_server_is_that_of_whole_requests() -> None:
+    stated = {
+        "energy_j_per_request": 64.0,
+        "energy_j_per_token": 0.5,
+        "power_w": 120.0,
+        "energy_source": "nvml-counter",
+    }
+    row = replace(served(), serving={"server": "llama-server", **stated})
+    shown = energy.section(machines([row])).blocks
+    (found,) = (each for each in shown if isinstance(each, Table))
+    assert [each.title for each in found.columns][-3:] == [
+        "J per request", "J per output token, prefill included", "W",
+    ]  # fmt: skip
+    assert found.rows[0][-3:] == ("64.0", "0.500", "120")
+    public = results_row.row(None, row)["energy"]
+    assert (public["request_j"], public["request_j_per_token"], public["request_w"]) == (64.0, 0.5, 120.0)
+    unknown = replace(row, serving={"server": "llama-server", "unknown": {"energy": "no RAPL here"}})
+    assert "No energy figures: no RAPL here" in str(energy.section(machines([unknown])))

@@ -1,0 +1,74 @@
+"""Where the time of each case went, for ``profile runs show --time``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import pairwise
+from typing import Any
+
+from profiler.errors import ProfileError
+from profiler.results.measurement import PHASES, Measurement
+from profiler.show import output
+from profiler.show.columns import plain
+from profiler.units import UNKNOWN, seconds_text
+
+PARTS = ("start", "load", "warm-up", *PHASES, "other", "store")
+FORMATS = (*output.FORMATS,)
+DROPPED = ("store", "other", "start")  # by a terminal that is too narrow
+
+
+def render(measurements: Sequence[Measurement], finished_at: str | None, form: str) -> str:
+    """A row per case that this run measured, and their sum, in a format of ``FORMATS``.
+
+    start: starting the worker and its libraries · load: the model · warm-up, prefill, decode: their repetitions ·
+    other: inputs, memory, checks · store: from the arrival of the row until the next case was sent. Raises
+    ProfileError for another format.
+    """
+    if form not in FORMATS:
+        raise ProfileError(f"--time has no format {form}", f"Use one of {', '.join(FORMATS)}.")
+    own = sorted((row for row in measurements if row.case_s is not None), key=lambda row: row.started_at or "")
+    rows = [_row(row, after) for row, after in pairwise([*own, None]) if row is not None]
+    if rows and rows[-1]["store"] is None and finished_at is not None:
+        rows[-1]["store"] = _gap(own[-1], finished_at)
+    if rows:
+        total = {name: sum(row[name] or 0.0 for row in rows) for name in ("total", *PARTS)}
+        rows.append(dict.fromkeys(("model", "quant", "context", "batch")) | {"model": "all cases"} | total)
+    return output.render(rows, _cells, form, DROPPED)
+
+
+def _row(row: Measurement, after: Measurement | None) -> dict[str, Any]:
+    warmup = sum(sample.seconds for sample in row.samples if sample.warmup)
+    timed: dict[str, Any] = {
+        phase: sum(s.seconds for s in row.samples.record(phase) if not s.warmup) for phase in PHASES
+    }
+    load = row.load_s if row.start_s is not None else None
+    known = sum((row.start_s or 0.0, load or 0.0, warmup, *timed.values()))
+    return {
+        "model": row.case.model,
+        "quant": row.case.quant,
+        "context": row.case.context,
+        "batch": row.case.batch,
+        "total": row.case_s,
+        "start": row.start_s,
+        "load": load,
+        "warm-up": warmup,
+        **timed,
+        "other": max(0.0, (row.case_s or 0.0) - known),
+        "store": None if after is None or after.started_at is None else _gap(row, after.started_at),
+    }
+
+
+def _gap(row: Measurement, until: str) -> float | None:
+    """Seconds from the arrival of ``row`` to a time; ``None`` if one of them is unknown."""
+    if row.started_at is None or row.case_s is None:
+        return None
+    apart = datetime.fromisoformat(until) - datetime.fromisoformat(row.started_at)
+    return max(0.0, apart.total_seconds() - row.case_s)
+
+
+def _cells(row: output.JsonRow) -> dict[str, str]:
+    names = {
+        name: plain(UNKNOWN if row[name] is None else row[name]) for name in ("model", "quant", "context", "batch")
+    }
+    return names | {name: UNKNOWN if row[name] is None else seconds_text(row[name]) for name in ("total", *PARTS)}
