@@ -1,12 +1,18 @@
-"""How much time one sweep saves compared with starting a plain script for each case. Aim: a factor of three.
+"""How long a first look at a grid of twelve cases takes, compared with what people do without a profiler.
 
     python benchmarks/grid_cost.py [--model FOLDER] [--pairs 3]
 
-A is ``profile sweep`` over a grid of 12 cases. B is what people do without it: for each case a process that imports
-transformers, loads the checkpoint, and runs prefill and decode once to warm up and ``reps`` times for a figure. B has
-no saved cache and so prefills before every decode, while A repeats prefills for their own figure, so both run the
-same number of each. They differ in warm-ups: A spends up to five seconds per phase on them. A also stores every row
-and checks memory.
+A is ``profile sweep --quick`` over twelve cases. B is a plain script for each case: a process that imports
+transformers, loads the checkpoint, and runs prefill and decode once to warm up and three times for a figure. B has no
+saved cache and so prefills before every decode, while A repeats prefills for their own figure, so both run the same
+number of each unless A needs more for its precision of 5%. A also stores every row and checks memory. Aim: five times
+as fast.
+
+    python benchmarks/grid_cost.py --llama-cpp DIR --gguf FILE [--backend llama.cpp|hf] [--pairs 3]
+
+A is the same for twelve contexts of a GGUF file, B is llama-bench for the same prompts, depths and steps, with three
+repetitions. With ``hf``, A runs the file's values in PyTorch, which is another engine of another speed. Aim: at most
+twice as long.
 
     python benchmarks/grid_cost.py --scale [--cases 300,3000,10000]
 
@@ -23,19 +29,29 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 from figures import in_turn, ratio_text, seconds_line
 
+from profiler import devices
 from profiler.models.hub import shipped_config
+from profiler.run import ceilings
+from profiler.show import durations
 
 LIMIT_S = 0.005  # the profiler's own CPU time per case of a long sweep
 CONTEXTS, BATCHES, STEPS = (32, 64, 128), (1, 2), (4, 8)
+TWELVE, DECODED = range(32, 416, 32), 16  # contexts and steps of the cases that llama-bench runs too
+REPS = 3  # of B, and the fewest of A
+TIMES_FASTER, TIMES_LONGER = 5.0, 2.0  # aims
 
 PLAIN = """
 import sys, time
@@ -63,30 +79,93 @@ with torch.inference_mode():
 
 
 def main() -> int:
-    """Print the seconds of A and B and their ratio."""
+    """Print the seconds of A and B and their ratio; exit code 1 if an aim is missed."""
     options = parse()
     if options.scale:
         return scale([int(count) for count in options.cases.split(",")])
-    sweeps, plains, loads = [], [], []
+    ceilings.ensure(devices.find("cpu"), print)  # once for a machine, so not part of any time
     with tempfile.TemporaryDirectory(prefix="grid-cost-") as scratch:
-        folder = options.model or write_checkpoint(Path(scratch) / "model")
+        return beside_llama_bench(Path(scratch), options) if options.gguf else beside_scripts(Path(scratch), options)
 
-        def plain() -> None:
-            start = time.perf_counter()
-            loads.extend(plain_s(folder, case, options) for case in product(CONTEXTS, BATCHES, STEPS))
-            plains.append(time.perf_counter() - start)
 
-        in_turn(
-            options.pairs,
-            lambda: sweeps.append(sweep_s(folder, Path(scratch) / f"{len(sweeps)}.sqlite", options)),
-            plain,
-        )
-    print(f"{len(CONTEXTS) * len(BATCHES) * len(STEPS)} cases, {options.reps} reps, {folder.name}, fp32 on the CPU")
-    print(seconds_line("one sweep", sweeps))
-    print(seconds_line("one script per case", plains))
+def beside_scripts(scratch: Path, options: argparse.Namespace) -> int:
+    sweeps: list[Spent] = []
+    plains: list[Spent] = []
+    loads: list[float] = []
+    folder = options.model or write_checkpoint(scratch / "model")
+    grid = {"-c": CONTEXTS, "-b": BATCHES, "-n": STEPS}
+    words = [
+        "-m",
+        str(folder),
+        "-q",
+        "fp32",
+        *(word for flag, values in grid.items() for word in (flag, joined(values))),
+    ]
+
+    def plain() -> None:
+        start = Spent.now()
+        loads.extend(plain_s(folder, case, options) for case in product(CONTEXTS, BATCHES, STEPS))
+        plains.append(start.until_now())
+
+    in_turn(options.pairs, lambda: sweeps.append(sweep_s(words, scratch / f"{len(sweeps)}.sqlite", options)), plain)
+    print(f"{len(CONTEXTS) * len(BATCHES) * len(STEPS)} cases, {REPS} repetitions, {folder.name}, fp32 on the CPU")
+    print(seconds_line("one quick sweep", [each.wall_s for each in sweeps]))
+    print(seconds_line("one script per case", [each.wall_s for each in plains]))
     print(seconds_line("  each import and load in it", loads))
-    print(f"scripts ÷ sweep: {ratio_text(plains, sweeps)}")
-    return 0
+    return judged("scripts ÷ sweep", plains, sweeps, TIMES_FASTER, at_least=True)
+
+
+def beside_llama_bench(scratch: Path, options: argparse.Namespace) -> int:
+    sweeps: list[Spent] = []
+    benches: list[Spent] = []
+    words = ["-m", str(options.gguf), "--backend", options.backend, "-c", joined(TWELVE), "-n", str(DECODED)]
+    words += ["--llama-cpp", str(options.llama_cpp)] if options.backend != "hf" else []
+    common = [str(options.llama_cpp / "llama-bench"), "-m", str(options.gguf), "-t", str(options.threads)]
+    common += ["-r", str(REPS), "-o", "jsonl"]
+
+    def bench() -> None:
+        start = Spent.now()
+        for tests in (["-p", joined(TWELVE), "-n", "0"], ["-p", "0", "-n", str(DECODED), "-d", joined(TWELVE)]):
+            done = subprocess.run([*common, *tests], check=True, capture_output=True, text=True)
+            assert len(done.stdout.splitlines()) == len(TWELVE), done.stdout
+        benches.append(start.until_now())
+
+    in_turn(options.pairs, lambda: sweeps.append(sweep_s(words, scratch / f"{len(sweeps)}.sqlite", options)), bench)
+    print(f"{len(TWELVE)} cases, {options.gguf.name}, {options.backend}")
+    print(seconds_line("one quick sweep", [each.wall_s for each in sweeps]))
+    print(seconds_line("llama-bench", [each.wall_s for each in benches]))
+    return judged("sweep ÷ llama-bench", sweeps, benches, TIMES_LONGER, at_least=False)
+
+
+def judged(what: str, ours: list[Spent], theirs: list[Spent], limit: float, at_least: bool) -> int:
+    """Print the ratios of both clocks and whether the median of wall time meets the aim; the exit code."""
+    cpu = ratio_text([each.cpu_s for each in ours], [each.cpu_s for each in theirs])
+    wall = [each.wall_s for each in ours], [each.wall_s for each in theirs]
+    median = statistics.median(our / their for our, their in zip(*wall, strict=True))
+    held = median >= limit if at_least else median <= limit
+    words = "at least" if at_least else "at most"
+    print(f"{what}, CPU time: {cpu}")
+    print(f"{what}: {ratio_text(*wall)}; aim {words} {limit:g}: {'met' if held else 'MISSED'}")
+    return 0 if held else 1
+
+
+class Spent(NamedTuple):
+    """Seconds by two clocks, of which one counts the processes that were started."""
+
+    wall_s: float
+    cpu_s: float
+
+    @classmethod
+    def now(cls) -> Spent:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return cls(time.perf_counter(), used.ru_utime + used.ru_stime)
+
+    def until_now(self) -> Spent:
+        return Spent(*(after - before for before, after in zip(self, Spent.now(), strict=True)))
+
+
+def joined(values: Iterable[int]) -> str:
+    return ",".join(map(str, values))
 
 
 def scale(counts: list[int]) -> int:
@@ -121,28 +200,29 @@ def cpu_s(command: list[str]) -> tuple[float, float]:
     return user + system, child_user + child_system
 
 
-def sweep_s(folder: Path, store: Path, options: argparse.Namespace) -> float:
-    """Wall seconds of one sweep into a new store. Every row must be ok for the time to mean anything."""
-    lists = (("-c", CONTEXTS), ("-b", BATCHES), ("-n", STEPS))
-    grid = [word for flag, values in lists for word in (flag, ",".join(map(str, values)))]
-    command = [sys.executable, "-m", "profiler", "sweep", "-m", str(folder), "-q", "fp32", *grid, "-o", "jsonl"]
-    command += ["-r", str(options.reps), "--threads", str(options.threads), "--device", "cpu", "--store", str(store)]
-    start = time.perf_counter()
+def sweep_s(words: list[str], store: Path, options: argparse.Namespace) -> Spent:
+    """The time of one quick sweep into a new store; prints where it went. Every row must be ok."""
+    command = [sys.executable, "-m", "profiler", "sweep", *words, "--quick", "-o", "jsonl"]
+    command += ["--threads", str(options.threads), "--device", "cpu", "--store", str(store)]
+    start = Spent.now()
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    seconds = time.perf_counter() - start
-    outcomes = [json.loads(line)["outcome"] for line in done.stdout.splitlines()]
-    expected = ["ok"] * (len(CONTEXTS) * len(BATCHES) * len(STEPS))
-    if outcomes != expected:
-        raise SystemExit(f"the sweep gave {outcomes}")
-    return seconds
+    spent = start.until_now()
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    if [row["outcome"] for row in rows] != ["ok"] * 12:
+        raise SystemExit(f"the sweep gave {[row['outcome'] for row in rows]}")
+    show = [sys.executable, "-m", "profiler", "runs", "show", "--time", "-o", "jsonl", "--store", str(store)]
+    total = json.loads(subprocess.run(show, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    parts = [f"{name} {total[name]:.1f} s" for name in durations.PARTS]
+    print(f"  of {spent.wall_s:.1f} s of the sweep: {', '.join(parts)}", flush=True)
+    return spent
 
 
 def plain_s(folder: Path, case: tuple[int, int, int], options: argparse.Namespace) -> float:
     """Run the plain script for a case; return the seconds for its imports and loading."""
-    command = [sys.executable, "-c", PLAIN, str(folder), *map(str, (*case, options.reps, options.threads))]
+    command = [sys.executable, "-c", PLAIN, str(folder), *map(str, (*case, REPS, options.threads))]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     first, *rows = done.stdout.splitlines()
-    assert len(rows) == 1 + options.reps
+    assert len(rows) == 1 + REPS
     return float(first)
 
 
@@ -161,7 +241,9 @@ def write_checkpoint(folder: Path) -> Path:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="config.json and safetensors")
-    parser.add_argument("--reps", type=int, default=1, help="repetitions of each phase [default: %(default)s]")
+    parser.add_argument("--gguf", type=Path, metavar="FILE", help="compare with llama-bench on this file")
+    parser.add_argument("--llama-cpp", type=Path, metavar="DIR", help="the folder of llama-bench")
+    parser.add_argument("--backend", default="llama.cpp", help="that measures the file [default: %(default)s]")
     parser.add_argument("--pairs", type=int, default=3, help="pairs of A and B [default: %(default)s]")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads [default: %(default)s]")
     parser.add_argument("--scale", action="store_true", help="measure the cost per case by the number of cases")

@@ -108,6 +108,9 @@ def sweep(
     weights: str = "auto",
     fill: str | None = None,
     energy: bool = False,
+    quality: bool = False,
+    quality_text: Name | None = None,
+    reference: Name | None = None,
     seed: int = 0,
     device: str | None = None,
     backend: str = backends.DEFAULT,
@@ -138,25 +141,22 @@ def sweep(
     already holds are not measured again unless ``fresh`` is true. A failed case is a row with another ``outcome``.
     ``precision`` is a fraction (0.02 is 2%), durations are in seconds, ``max_memory`` is in bytes; "2%", "10m" and
     "8GiB" work as well. ``learned``: whether earlier rows correct the predictions. ``progress`` reports on stderr.
-
     Ctrl-C finishes the current case; a second Ctrl-C or SIGTERM stops at once. Both raise KeyboardInterrupt. Rows
     that were measured before are stored, and the same call continues. Raises NotFound, StoreError and ProfileError. A
     model that cannot be used raises if it is the only one; otherwise it is in ``Rows.refused``, with a warning.
     """
     given = locals()
-    energy, quick, fresh, learned, progress = (_flag(n, given[n]) for n in (*FLAGS, "learned", "progress"))
+    energy, quality, quick, fresh, learned, progress = (_flag(n, given[n]) for n in (*FLAGS, "learned", "progress"))
     lists: dict[str, Any] = {name: _words(name, given[name]) for name in LISTS}
     texts = {name: text for name in SINGLE if (text := _option_text(name, given[name])) is not None}
-    single = {name: _parsed(name, text, OPTIONS[name].parse) for name, text in texts.items()}
-    limits = WorkerLimits(max_memory_bytes=single.pop("max_memory", None), case_s=single.pop("timeout"))
-    named_device = single.pop("device", None)
-    for name in {"max_phase", "budget"} & single.keys():
-        single[f"{name}_s"] = single.pop(name)
+    single = {n + "_s" * (n in SECONDS): _parsed(n, text, OPTIONS[n].parse) for n, text in texts.items()}
+    limits = WorkerLimits(max_memory_bytes=single.pop("max_memory", None), case_s=single.pop("timeout_s"))
     argv = _command_line(lists, texts, {f"--{n}": given[n] for n in FLAGS} | {"--no-learned": not learned})
     single["options"] = {name: lists.pop(name) for name in request.OF_BACKENDS}
     with _named_as(SWEEP_OPTIONS):
-        wanted = SweepRequest(**lists, **single, energy=energy, quick=quick)
-        return _sweep(wanted, named_device, limits, {"resumed": not fresh, "learned": learned}, store, progress, argv)
+        ways, device = {"resumed": not fresh, "learned": learned}, single.pop("device", None)
+        wanted = SweepRequest(**lists, **single, energy=energy, quality=quality, quick=quick)
+        return _sweep(wanted, device, limits, ways, store, progress, argv)
 
 
 def _sweep(
@@ -414,7 +414,8 @@ WRITERS: dict[Any, Callable[[str, Any], str]] = {  # by the parser that reads wh
     some_share: _with_unit("%", 100),
     some_seconds: _with_unit("s"),
 }
-FLAGS = ("energy", "quick", "fresh")
+SECONDS = ("max_phase", "budget", "timeout")
+FLAGS = ("energy", "quality", "quick", "fresh")
 SWEEP_OPTIONS = {
     **{spelling: name for name, option in OPTIONS.items() for spelling in option.names},
     **{f"--{name}": name for name in FLAGS},

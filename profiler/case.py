@@ -13,13 +13,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # what a task carries, but this module does not use
     from profiler.cost.cases import CaseEstimate
     from profiler.models.geometry import Geometry
     from profiler.models.stored import Stored
     from profiler.quants.base import Quant
+
+Phase = Literal["prefill", "decode"]
+PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 # Default tokens per sequence in one prefill pass. A larger chunk is hardly faster, and its activations take more
 # memory.

@@ -25,6 +25,7 @@ from profiler.errors import EXHAUSTED, ProfileError
 from profiler.units import printable
 
 INTERRUPTED = 128 + signal.SIGINT
+COMPLETION = "_PROFILE_COMPLETE"  # a shell asks for the completion of a line
 DEBUG = "PROFILER_DEBUG"  # show tracebacks, for developers of the profiler
 ISSUES = "please report it with that file"
 HINTS = EXHAUSTED | {
@@ -69,6 +70,8 @@ class Commands(click.Group):
 
     def main(self, args: Sequence[str] | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         """Run, and exit with 0, what the command returned, 2 for usage errors, or 130 for Ctrl-C."""
+        if os.environ.get(COMPLETION):  # click writes bytes, which a guarded stream does not take
+            super().main(args, **extra | {"prog_name": "profile"})
         with console.guarded():
             code = self._code(args, extra)
         sys.exit(code if isinstance(code, int) else 0)

@@ -76,10 +76,9 @@ class Stream(io.TextIOBase):
     def fileno(self) -> int:
         return self._inner.fileno()
 
-    def write(self, text: str | bytes) -> int:
-        """Write text; click's shell completion is UTF-8."""
+    def write(self, text: str) -> int:
         try:
-            self._put(text if isinstance(text, str) else text.decode())
+            self._put(text)
         except BrokenPipeError:
             if self._lost is not None:
                 raise

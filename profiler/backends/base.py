@@ -171,6 +171,7 @@ class InstalledBuild:
     program: str  # the path of one that measures
     variables: Mapping[str, str]  # environment variables that make a worker use it
     versions: Mapping[str, str]  # as ``Backend.versions``
+    libraries: tuple[str, ...] = ()  # paths of the engine's shared libraries that it loads
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +202,7 @@ class Backend:
     versions: Callable[[], Mapping[str, str]] = dict  # versions that rows record in addition to the usual libraries
     microbenchmark: str | None = None  # the module that `profile calibrate` runs
     ceilings: str | None = None  # the module that measures only the two ceilings of MBU and MFU
+    quality: str | None = None  # the module that compares its logits with a reference's (``profiler/run/quality.py``)
     server_command: str | None = None  # the command that measures it, if it is a running server: no worker opens it
     has_cpu_time: Callable[[Case], bool] = _always  # whether the repetitions of a case on a CPU have CPU times
     find_build: Callable[[str | None], InstalledBuild] | None = None  # the build in a folder, or the usual one

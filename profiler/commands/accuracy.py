@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -146,14 +147,15 @@ def disturbed(measurement: Measurement, figure: str) -> bool:
 
 
 def summary(found: Sequence[dict[str, Any]]) -> list[str]:
-    """A line for each figure, and one for what rows teach about it."""
+    """A line for each figure of each backend, and one for what rows teach about it."""
     lines = []
-    for figure in FIGURES:
-        mine = [row for row in found if row["figure"] == figure]
+    backends = dict.fromkeys(row["backend"] for row in found)
+    for backend, figure in product(backends, FIGURES):
+        mine = [row for row in found if (row["backend"], row["figure"]) == (backend, figure)]
         if mine:
-            lines.append(
-                f"{WORDS[figure]}: {_errors(mine, 'error')}, {_share(mine, 'covered')} within the predicted range"
-            )
+            name = f"{printable(backend, 40)}, " if len(backends) > 1 else ""
+            covered = _share(mine, "covered")
+            lines.append(f"{name}{WORDS[figure]}: {_errors(mine, 'error')}, {covered} within the predicted range")
         taught = [row for row in mine if row.get("learned_error") is not None]
         if taught:
             after, covered = _errors(taught, "learned_error"), _share(taught, "learned_covered")

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from profiler import devices, quants
+from profiler.case import PHASES
 from profiler.commands import options
 from profiler.cost.engines.transformers import COUNTS
 from profiler.devices import calibration
@@ -14,7 +15,6 @@ from profiler.devices.base import kind_of
 from profiler.devices.calibration import BETWEEN_NEEDS, DELTA, DELTA_TOKENS, Ceilings, LayerKernel
 from profiler.errors import ProfileError
 from profiler.models.layers import IDEAL, Weight
-from profiler.results.measurement import PHASES
 from profiler.run import ceilings
 from profiler.show import output as show_output
 from profiler.show import progress

@@ -33,7 +33,9 @@ from profiler.units import printable
     help="Write the report as Markdown, with its charts as SVG files in a folder next to it.",
 )
 @click.option(
-    "--quality",
+    "--scores",
+    "--quality",  # its first name
+    "quality",
     type=options.FilePath(),
     metavar="FILE",
     help="Quality scores of models, with sources, instead of the built-in ones.",

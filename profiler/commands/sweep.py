@@ -113,6 +113,17 @@ def llama_cpp_options() -> Decorator:
         "Fill the cache by a real prefill or with random values, which costs no prefill. [default: prefill]",
         choices=grid.FILLS,
     ),
+    click.option(
+        "--quality",
+        is_flag=True,
+        help="Also measure the KL divergence from the model in fp32, over a set of texts.",
+    ),
+    click.option(
+        "--quality-text", metavar="FOLDER", help="Texts of your own for --quality, in a folder for each kind."
+    ),
+    click.option(
+        "--reference", metavar="MODEL", help="Compare with this model, for a checkpoint that is itself quantized."
+    ),
     click.option("--energy", is_flag=True, help="Also measure joules per token; adds about ten seconds per phase."),
     option("seed", "Seed of synthetic weights and prompt tokens."),
 )
@@ -138,7 +149,7 @@ def llama_cpp_options() -> Decorator:
     click.option(
         "--quick",
         is_flag=True,
-        help="A first look: one warm-up per case, and 3 to 10 repetitions for a --precision of 5%.",
+        help="A first look: one warm-up per case, and 3 to 6 repetitions for a --precision of 5%.",
     ),
     option("max_phase", "Start no further repetition of a phase after this time. [default: 60s]"),
     option("budget", "Choose the cases that fit into this time, such as 10m."),

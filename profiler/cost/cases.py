@@ -239,7 +239,7 @@ def _utilization(predictor: Predictor, case: Case) -> dict[str, Any] | None:
         return None
     there = predictor if at is on else predictor_of(case, predictor.geometry, at, predictor.checkpoint_format)
     prefill_s, step_s = there.utilization_s(case.context, mean_depth(case), case.batch, kv_of(case))
-    basis = "calibrated" if on.ceilings is not None else "data sheet" if at is on else "quick"
+    basis = "calibrated" if on.ceilings is not None else "data sheet" if on.quick is None else on.quick.basis
     return {"prefill_s": prefill_s, "step_s": step_s, "basis": basis}
 
 

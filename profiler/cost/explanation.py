@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from profiler.case import PHASES
 from profiler.cost import machine, work
 from profiler.cost.engines.base import EngineRequest, Terms
 from profiler.cost.prediction import Offloaded, Predictor, judge
@@ -15,7 +16,6 @@ from profiler.cost.rates import PLAIN
 from profiler.cost.roofline import Rates
 from profiler.cost.work import PhaseWork
 from profiler.decode_path import GRAPH
-from profiler.results.measurement import PHASES
 
 NAMES = {
     "other": "norms, routers, convolutions",

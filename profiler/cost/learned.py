@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from profiler.case import digest, options_of
+from profiler.case import PHASES, digest, options_of
 from profiler.cost.interval import Interval, exact
 from profiler.devices.base import DeviceInfo
 from profiler.devices.target import Target
@@ -36,7 +36,7 @@ from profiler.quants.base import DTYPE_BYTES
 from profiler.settings import existing_results
 
 if TYPE_CHECKING:  # what reads rows takes as long to import as all of a prediction
-    from profiler.results.measurement import Measurement, Phase
+    from profiler.results.measurement import Measurement
 
 PLAIN_VERSION = 1  # of plain predictions: raise it when they change, so that rows of the version before teach nothing
 SAME_RATES = 1.15  # a calibration that moves the ceilings by a larger factor has changed the plain predictions
@@ -55,7 +55,6 @@ ALIKE = 0.3  # a row as like a case as this is counted when we say from how many
 MOST = 40  # rows of a phase that teach, the newest: the time to learn grows with their cube
 READ = 200  # rows of the store that are looked at, the newest
 Z_90 = 1.645
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 RATES = ("prefill_tps", "decode_tps")
 PLAIN_QUANTS = frozenset({*DTYPE_BYTES, "f32", "f16"})
 HARMLESS = frozenset({"few", "cold", "imprecise", "power-capped", "retained", "launch-bound"})  # endings of codes

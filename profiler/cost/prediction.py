@@ -11,12 +11,13 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from profiler.case import PHASES
 from profiler.cost import machine, work
 from profiler.cost import rates as cost_rates
 from profiler.cost.calibrated import calibrated
 from profiler.cost.engines.base import Engine, EngineRequest, Terms
 from profiler.cost.interval import Basis, Interval
-from profiler.cost.learned import NOTHING, PHASES, Correction, Learned, LearnedCase
+from profiler.cost.learned import NOTHING, Correction, Learned, LearnedCase
 from profiler.cost.machine import Machine
 from profiler.cost.roofline import Bounds, Rates
 from profiler.cost.storage import Storage

@@ -191,8 +191,7 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class QuickCeilings:
-    """The two ceilings that MBU and MFU need, as a sweep measures them within seconds. ``Ceilings`` replace them, and
-    predictions do not use them: a slow second may have made them too low."""
+    """The two ceilings of MBU and MFU, measured within seconds; too uncertain for predictions."""
 
     title: str
     fingerprint: str
@@ -200,11 +199,10 @@ class QuickCeilings:
     seconds: float
     read_bytes_s: float
     flops: Mapping[str, float]  # matrix products, by dtype
+    basis: str = "quick"  # calibrated: they are part of a calibration
 
     def at_duty_cycle(self, share: float) -> QuickCeilings:
         """As ``Ceilings.at_duty_cycle``."""
-        if share >= 1:
-            return self
         return replace(self, read_bytes_s=self.read_bytes_s * share, flops=_divided(self.flops, 1 / share))
 
 
@@ -248,16 +246,23 @@ def load(device: DeviceInfo, packages: Sequence[str] | None = None) -> Ceilings 
 
 
 def load_quick(device: DeviceInfo) -> QuickCeilings | None:
-    """The two ceilings that a sweep on ``device`` has measured in its current state; ``None``: none has."""
+    """The two ceilings of ``device``, whatever its threads: of its calibrations, else as a sweep measured them."""
+    device = whole(device)
+    if (known := load(device)) is not None:
+        about = known.title, known.fingerprint, known.measured_at, known.seconds
+        return QuickCeilings(*about, known.read_bytes_s, known.flops, "calibrated")
+    mark = fingerprint(device)
     try:
-        if not folder().is_dir():
-            return None
-        mark = fingerprint(device)
         content = read_json(_quick_path(mark))
     except ProfileError:
         return None
     found = parse_quick(content) if isinstance(content, Mapping) else None
     return found if found is not None and found.fingerprint == mark else None
+
+
+def whole(device: DeviceInfo) -> DeviceInfo:
+    """``device`` with one thread per core, as by default: fewer threads do not make it a slower device."""
+    return replace(device, threads=device.physical)
 
 
 def save_quick(ceilings: QuickCeilings) -> None:
@@ -270,7 +275,7 @@ def save_quick(ceilings: QuickCeilings) -> None:
 def parse_quick(content: Mapping[str, Any]) -> QuickCeilings | None:
     """Two stored ceilings; ``None`` if a figure is missing or impossible."""
     try:
-        found = QuickCeilings(**{one.name: content[one.name] for one in fields(QuickCeilings)})
+        found = QuickCeilings(**{one.name: content[one.name] for one in fields(QuickCeilings) if one.name != "basis"})
         numbers = [found.seconds, found.read_bytes_s, *found.flops.values()]
     except (AttributeError, KeyError, TypeError):
         return None

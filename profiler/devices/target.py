@@ -284,7 +284,7 @@ def of(device: DeviceInfo, packages: Sequence[str] | None = None) -> Target:
     if measured is None:
         quick = calibration.load_quick(device)
         if quick is not None and on_host:
-            quick = quick.at_duty_cycle(device.duty_cycle)
+            quick = quick.at_duty_cycle(calibration.whole(device).duty_cycle)
         return replace(found, quick=quick)
     kind = kind_of(device.kind)
     if on_host:

@@ -97,7 +97,7 @@ class Advice:
 
 
 def advice_for(task: Task) -> Advice:
-    """What to do when stored times cannot decide a case. In the command, the user replaces REV."""
+    """What to do when stored times cannot decide a case. In the command, the user replaces REV or OLD_DIR."""
     if task.case.server is not None:
         return Advice(MORE_REQUESTS)
     return Advice(

@@ -17,7 +17,7 @@ from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 from profiler.gate import trial as gate_trial
 from profiler.gate import variants
-from profiler.gate.agreement import agreement
+from profiler.gate.agreement import KL_LIMIT, KL_LIMIT_F32, agreement
 from profiler.gate.bench import (
     METRICS,
     GateClock,
@@ -220,6 +220,7 @@ class _Gate:
         """Measure base and candidate in turns."""
         base = self._variant(request.base, request.build, scratch, "the base")
         candidate = self._variant(request.candidate, request.build, scratch, "the candidate")
+        variants.refuse_shared_libraries(base, candidate)
         self._note_variants(base, candidate)
         with self._bench() as bench:
             for variant in (base, candidate):
@@ -248,14 +249,15 @@ class _Gate:
         for task in {task.case.load_key: task for task in reversed(self._tasks)}.values():
             self._say(f"{printable(task.case.label)}: greedy tokens of both builds")
             try:
-                both = [complete(task.case, task.source, build) for build in (base.build, candidate.build)]
+                before, now = (complete(task.case, task.source, each) for each in (base.build, candidate.build))
             except KeyboardInterrupt:
                 raise Interrupted from None
             except ProfileError as error:
                 hint = f" ({error.hint})" if error.hint else ""
                 self.result.notes.append(f"tokens of {task.case.model}: unknown, because {error.message}{hint}")
             else:
-                agreed = agreement(task.case.label, *both)
+                limit = KL_LIMIT_F32 if task.case.quant == "f32" else KL_LIMIT
+                agreed = agreement(task.case.label, before, now, limit)
                 self.result.notes += [f"{each.metric}: {each.reason}" for each in agreed if each.word == "PASS"]
                 found += agreed
         return found

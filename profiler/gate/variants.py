@@ -69,12 +69,9 @@ import importlib, json, sys
 def fault():
     from profiler import registry
     from profiler.run import protocol, worker
-    def case_of(message):
-        if hasattr(protocol, "read_task"):
-            return protocol.read_task(message)[0].case
-        kind = getattr(protocol, "WorkerTask", None) or protocol.Order  # in earlier revisions
-        return kind.from_json(message).case
-    cases = [case_of(json.loads(line)) for line in sys.stdin]
+    kind = getattr(protocol, "WorkerTask", None) or getattr(protocol, "Order", None)  # in earlier revisions
+    read = kind.from_json if kind else lambda message: protocol.read_task(message)[0]
+    cases = [read(json.loads(line)).case for line in sys.stdin]
     for name in sorted({case.backend for case in cases}):
         module = registry.load("backends", name, "backend")
         if not (hasattr(module, "open_session") or hasattr(module, "open")):  # open: its name in earlier revisions
@@ -84,8 +81,7 @@ def fault():
             return f"its torch {sys.modules['torch'].__version__} cannot use a GPU"
     from profiler import devices
     for case in cases if "torch" in sys.modules else ():
-        quant = registry.load("quants", case.quant, "quantization").QUANT
-        reason = quant.unavailable(devices.find(case.device))
+        reason = registry.load("quants", case.quant, "quantization").QUANT.unavailable(devices.find(case.device))
         if reason:
             return reason
 try: said = fault()
@@ -270,6 +266,19 @@ def of_project(
         )
     found = _with_code(text, Launch((str(environments[0] / "bin" / "python"),)), scratch)
     return replace(found, name=name, repository=printable(root))
+
+
+def refuse_shared_libraries(base: Variant, candidate: Variant) -> None:
+    """Raises ProfileError if two builds in different folders load the same libraries of the engine."""
+    if base.build is None or candidate.build is None or base.build.folder == candidate.build.folder:
+        return
+    shared = sorted({*base.build.libraries} & {*candidate.build.libraries})
+    if shared:
+        folders = f"{printable(base.build.folder)} and {printable(candidate.build.folder)}"
+        raise ProfileError(
+            f"the programs in {folders} load the same {printable(shared[0])}",
+            "Keep the libraries of the old build with its programs: copy the whole folder before you build anew.",
+        )
 
 
 def refuse_unbuilt(text: str, example: str) -> None:

@@ -19,7 +19,7 @@ from profiler.foreign import read_bytes, why
 from profiler.units import bytes_text, printable
 
 SHIPPED = "profile-text-1"  # a change of the texts is another set, with another name
-LICENCE = "Apache-2.0"
+LICENSE = "Apache-2.0"
 OWN = "own"
 MOST_BYTES, MOST_BYTES_TOGETHER, MOST_FILES = 4 << 20, 16 << 20, 1000
 
@@ -38,7 +38,7 @@ class TextSet:
     """Documents, in the order of their kinds and names."""
 
     name: str
-    licence: str | None  # of the texts; None: a person's own
+    license: str | None  # of the texts; None: a person's own
     documents: tuple[TextDocument, ...]
 
     @property
@@ -62,7 +62,7 @@ def shipped() -> TextSet:
         for file in sorted(kind.iterdir(), key=lambda entry: entry.name)
         if file.name.endswith(".txt")
     ]
-    return TextSet(SHIPPED, LICENCE, tuple(found))
+    return TextSet(SHIPPED, LICENSE, tuple(found))
 
 
 def of_folder(folder: Path) -> TextSet:

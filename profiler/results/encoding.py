@@ -16,7 +16,7 @@ import math
 import operator
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, Field, asdict, replace
 from dataclasses import fields as dataclass_fields
 from functools import cache, partial, reduce
@@ -28,6 +28,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType, convert, to_builtins
 
 from profiler.case import Case
+from profiler.foreign import Budget, json_value
 from profiler.results.measurement import (
     NO_SAMPLES,
     SAMPLE_DEFAULTS,
@@ -59,7 +60,10 @@ from profiler.results.validity import (
 )
 
 LARGEST_INT = 2**63 - 1  # the largest integer that msgspec compares
-JSON = frozenset({"energy", "cautions", "asked", "stopped", "expected", "decode_path", "checkpoint", "serving"})
+CONFIG = Budget(nbytes=1 << 20, values=1 << 15, depth=12)  # of a config that is kept; most have 1,000 values
+JSON = frozenset(
+    {"energy", "cautions", "asked", "stopped", "expected", "decode_path", "checkpoint", "serving", "quality"}
+)
 FIELDS = tuple(field.name for field in dataclass_fields(Measurement) if field.name != "environment")
 AS_IT_IS = ("serving",)  # plain JSON, whose nulls say what is unknown
 ALWAYS = ("case", "samples", "memory", "cautions")  # written for each row
@@ -238,8 +242,9 @@ def encode_model(model: RunModel) -> str:
     """The notes, the checkpoint and the config of a run's model as JSON, without nulls and secrets."""
     notes = [asdict(note) for note in model.notes]
     content = {"cautions": notes, "checkpoint": model.checkpoint}
-    if model.config:
-        content["config"] = model.config
+    with suppress(ValueError):  # one that could not be read again: its shapes are then unknown to readers
+        json_value(dumps(model.config), CONFIG)
+        content |= {"config": model.config} if model.config else {}
     return dumps(_without_nulls(redact_json(content)))
 
 
@@ -298,6 +303,7 @@ def _of_typed(row: Any, steps: EncodedSteps, environment: dict[str, Any]) -> Mea
         None if row.serving is NULL else _part("serving", row.serving),
         row.case_s,
         row.start_s,
+        None if row.quality is NULL else _part("quality", row.quality),
     )
 
 

@@ -17,12 +17,12 @@ from itertools import compress
 from typing import Any, Literal, overload
 
 from profiler.case import CODES, Case
+from profiler.case import PHASES as PHASES
+from profiler.case import Phase as Phase
 from profiler.units import printable
 
 SCHEMA = 1
 Outcome = Literal["ok", "oom", "skipped", "failed", "timeout"]
-Phase = Literal["prefill", "decode"]
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 PLAIN = " on plain torch"
 
@@ -334,6 +334,7 @@ class Measurement(_Reloadable):
     serving: dict[str, Any] | None = None  # the requests to a server (run/serving.py); None: no server was measured
     case_s: float | None = None  # from sending the case to a worker until its row arrived
     start_s: float | None = None  # part of it: starting the worker and its libraries; None: it was running already
+    quality: dict[str, Any] | None = None  # against a reference (results/quality.py); None: it was not requested
 
     def __post_init__(self) -> None:
         if type(self.samples) is not Repetitions:

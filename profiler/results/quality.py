@@ -33,7 +33,7 @@ REPLICATES = 400  # the standard deviation of a figure is then known to 4%
 SEED = 22
 SUMS = ("tokens", "kl", "same", "nll", "reference_nll")  # columns of numbers
 TEXTS = ("kind", "document")
-DERIVED = ("kl", "top1", "ppl", "kinds")  # added when a row is printed
+DERIVED = ("tokens", "kl", "top1", "ppl", "kinds")  # added when a row is printed
 ALL = "all"  # the name of the whole set in ``tails``
 
 
@@ -67,6 +67,16 @@ def blocks(stored: Mapping[str, Any]) -> list[Block]:
         if columns
         else []
     )
+
+
+def stored(row: Any) -> Any:
+    """What a row stores, from the ``quality`` of a public row."""
+    return {name: value for name, value in row.items() if name not in DERIVED} if isinstance(row, dict) else row
+
+
+def reference_dtype(stored: Mapping[str, Any] | None) -> str | None:
+    """The dtype of the reference of a row's ``quality``; None if it has no figures."""
+    return (stored.get("reference") or {}).get("dtype") if stored and stored.get("blocks") else None
 
 
 def columns(found: Sequence[Block]) -> dict[str, list[Any]]:

@@ -18,7 +18,7 @@ from operator import attrgetter
 from typing import Any
 
 from profiler.case import Case
-from profiler.results import energy, stats
+from profiler.results import energy, quality, stats
 from profiler.results.cautions import cautions
 from profiler.results.measurement import (
     PHASES,
@@ -87,6 +87,7 @@ def _without_environment(run: str | None, measurement: Measurement) -> dict[str,
         "serving": measurement.serving,
         "memory": _flat(measurement.memory) | {"unaccounted_bytes": unaccounted_bytes(measurement.memory)},
         "energy": _energy(measurement),
+        "quality": quality.content(measurement.quality),
         "ceiling": stats.ceiling(measurement, medians),
         "predicted": stats.predicted(measurement),
         "cautions": [asdict(caution) for caution in cautions(measurement, medians)],
@@ -197,6 +198,7 @@ def from_row(row: Mapping[str, Any]) -> Measurement:
         "expected": _expected(row),
         "checkpoint": row.get("checkpoint") or {},
         "serving": row.get("serving"),
+        "quality": quality.stored(row.get("quality")),
     }
     check_row(content, "path")
     content["expected"] |= _ceilings(row)

@@ -371,7 +371,7 @@ class Store:
 
     def configs(self) -> dict[str, dict[str, Any]]:
         """The config of each model by its id, as far as runs have stored them."""
-        newest = "rowid IN (SELECT MAX(rowid) FROM run_models GROUP BY model_id)"
+        newest = """rowid IN (SELECT MAX(rowid) FROM run_models WHERE content LIKE '%"config"%' GROUP BY model_id)"""
         return {name: model.config for name, model in self._said_of_models(newest).items() if model.config}
 
     def _steps(self, row: int) -> bytes:

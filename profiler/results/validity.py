@@ -90,6 +90,8 @@ TEXT = Allowed(frozenset({str, NoneType}))
 FLAG = Allowed(frozenset({bool, NoneType}))
 ANY = Allowed(frozenset({int, float, str, bool, NoneType}), -MAX_NUMBER)
 COUNT = Allowed(frozenset({int}), high=MAX_COUNT)
+AMOUNT = Allowed(frozenset({int, float}))
+SIZES = {"tokens": Allowed(frozenset({int}), 1, MAX_COUNT), "same": COUNT}  # of ``quality.blocks``
 
 # The fields of semi-structured parts that reports read. Other names may have any JSON value.
 ENVIRONMENT: Form = {
@@ -122,6 +124,7 @@ ASKED = {
     "max_phase_s": NUMBER,
     "max_memory_bytes": NUMBER,
     "energy": FLAG,
+    "quality": TEXT,
     "quick": FLAG,
 }
 FIGURE = {"value": SIZE, "low": NUMBER, "high": NUMBER, "basis": TEXT, "rows": NUMBER}
@@ -167,6 +170,19 @@ SERVING: Form = {
     "fixed_length": FLAG,
     "unknown": {},
 }
+QUALITY: Form = {
+    **dict.fromkeys(("definition", "window", "error", "rest", "seconds"), NUMBER),
+    "text": dict.fromkeys(("name", "hash", "license"), TEXT),
+    "reference": dict.fromkeys(("model", "model_id", "dtype", "device"), TEXT),
+    "blocks": dict.fromkeys(("kind", "document", "tokens", "kl", "same", "nll", "reference_nll"), LIST),
+    "tails": {},
+    "decode": {
+        "path": TEXT,
+        **dict.fromkeys(("tokens", "kl", "same", "prompt_kl", "prompt_same"), NUMBER),
+        "reason": TEXT,
+    },
+    "reason": TEXT,
+}
 PARTS: dict[str, Form] = {
     "asked": ASKED,
     "expected": EXPECTED,
@@ -174,7 +190,9 @@ PARTS: dict[str, Form] = {
     "stopped": STOPPED,
     "checkpoint": {},
     "serving": SERVING,
+    "quality": QUALITY,
 }
+NULLABLE = ("serving", "quality")  # parts that most rows do not have
 OBJECTS: dict[str, type] = {"case": Case, "memory": Memory, "cautions": Caution, "decode_path": DecodePath}
 MAX_DEPTH = 8  # nested lists and objects, where names are free
 
@@ -202,7 +220,7 @@ def check_row(row: Mapping[str, Any], path_name: str = "decode_path") -> None:
 def check_field(name: str, value: Any, path_name: str = "decode_path") -> None:
     """Raise ValueError unless ``value`` is allowed for the field ``name``; ``path_name`` as for a row."""
     if name in PARTS:
-        if value is not None or name != "serving":
+        if value is not None or name not in NULLABLE:
             check_part(name, value)
         return
     rule = allowed(Measurement).get(name)
@@ -290,6 +308,22 @@ def check_part(name: str, content: Any) -> None:
     _check_form(content, PARTS[name], name)
     if name == "expected":
         check_expected(content)
+    if name == "quality":
+        _check_blocks(content.get("blocks") or {})
+
+
+def _check_blocks(blocks: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the columns of ``quality.blocks`` are complete and describe the same blocks."""
+    if not blocks:
+        return
+    for name in QUALITY["blocks"]:  # type: ignore[union-attr]
+        if not isinstance(values := blocks.get(name), list):
+            raise ValueError(f"quality.blocks has no {name}")
+        rule = Allowed(frozenset({str})) if name in ("kind", "document") else SIZES.get(name, AMOUNT)
+        if wrong := [value for value in values if not rule.takes(value)]:
+            raise ValueError(f"quality.blocks.{name} contains {shown(wrong[0])}, must be {rule}")
+    if len({len(values) for values in blocks.values()}) > 1:
+        raise ValueError("quality.blocks has columns of different lengths")
 
 
 def check_expected(content: Mapping[str, Any]) -> None:

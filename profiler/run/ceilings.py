@@ -56,6 +56,7 @@ def measure(device: DeviceInfo, on_tick: OnTick = unheard) -> Ceilings:
 
 def measure_quick(device: DeviceInfo) -> QuickCeilings:
     """Measure the two ceilings of a device within seconds. Raises as ``measure``."""
+    device = calibration.whole(device)
     found = calibration.parse_quick(_identity(device) | _run(device, "ceilings", QUICK_LIMIT_S, unheard))
     if found is None:
         raise ProfileError(f"measuring {device.name} gave impossible figures")
@@ -64,7 +65,7 @@ def measure_quick(device: DeviceInfo) -> QuickCeilings:
 
 def ensure(device: DeviceInfo, say: Callable[[str], None]) -> None:
     """Make sure that MBU and MFU of cases on ``device`` can be given: measure its ceilings unless they are known."""
-    if calibration.load(device) is not None or calibration.load_quick(device) is not None:
+    if calibration.load_quick(device) is not None:
         return
     say(f"measuring the bandwidth and FLOP/s of {device.name} once, in about 4 s, for MBU and MFU; "
         "profile calibrate is more exact")  # fmt: skip

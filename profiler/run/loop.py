@@ -67,7 +67,6 @@ from profiler.results.measurement import (
     Sample,
 )
 from profiler.run.repetitions import (
-    MIN_REPS,
     Effort,
     Measured,
     Repeater,
@@ -344,7 +343,7 @@ def _repeat_timed(phase: Phase, run: TimedCase, session: TimedSession, effort: E
     samples: list[Sample] = []
     stopped: Stop | None = None
     session.watcher.start()
-    with closing(run.repeat(phase, effort.reps or MIN_REPS, effort.max_phase_s)) as groups:
+    with closing(run.repeat(phase, effort.min_reps, effort.max_phase_s)) as groups:
         for group in groups:
             seen = session.watcher.stop(sum(sample.seconds for sample in group))
             samples += [

@@ -27,7 +27,7 @@ from profiler.devices.base import DeviceInfo
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
 from profiler.results.energy import RESOLVED_S
-from profiler.run import repetitions
+from profiler.run import quality, repetitions
 from profiler.run.repetitions import Effort
 from profiler.units import bytes_text, seconds_text
 
@@ -59,12 +59,15 @@ def make(
 ) -> SweepPlan:
     """Order ``tasks`` and skip what cannot run on ``device`` with ``available_bytes`` of its memory."""
     planned: list[Task] = []
+    first: dict[str, str] = {}  # by model: the load that computes the reference for its quality
     skipped: list[Task] = []
     host = cache(partial(host_of, device))
     for task in tasks:
         if task.reason is None or task.checkpoint_format is not None:
             try:
                 task = plan_case(task, host(task.case.threads), effort, learned)
+                if first.setdefault(task.case.model_id, task.case.load_key) == task.case.load_key:
+                    task = replace(task, load_s=task.load_s + quality.reference_s(task, effort.quality))
             except ProfileError as error:  # only this model in this quantization is affected
                 task = replace(task, reason=error.message)
         if task.reason is None:
@@ -80,7 +83,8 @@ def plan_case(task: Task, host: Target, effort: Effort, learned: Learned = NOTHI
     synthetic = task.case.fill == "synthetic"
     start = estimate.fill_s.value if synthetic else _phase_s(estimate.prefill_s.value, effort)
     decode = _phase_s(estimate.step_s.value * task.case.steps, effort)
-    return replace(task, estimate=estimate, load_s=estimate.load_s.value, run_s=CASE_S + start + decode)
+    scored = quality.seconds(task.case, estimate, effort.quality)
+    return replace(task, estimate=estimate, load_s=estimate.load_s.value, run_s=CASE_S + start + decode + scored)
 
 
 def size(case: Case) -> tuple[int, int, int]:

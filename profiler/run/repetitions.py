@@ -28,7 +28,7 @@ import statistics
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Literal
+from typing import Any, Literal
 
 from profiler.backends.base import Beat
 from profiler.devices.base import Disturbance, Meter, Overview, Pressure, Watcher, disturbance, grown
@@ -40,7 +40,7 @@ from profiler.units import bytes_text, seconds_text
 PRECISION = 0.02  # of the median: half of what users would call a difference between two quantizations
 MIN_REPS = 5  # repetitions before precision may end a phase: stopping at three would give 91% coverage instead of 95%
 MAX_REPS = 20  # the limit: 40 repetitions would narrow the interval by only another third
-QUICK_PRECISION, QUICK_MIN_REPS, QUICK_MAX_REPS = 0.05, 3, 10  # the same with ``quick``, for a first look at a grid
+QUICK_PRECISION, QUICK_MIN_REPS, QUICK_MAX_REPS = 0.05, 3, 6  # the same with ``quick``, for a first look at a grid
 MAX_PHASE_S = 60.0
 
 MAX_WARMUPS = 20
@@ -78,6 +78,7 @@ class Effort:
     precision: float = PRECISION  # from the median to the farther end of the interval, ÷ median
     energy: bool = False  # also measure energy: ten more seconds for a short phase
     quick: bool = False  # one warm-up, and from ``QUICK_MIN_REPS`` repetitions on, precision may end a phase
+    quality: Mapping[str, Any] | None = None  # also compare predictions with a reference's (``run/quality.py``)
 
     @property
     def min_reps(self) -> int:
@@ -90,11 +91,12 @@ class Effort:
         return self.reps or (QUICK_MAX_REPS if self.quick else MAX_REPS)
 
     @property
-    def requested(self) -> dict[str, float]:
+    def requested(self) -> dict[str, Any]:
         """The requested effort, as a row stores it."""
-        wanted = {"precision": self.precision} if self.reps is None else {"reps": self.reps}
-        extra = {name: True for name in ("energy", "quick") if getattr(self, name)}
-        return wanted | {"max_phase_s": self.max_phase_s} | extra
+        wanted: dict[str, Any] = {"precision": self.precision} if self.reps is None else {"reps": self.reps}
+        wanted |= {name: True for name in ("energy", "quick") if getattr(self, name)}
+        wanted |= {} if self.quality is None else {"quality": self.quality["hash"]}
+        return wanted | {"max_phase_s": self.max_phase_s}
 
 
 def stop(samples: Sequence[Sample], effort: Effort) -> Stop | None:

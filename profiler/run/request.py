@@ -23,7 +23,7 @@ from profiler.models.resolve import Model, resolve
 from profiler.quants import checkpoint
 from profiler.quants.base import Quant
 from profiler.registry import unknown
-from profiler.run import gguf_files, headline
+from profiler.run import gguf_files, headline, quality
 from profiler.run import grid as run_grid
 from profiler.run.grid import Axes, Subject, SweepSettings, counts, model_names, tasks, words
 from profiler.run.prompts import contexts_of
@@ -77,6 +77,8 @@ OPTIONS = {  # by the argument of ``profiler.sweep``
     "llama_cpp": SweepOption(("--llama-cpp",), os.fspath),
     "scenario": SweepOption(("--scenario",), os.fspath),
     "weights": SweepOption(("--weights",), one_of(WEIGHTS), "auto"),
+    "quality_text": SweepOption(("--quality-text",), os.fspath),
+    "reference": SweepOption(("--reference",), os.fspath),
     "fill": SweepOption(("--fill",), one_of(run_grid.FILLS)),
     "seed": SweepOption(("--seed",), _seed, "0"),
     "ubatch": SweepOption(("--ubatch",), counted()),
@@ -101,6 +103,9 @@ class SweepRequest:
     steps: tuple[str, ...] = ()
     reps: int | None = None
     energy: bool = False
+    quality: bool = False
+    quality_text: str | None = None  # a folder
+    reference: str | None = None  # a model
     precision: float | None = None
     quick: bool = False
     max_phase_s: float | None = None
@@ -145,6 +150,7 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
     if request.llama_cpp is not None:
         llama_cpp.use(request.llama_cpp)
     names = model_names(request.models)
+    effort = _effort(request)
     if backends.find(request.backend).gguf:
         return _of_files(replace(request, quants=typed), names, options, device, say)
     quants, own = _requested_quants(words(request.quants))
@@ -158,7 +164,11 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
         return _headline(request, quants, device, available_bytes, say)
     found, refused = accepted(
         names,
-        lambda name: _noted(subject(name, request.weights, say, device), request, device),
+        lambda name: _noted(
+            quality.checked(subject(name, request.weights, say, device), effort.quality, request.backend),
+            request,
+            device,
+        ),
     )
     subjects = _distinct(found, say)
     quants += tuple(_stored_in(name, subjects, error) for name, error in own.items())
@@ -168,7 +178,7 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
         subjects = tuple(subject for each in axes for subject in each.subjects)
     return ResolvedRequest(
         tasks=tuple(task for each in axes for task in tasks(each, _settings(request, device), device)),
-        effort=_effort(request),
+        effort=effort,
         budget_s=request.budget_s,
         subjects=subjects,
         refused=refused,
@@ -187,9 +197,10 @@ def _of_files(
         raise ProfileError(
             f"--backend {request.backend} needs -m", "Name a .gguf file, a folder of them, or a model of the catalog."
         )
+    effort = _effort(request)
     found, refused = accepted(
         [file for name in names for file in gguf_files.of_folder(name, request.weights)],
-        lambda name: _gguf_subject(name, request, say, device),
+        lambda name: quality.checked(_gguf_subject(name, request, say, device), effort.quality, request.backend),
     )
     subjects, requested = _distinct(found, say), words(request.quants)
     written = any(each.weights == "synthetic" for each in subjects)
@@ -199,7 +210,7 @@ def _of_files(
     axes = replace(_axes(subjects, tuple(map(checkpoint.of_gguf, mixes)), request, device), options=options)
     return ResolvedRequest(
         tasks=tuple(gguf_files.announced(tasks(axes, _settings(request, device), device), say)),
-        effort=_effort(request),
+        effort=effort,
         budget_s=request.budget_s,
         subjects=subjects,
         refused=refused,
@@ -326,7 +337,8 @@ def _effort(request: SweepRequest, usual_reps: int | None = None) -> Effort:
         raise ProfileError("-r and --precision contradict each other", "Use one of them.")
     reps = request.reps or (usual_reps if request.precision is None and not request.quick else None)
     precision = request.precision or (QUICK_PRECISION if request.quick else PRECISION)
-    return Effort(reps, request.max_phase_s or MAX_PHASE_S, precision, request.energy, request.quick)
+    wanted = quality.requested(request.quality, request.quality_text, request.reference)
+    return Effort(reps, request.max_phase_s or MAX_PHASE_S, precision, request.energy, request.quick, wanted)
 
 
 def _distinct(subjects: Sequence[Subject], say: Say) -> tuple[Subject, ...]:
@@ -395,7 +407,9 @@ def _headline(
     )
 
     def chosen_subject(name: str) -> Subject:
-        return _noted(subject(name, request.weights, say), request, device)
+        return _noted(
+            quality.checked(subject(name, request.weights, say), effort.quality, request.backend), request, device
+        )
 
     def grid(name: str, quant: Quant) -> list[Task]:
         axes = _axes((chosen_subject(name),), (quant,), template, device)

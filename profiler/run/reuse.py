@@ -18,6 +18,7 @@ from profiler.results import stats
 from profiler.results.environment import environment_key
 from profiler.results.measurement import Measurement
 from profiler.results.store import Store, StoredRow
+from profiler.run import quality
 from profiler.run.repetitions import MIN_REPS, Effort
 from profiler.units import printable
 
@@ -82,6 +83,8 @@ def _is_as_thorough(row: Measurement, effort: Effort) -> bool:
 
     Repetitions requested by number may satisfy a requested precision, and vice versa.
     """
+    if not quality.has(row, effort.quality):
+        return False
     if row.asked.get("max_phase_s", 0.0) < effort.max_phase_s or (effort.energy and not row.asked.get("energy")):
         return False
     phases = set(row.samples.columns.get("phase", ()))

@@ -36,7 +36,7 @@ from profiler.backends.endpoint import (
     users,
 )
 from profiler.backends.endpoint.client import Limits
-from profiler.backends.endpoint.processes import ServerUse, is_here
+from profiler.backends.endpoint.processes import SHARE, ServerUse, is_here
 from profiler.backends.endpoint.servers import ServedModel, Server, choose_server
 from profiler.case import PROMPT, SERVER, UNSTATED, Case, digest, options_text
 from profiler.devices.base import DeviceInfo
@@ -257,6 +257,8 @@ def server_cautions(result: EndpointResult) -> Iterator[Caution]:
             f"the server loaded the model again in {len(loads)} of {len(good)} requests, which is part of their TTFT"
         )
         yield Caution("model-reloaded", again, "no other client on this server")
+    if SHARE in (shared := result.use.unknown.get("host_peak_bytes", "")):
+        yield Caution("shared-port", shared, "stopping all but one")
     yield from _clocks(result)
     median = summary.itl.p50 if summary.itl else None
     if median and result.delay_s and result.delay_s > OUR_DELAY * median:

@@ -46,6 +46,7 @@ from profiler.devices.base import Meter, kind_of
 from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError
 from profiler.results.measurement import PHASES, Caution, Measurement, Memory, Outcome, Phase
+from profiler.run import quality
 from profiler.run.loop import largest, measure, measure_timed, peak_bytes
 from profiler.run.protocol import LineBuffer, LoadCost, ProtocolError, encode, read_task
 from profiler.run.repetitions import Effort, Repeater
@@ -235,15 +236,18 @@ def serve(tasks: Iterator[SentTask], wire: Wire) -> None:
     cost = LoadCost()
     measured: set[str] = set()  # keys of cases
     settled: set[Phase] = set()
+    failed: str | None = None  # why there is no reference for the quality
     for task, effort, max_memory_bytes in tasks:
         try:
             if session is None:
+                failed = quality.prepare(task.case, task.source, effort.quality, wire.beat)
                 session, cost = load(task, max_memory_bytes, wire)
                 wire.send({"type": "loaded", "load": cost.to_json()})
             if max_memory_bytes is not None:
                 limit_memory(max_memory_bytes)
             repeater = Repeater(effort, wire.beat, task.case.key in measured, settled)
             row = with_load_cost(measure_with(session, task.case, repeater), cost)
+            row = quality.add(row, session, task.source, effort.quality, failed, wire.beat)
             measured.add(task.case.key)
             settled.update(phase for phase in PHASES if phase in row.stopped)
         except Exception as error:

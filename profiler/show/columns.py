@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from profiler import backends
 from profiler.case import PROMPT, SERVER, UNSTATED, Case
 from profiler.decode_path import EAGER
-from profiler.results import energy, stats
+from profiler.results import energy, quality, stats
 from profiler.results.comparison import Ratio, pair, ratio, too_noisy
 from profiler.results.measurement import PHASES, DecodePath, Measurement, Phase
 from profiler.results.redact import redact
@@ -136,6 +136,18 @@ def energy_cell(measurement: Measurement, phase: Phase) -> str:
     return f"{significant(taken.per_token_j)}{'?' if energy.suspect(measurement) else ''}"
 
 
+def quality_cell(measurement: Measurement) -> str:
+    """``0.021 ±12%``: the mean KL divergence in nats, and the farther end of its interval."""
+    found = quality.blocks(measurement.quality or {})
+    if not found:
+        return UNKNOWN
+    kl = quality.mean_kl(found)
+    if kl.low is None or kl.high is None or not kl.value:
+        return significant(kl.value, UNSPREAD_DIGITS)
+    half = max(kl.high - kl.value, kl.value - kl.low) / kl.value
+    return f"{figure(kl.value, half)}{_half_width(half)}"
+
+
 def reps_cell(measurement: Measurement) -> str:
     """``3``, or ``1+3`` if prefill and decode have different numbers of repetitions."""
     shown = repetitions(measurement)
@@ -197,6 +209,7 @@ def figures(cells: Sequence[str], measurements: Sequence[Measurement]) -> list[C
         *(WEIGHTS if not all(m.case.server is not None for m in distinct) else ()),
         Column("peak", lambda m: bytes_text(m.memory.process_peak_bytes), STAYS),
         *(ENERGY if any(measurement.energy is not None for measurement in measurements) else ()),
+        *(QUALITY if any(measurement.quality is not None for measurement in measurements) else ()),
         Column("reps", reps_cell, 5 if any(map(_fell_short, measurements)) else 1),
     ]
     if any(measurement.outcome != "ok" for measurement in measurements):
@@ -243,6 +256,9 @@ def legend(measurements: Sequence[Measurement]) -> str | None:
     if bases:
         whose = " or ".join(BASES.get(basis, plain(basis)) for basis in bases)
         parts.append(f"MFU, MBU: FLOPs of prefill and bytes of decode ÷ seconds ÷ the device's rate {whose}")
+    if references := dict.fromkeys(dtype for m in measurements if (dtype := quality.reference_dtype(m.quality))):
+        whose = " or ".join(plain(dtype) for dtype in references)
+        parts.append(f"KL: how far predictions are from those of the reference in {whose}, mean over a set of texts")
     scopes = dict.fromkeys(m.energy.scope for m in measurements if m.energy and m.energy.scope)
     if scopes:
         whose = " or of ".join(SCOPES.get(scope, plain(scope)) for scope in scopes)
@@ -332,6 +348,8 @@ ENERGY = (  # shown if a row has energy figures
     Column("J/prompt", lambda m: energy_cell(m, "prefill"), 7),
     Column("J/token", lambda m: energy_cell(m, "decode"), 7),
 )
+
+QUALITY = (Column("KL, nats", quality_cell, 7),)  # shown if a row has it
 
 SETTINGS = (  # in the heading if all rows agree, otherwise columns
     Column("source", lambda m: plain(m.case.weights), 7, words="{} weights", right=False),

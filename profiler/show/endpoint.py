@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 from profiler.backends.endpoint import SLO_SHARE, Percentiles, Users, percentiles
@@ -11,13 +10,13 @@ from profiler.results.measurement import Caution, Measurement, Phase
 from profiler.run.endpoint import EndpointResult
 from profiler.run.serving import MeasuredResult, load_s, users_at_slo
 from profiler.show.answers import verdict_text
+from profiler.show.notes import FIGURE, ranged
 from profiler.show.output import rendered
 from profiler.show.report.blocks import Head, Listing, Page, PageBlock, Section, Table, muted
 from profiler.show.writers import md, table
 from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_text, significant
 
 MAX_NOTES = 5
-FIGURE = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?!\w|\.\d)")  # in a caution; no part of a name
 PHASES: tuple[Phase, ...] = ("decode", "prefill")
 WIDTH = 80  # if the output is not a terminal
 
@@ -179,21 +178,11 @@ class _Notes:
         return ",".join(map(str, dict.fromkeys(numbers)))
 
     def blocks(self) -> list[PageBlock]:
-        known = [(number, _ranged(words, alike)) for words, (number, alike) in self._known.items()]
+        known = [(number, ranged(words, alike)) for words, (number, alike) in self._known.items()]
         shown = [f"[{number}] {printable(text, 300)}" for number, text in known[:MAX_NOTES]]
         more = len(self._known) - len(shown)
         shown += [f"{more} more with -o json"] if more > 0 else []
         return [Listing(tuple(shown))] if shown else []
-
-
-def _ranged(words: str, alike: Sequence[Sequence[str]]) -> str:
-    """``a chunk holds 1.5–1.9 tokens``: ``words``, with the ends of each figure's range where ``\\0`` stands."""
-    ends = []
-    for values in zip(*alike, strict=True):
-        ordered = sorted(dict.fromkeys(values), key=lambda value: float(value.replace(",", "")))
-        ends.append(ordered[0] if len(ordered) == 1 else f"{ordered[0]}–{ordered[-1]}")
-    first, *rest = words.split("\0") if ends else [words]
-    return first + "".join(f"{end}{part}" for end, part in zip(ends, rest, strict=True))
 
 
 def _heads(result: EndpointResult) -> tuple[str, ...]:

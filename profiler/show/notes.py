@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,9 @@ class HasCase(Protocol):
 
     @property
     def case(self) -> Case: ...
+
+
+FIGURE = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?!\w|\.\d)")  # in a caution; no part of a name
 
 
 @dataclass(slots=True)
@@ -69,18 +73,36 @@ def rows_of_models(measurements: Sequence[HasCase]) -> Counter[str]:
 
 
 def notes(measurements: Sequence[Measurement]) -> tuple[list[Note], list[list[int]]]:
-    """Notes in order of first use, and the numbers (from 1) of each row's notes; reasons come before cautions."""
+    """Notes in order of first use, and the numbers (from 1) of each row's notes; reasons come before cautions.
+
+    Cautions that differ only in figures are one note, with the range of each figure.
+    """
     found: dict[tuple[str, str | None], Note] = {}
+    figures: dict[int, list[list[str]]] = {}  # by number: those of each row
     numbers: list[list[int]] = []
     for measurement in measurements:
         mine: list[int] = []
         for text, help, rank in dict.fromkeys(_note_texts(measurement)):
-            note = found.setdefault((text, help), Note(len(found) + 1, text, help, rank))
+            words = FIGURE.sub("\0", text) if rank else text
+            note = found.setdefault((words, help), Note(len(found) + 1, words, help, rank))
+            figures.setdefault(note.number, []).append(FIGURE.findall(text) if rank else [])
             note.cases.append(measurement)
             mine.append(note.number)
         numbers.append(sorted(mine))
+    for note in found.values():
+        note.text = ranged(note.text, figures[note.number])
     _refer(list(found.values()), measurements)
     return list(found.values()), numbers
+
+
+def ranged(words: str, alike: Sequence[Sequence[str]]) -> str:
+    """``a chunk holds 1.5–1.9 tokens``: ``words``, with the ends of each figure's range where ``\\0`` stands."""
+    ends = []
+    for values in zip(*alike, strict=True):
+        ordered = sorted(dict.fromkeys(values), key=lambda value: float(value.replace(",", "")))
+        ends.append(ordered[0] if len(ordered) == 1 else f"{ordered[0]}–{ordered[-1]}")
+    first, *rest = words.split("\0") if ends else [words]
+    return first + "".join(f"{end}{part}" for end, part in zip(ends, rest, strict=True))
 
 
 def few(found: Sequence[Note], numbers: Sequence[Sequence[int]], most: int | None) -> tuple[list[Note], list[str]]:

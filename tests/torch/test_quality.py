@@ -45,13 +45,13 @@ def ids(of: texts.TextWindow) -> torch.Tensor:
 
 def kept_of(model: PreTrainedModel, of: texts.TextWindow, top: int = 128, samples: int = 64) -> kept.ReferenceArrays:
     keeper = quality.Keeper(of, top, samples)
-    quality.read_window(model, ids(of), quality.new_cache(model), keeper, nothing)
+    quality.read_window(model, of.tokens, keeper, nothing)
     return keeper.arrays({})
 
 
 def figures(model: PreTrainedModel, of: texts.TextWindow, reference: kept.ReferenceArrays) -> quality.PositionFigures:
     scorer = quality.Scorer(of, reference, torch.device("cpu"))
-    quality.read_window(model, ids(of), quality.new_cache(model), scorer, nothing)
+    quality.read_window(model, of.tokens, scorer, nothing)
     return scorer.figures()
 
 
@@ -68,10 +68,11 @@ def exact(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 def test_logits_of_blocks_are_those_of_the_whole_model(any_tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every family, with its own scaling and soft capping, in chunks and blocks that do not divide the length."""
     monkeypatch.setattr(quality, "CHUNK", 24)
+    monkeypatch.setattr(quality, "STEPS", 13)
     monkeypatch.setattr(quality, "LOGITS_BYTES", 4 * 512 * 7)
     model, of = loaded(any_tiny_model), window(61)
     rows: dict[int, torch.Tensor] = {}
-    quality.read_window(model, ids(of), quality.new_cache(model), lambda at, part: rows.update({at: part}), nothing)
+    quality.read_window(model, of.tokens, lambda at, part: rows.update({at: part}), nothing)
     whole = torch.cat([rows[at] for at in sorted(rows)])
     with torch.inference_mode():
         expected = model(input_ids=ids(of)).logits[0]
@@ -130,30 +131,30 @@ def test_tokens_are_drawn_as_often_as_the_reference_predicts_them() -> None:
     torch.testing.assert_close(counts[1:4] / 20_000, rest, atol=1e-3, rtol=0)
 
 
-def decoded(model: PreTrainedModel, of: texts.TextWindow, path: str, steps: int) -> tuple[list[int], torch.Tensor]:
-    """The positions and the logits of the last steps of a window."""
+def decoded(model: PreTrainedModel, of: texts.TextWindow, path: str) -> tuple[list[int], torch.Tensor]:
+    """The positions and the logits of the decode steps of a window."""
     rows: dict[int, torch.Tensor] = {}
     keep = lambda at, part: rows.update({at: part[0].clone()})  # noqa: E731
-    quality.decode_window(model, of, steps, lambda at, part: None, keep, path, nothing)
+    quality.read_window(model, of.tokens, lambda at, part: None, nothing, keep, path)
     return list(rows), torch.stack([*rows.values()]).double()
 
 
 @pytest.mark.parametrize("path", ["eager", "static"])
 def test_forced_steps_of_a_path_predict_what_the_prompt_pass_does(any_tiny_model: Path, path: str) -> None:
-    model, of = loaded(any_tiny_model), window(60)
-    places, found = decoded(model, of, path, 20)
-    assert places == list(range(40, 60))
+    model, of = loaded(any_tiny_model), window(104)
+    places, found = decoded(model, of, path)
+    assert places == list(range(40, 104))
     with torch.inference_mode():
         expected = model(input_ids=ids(of)).logits[0, 40:]
     assert float(exact(expected.double(), found).max()) < 1e-6
 
 
 def test_in_bf16_our_step_adds_no_more_noise_than_bf16_itself(any_tiny_model: Path) -> None:
-    of, steps = window(90), 40
+    of = window(104)
     with torch.inference_mode():
-        reference = loaded(any_tiny_model)(input_ids=ids(of)).logits[0, -steps:].double()
+        reference = loaded(any_tiny_model)(input_ids=ids(of)).logits[0, 40:].double()
     noise = {
-        path: float(exact(reference, decoded(loaded(any_tiny_model, torch.bfloat16), of, path, steps)[1]).mean())
+        path: float(exact(reference, decoded(loaded(any_tiny_model, torch.bfloat16), of, path)[1]).mean())
         for path in ("eager", "static")
     }
     assert 0 < noise["static"] <= 2 * noise["eager"]
@@ -162,10 +163,10 @@ def test_in_bf16_our_step_adds_no_more_noise_than_bf16_itself(any_tiny_model: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_compiled_step_loses_nothing_against_eager(tiny_model: Tiny, dtype: torch.dtype) -> None:
-    of, steps, folder = window(90), 40, tiny_model("gemma3")
+    of, folder = window(104), tiny_model("gemma3")
     with torch.inference_mode():
-        reference = loaded(folder)(input_ids=ids(of)).logits[0, -steps:].double()
-    eager, graph = (decoded(loaded(folder, dtype), of, path, steps)[1] for path in ("eager", "graph"))
+        reference = loaded(folder)(input_ids=ids(of)).logits[0, 40:].double()
+    eager, graph = (decoded(loaded(folder, dtype), of, path)[1] for path in ("eager", "graph"))
     if dtype == torch.float32:
         assert float(exact(eager, graph).max()) < 1e-6
     else:

@@ -236,6 +236,7 @@ PARSERS = {
     "csv.DictReader",
 }
 PARSE_THEMSELVES = {  # beside ``foreign``, and why
+    "backends.hf.text_pass": "what our own process sends",
     "run.ceilings": "what our own process printed",
     "devices.target": "ships with the profiler",
     "gate.variants": "what an interpreter printed that the user names, bounded there",
@@ -302,3 +303,13 @@ def test_files_stay_small() -> None:
 def test_functions_stay_small() -> None:
     lines = {f"{path.relative_to(ROOT)}:{name}": n for path in SOURCES.values() for name, n in functions(path)}
     assert {where: n for where, n in lines.items() if n > FUNCTION_LINES} == {}
+
+
+def test_the_phases_are_listed_once() -> None:
+    found = [
+        name
+        for name, path in SOURCES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Tuple | ast.List) and ast.unparse(node).strip("[]()") == "'prefill', 'decode'"
+    ]
+    assert found == ["case", "case"]  # the type and the constant

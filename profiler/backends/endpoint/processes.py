@@ -55,6 +55,7 @@ FORWARDERS = {
 HOLDS = 0.25  # of the model's file: a process tree with less memory than this does not run the model
 GPU_FILES = ("nvidia[0-9]*", "kfd", "dri/renderD*", "dxg")  # in /dev: NVIDIA, AMD, any by DRM, and WSL
 ELSEWHERE = "the server is not on this machine"
+SHARE = "servers listen on port"
 OTHER_GPU = "it uses a GPU that is not NVIDIA's"
 FIGURES = ("host_peak_bytes", "gpu_peak_bytes", "energy")
 
@@ -147,6 +148,8 @@ def server_processes(root: str) -> tuple[str, frozenset[int]]:
         raise Untold(f"several programs listen on port {port}")
     if name in FORWARDERS or name == "systemd":
         raise Elsewhere(f"port {port} is held by {name}, which forwards it to a server elsewhere")
+    if len(tops) > 1 and len(inodes) > 1:  # SO_REUSEPORT, which llama-server sets
+        raise Untold(f"{len(tops)} {SHARE} {port}, each of which gets some of the requests")
     found = _with_children(holders, parents)
     ours = _with_children({os.getpid()} & found - holders, parents)  # as where the server is a container's first
     return name, found - ours
@@ -204,8 +207,8 @@ def _with_children(pids: set[int], parents: Mapping[int, int]) -> frozenset[int]
 def _open_files(pid: int) -> set[str]:
     """What the descriptors of a process lead to; nothing if we may not see it."""
     found = set()
-    with suppress(OSError):
-        for entry in os.scandir(PROC / str(pid) / "fd"):
+    with suppress(OSError), os.scandir(PROC / str(pid) / "fd") as entries:
+        for entry in entries:
             with suppress(OSError):
                 found.add(os.readlink(entry.path))
     return found

@@ -32,7 +32,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 QUEUED_S = 2e-3  # seconds of runs between two synchronizations of a GPU, each of which takes about ten microseconds
 MOST_QUEUED = 1000  # runs
 MOST_WAIT = 20  # wall time ÷ requested seconds at which timing ends, in case a quota leaves little CPU time
-TRIES = 8  # of a timing that other processes disturb
+TRIES, QUICK_TRIES = 8, 3  # of a timing that other processes disturb
 SHORT_WAIT = 0.02  # of the wall time
 PAUSE_S = 0.1  # before each further try, and once more for every earlier one: a short burst of work then passes
 READ_MOST = 4 * 1024**3  # the most bytes that the reading kernels read
@@ -66,7 +66,7 @@ class Stopwatch:
         self.device, self.kind = device, kind_of(device.type)
         self.end = time.perf_counter() + self.kind.sizes.calm_s / duty_cycle
         self._throttled = duty_cycle < 1 and self.kind.is_host
-        self._has_quota = duty_cycle < 1
+        self._has_quota, self.tries = duty_cycle < 1, TRIES
 
     def time(self, run: Callable[[], object], seconds: float) -> Times:
         """Repeat ``run`` for ``seconds`` after one warm-up. Once ``BenchmarkSizes.calm_s`` have passed, it runs only
@@ -78,7 +78,7 @@ class Stopwatch:
         self.wait()
         together = 1 if self.kind.is_host else self._together(run)
         least = 1.0
-        for tried in range(TRIES):
+        for tried in range(self.tries):
             time.sleep(tried * PAUSE_S)
             window = HostWindow()
             times = self._times(run, seconds, together)
@@ -236,6 +236,7 @@ def past_caches(cache_bytes: int, least: int, most: int) -> int:
 def quick(device: str, threads: int | None, duty_cycle: float) -> dict[str, Any]:
     """The two ceilings of a device within seconds, with the keys of ``calibration.QuickCeilings``."""
     benchmark = CeilingBenchmark(device, threads, duty_cycle)
+    benchmark.watch.tries = QUICK_TRIES
     with torch.inference_mode():
         rates = benchmark.ceilings(dict.fromkeys(("fp32", benchmark.here.default_dtype)), QUICK_S)
     return {"read_bytes_s": max(rates.read_bytes_s, rates.copy_bytes_s), "flops": rates.flops}

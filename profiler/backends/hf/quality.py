@@ -12,8 +12,8 @@ itself has a divergence of 0 to the last bit if its logits are the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -23,11 +23,15 @@ from transformers.utils import ModelOutput
 
 from profiler.backends.base import Beat
 from profiler.backends.hf import cache as caches
+from profiler.decode_path import EAGER
+from profiler.errors import ProfileError
+from profiler.kernels.runner import StaticRunner
 from profiler.quality.definition import LEAST, NO_REST, SAMPLES, TOP
 from profiler.quality.kept import INTEGERS, ReferenceArrays
 from profiler.quality.texts import TextWindow
 
 CHUNK = 512  # tokens of a pass, whatever --ubatch: sums in another order would not be equal to the last bit
+STEPS = 64  # the last tokens of a window are a pass of their own, because decode steps may read them, too
 _NOTHING = object()
 LOGITS_BYTES = 128 << 20  # of logits at a time, counted as fp32
 BLOCK = {"cpu": 1 << 19}  # logits of which the exponentials are summed at a time: 2 MiB stay in a core's cache
@@ -42,17 +46,46 @@ class PositionFigures:
     variance: torch.Tensor  # float64, of ``kl``, from what is kept of the reference
     same: torch.Tensor  # bool: the reference's top token has the largest logit
     nll: torch.Tensor  # float64: −log q of the text's next token
+    reference_nll: torch.Tensor  # float64: the same of the reference
     rest: torch.Tensor  # float64: mass of the reference outside its top tokens
 
 
-@torch.inference_mode()
 def read_window(
-    model: PreTrainedModel, ids: torch.Tensor, kv: DynamicCache, take: Rows, beat: Beat, at: int = 0
-) -> None:
-    """Read ``ids [1, tokens]`` after what ``kv`` holds, and give ``take`` the logits at each position.
+    model: PreTrainedModel,
+    tokens: Sequence[int],
+    prompt: Rows,
+    beat: Beat,
+    decoded: Rows | None = None,
+    path: str = EAGER,
+) -> tuple[str, str | None]:
+    """Read a window as a prompt, and give ``prompt`` the logits at each position.
 
-    ``at``: the position of the first of these tokens in its window.
+    With ``decoded``, the last ``STEPS`` tokens are read a second time, by decode steps of ``path``, whose logits it
+    gets. Returns the path that ran, and why it is another one.
     """
+    ids = torch.tensor([tokens], device=model.device)
+    first, kv = max(0, len(tokens) - STEPS), new_cache(model)
+    _read(model, ids[:, :first], kv, prompt, 0, beat)
+    with torch.inference_mode():
+        saved = None if decoded is None else caches.save(kv)
+        _read(model, ids[:, first:], kv, prompt, first, beat)
+        if decoded is None or saved is None:
+            return EAGER, None
+        caches.restore(kv, saved)
+    runner, reason = _runner(model, kv, ids[:, first : first + 1], path)
+    for place in range(first, len(tokens)):
+        token = ids[:, place : place + 1]
+        decoded(place, _eager_step(model, kv, token) if runner is None else _static_step(runner, token))
+        beat("")
+    if runner is None:
+        return EAGER, reason
+    stats = runner.stats()
+    return stats.path, stats.reason
+
+
+@torch.inference_mode()
+def _read(model: PreTrainedModel, ids: torch.Tensor, kv: DynamicCache, take: Rows, at: int, beat: Beat) -> None:
+    """Read ``ids [1, tokens]`` after what ``kv`` holds; ``at``: the position of the first of them."""
     for start in range(0, ids.shape[1], CHUNK):
         chunk = ids[:, start : start + CHUNK]
         output = decoder_of(model)(input_ids=chunk, past_key_values=kv, use_cache=True)
@@ -169,7 +202,6 @@ class Scorer:
         self._next = torch.tensor(window.tokens[1:])
         self._first = window.unscored - 1
         self._kept = {name: _tensor(kept, name).to(device) for name in kept.arrays}
-        self.reference_nll = self._kept["nll"].double().cpu()
         self._parts: list[PositionFigures] = []
 
     def __call__(self, at: int, logits: torch.Tensor) -> None:
@@ -183,8 +215,8 @@ class Scorer:
 
     def figures(self) -> PositionFigures:
         """Figures of all positions that were scored, in the order in which they came, on the host."""
-        names = ("kl", "variance", "same", "nll", "rest")
-        return PositionFigures(*(torch.cat([getattr(part, name) for part in self._parts]).cpu() for name in names))
+        parts = [[getattr(part, each.name) for part in self._parts] for each in fields(PositionFigures)]
+        return PositionFigures(*(torch.cat(part).cpu() for part in parts))
 
 
 def compared(logits: torch.Tensor, kept: dict[str, torch.Tensor], expected: torch.Tensor) -> PositionFigures:
@@ -208,6 +240,7 @@ def compared(logits: torch.Tensor, kept: dict[str, torch.Tensor], expected: torc
         variance=torch.where(has_rest, rest**2 * terms.var(dim=-1) / terms.shape[1], zero),
         same=logits.gather(1, ids[:, :1])[:, 0] >= most[:, 0],
         nll=-log_probabilities(logits, expected, most, total)[:, 0].double(),
+        reference_nll=kept["nll"].double(),
         rest=torch.where(has_rest, rest, zero),
     )
 
@@ -217,50 +250,35 @@ def new_cache(model: PreTrainedModel) -> DynamicCache:
     return DynamicCache(config=model.config.get_text_config())
 
 
-def decode_window(
-    model: PreTrainedModel,
-    window: TextWindow,
-    steps: int,
-    prompt: Rows,
-    decoded: Rows,
-    path: str,
-    beat: Beat,
-) -> None:
-    """Read a window, and read its last ``steps`` tokens twice: as the rest of a prompt, and by decode steps.
+def _runner(
+    model: PreTrainedModel, kv: DynamicCache, token: torch.Tensor, path: str
+) -> tuple[StaticRunner | None, str | None]:
+    """The runner of a path, which takes over the cache, and why there is none; None for transformers' own step."""
+    if path == EAGER:
+        return None, None
+    from profiler.backends.hf.session import runner_for  # which imports the module that uses this one
 
-    ``prompt`` gets the logits of the whole window, ``decoded`` those of the decode steps of ``path``.
-    """
-    device = next(model.parameters()).device
-    ids = torch.tensor([window.tokens], device=device)
-    first, kv = len(window.tokens) - steps, new_cache(model)
-    read_window(model, ids[:, :first], kv, prompt, beat)
-    with torch.inference_mode():
-        saved = caches.save(kv)
-    read_window(model, ids[:, first:], kv, prompt, beat, first)
-    with torch.inference_mode():
-        caches.restore(kv, saved)
-    for place, logits in enumerate(_steps(model, kv, ids[:, first:], path)):
-        decoded(first + place, logits)
-        beat("")
-
-
-def _steps(model: PreTrainedModel, kv: DynamicCache, ids: torch.Tensor, path: str) -> Iterator[torch.Tensor]:
-    """The logits ``[1, vocabulary]`` of a decode step for each of ``ids [1, steps]``, whatever the step chooses."""
-    from profiler.backends.hf.session import runner_for  # it imports this module
-
-    if path == "eager":
-        for place in range(ids.shape[1]):
-            with torch.inference_mode():
-                one = ids[:, place : place + 1]
-                yield model(input_ids=one, past_key_values=kv, use_cache=True, logits_to_keep=1).logits[:, -1]
-        return
     runner = runner_for(model, path)
-    runner.adopt(kv, ids[:, :1], ids.shape[1])
-    for place in range(ids.shape[1]):
-        with runner.patches, torch.inference_mode():
-            runner.state.token.copy_(ids[:, place : place + 1])
-            logits = runner.advance()
-        yield logits
+    try:
+        runner.adopt(kv, token, STEPS)
+    except ProfileError as error:
+        return None, error.message
+    return runner, None
+
+
+@torch.inference_mode()
+def _eager_step(model: PreTrainedModel, kv: DynamicCache, token: torch.Tensor) -> torch.Tensor:
+    """The logits ``[1, vocabulary]`` after ``token [1, 1]``, by transformers as shipped."""
+    logits: torch.Tensor = model(input_ids=token, past_key_values=kv, use_cache=True, logits_to_keep=1).logits
+    return logits[:, -1]
+
+
+@torch.inference_mode()
+def _static_step(runner: StaticRunner, token: torch.Tensor) -> torch.Tensor:
+    """The same by our own step, whatever token it chose itself."""
+    runner.state.token.copy_(token)
+    with runner.patches:
+        return runner.advance()
 
 
 def _scored(at: int, logits: torch.Tensor, first: int, end: int) -> tuple[int, torch.Tensor]:

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -91,6 +92,7 @@ class HfSession:
     ) -> None:
         self.model, self.meter, self.watcher = model, meter, watcher
         self._beat, self._cautions = beat, cautions
+        self.scored: dict[str, Any] = {}  # windows of text that this model was compared on (``text_pass``)
 
     @property
     def info(self) -> ModelInfo:

@@ -36,6 +36,8 @@ BENCH, BATCHED, SERVER = "llama-bench", "llama-batched-bench", "llama-server"
 TELLING = ("llama-batched-bench", "llama-server", "llama-cli")  # programs with --version, which llama-bench lacks
 BUILD_COMMAND = f"cmake -B build && cmake --build build -j --target {BENCH} {BATCHED} {SERVER}"
 SEARCHED = "LD_LIBRARY_PATH"
+TRACE = {"LD_TRACE_LOADED_OBJECTS": "1"}  # ld.so(8): list the libraries instead of running the program
+LINKED = re.compile(r"lib(?:llama|ggml)[^ ]* => (?P<path>/[^\n]+) \(0x")
 INSIDE = ("", "bin", "build/bin")  # of an installation, a build folder or a source tree
 LIBRARIES = ("libllama*.so*", "libggml*.so*", "libllama*.dylib", "libggml*.dylib")
 BACKEND_FILE = re.compile(r"libggml-(?P<name>[a-z0-9]+)[.-]")  # libggml-cuda.so, libggml-cpu-haswell.so
@@ -113,10 +115,19 @@ class Build:
         places = (self.folder, self.folder.parent / "lib")
         return sorted({path for place in places for pattern in LIBRARIES for path in place.glob(pattern)})
 
+    @cached_property
+    def linked(self) -> tuple[Path, ...]:
+        """The libraries of llama.cpp that the dynamic linker would load, which may be those of another build."""
+        try:
+            said = answer([str(self.bench), "--help"], self.environment("cpu") | TRACE, ANSWER_S)
+        except ProgramFailed:
+            return ()
+        return tuple(sorted({Path(match["path"]).resolve() for match in LINKED.finditer(said)}))
+
     def _identity(self) -> str:
         """A hash of the files that compute."""
         paths = dict.fromkeys(
-            path.resolve() for path in (self.bench, self.batched, *self._libraries()) if path.is_file()
+            path.resolve() for path in (self.bench, self.batched, *self._libraries(), *self.linked) if path.is_file()
         )
         return files.content_id(FileSpan(path.name, path, 0, path.stat().st_size) for path in paths)[:8]
 
@@ -233,7 +244,7 @@ def installed(folder: str | None) -> InstalledBuild:
     found = find() if folder is None else named(folder)
     found.options  # noqa: B018 - asks the program
     where = str(found.folder)
-    return InstalledBuild(where, str(found.bench), {VARIABLE: where}, found.versions())
+    return InstalledBuild(where, str(found.bench), {VARIABLE: where}, found.versions(), tuple(map(str, found.linked)))
 
 
 def find() -> Build:

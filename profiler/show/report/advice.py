@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from profiler import backends
+from profiler.case import Case
 from profiler.cost import engines
 from profiler.cost.engines.transformers import usual_path
 from profiler.cost.prediction import LIMITS, Prediction
@@ -204,7 +206,8 @@ def _why_next(found: NextCase, best: CaseResult | None, told: Command | None) ->
     better = "is larger and " if best is not None and found.line.model != best.model else ""
     if best is not None and not better and _reads(best):
         better = "loses less and "
-    how = ":" if told is not None else f", with weights in {found.line.quant}."
+    file = "a GGUF file" if found.line.like is not None and _needs_gguf(found.line.like) else "weights"
+    how = ":" if told is not None else f", with {file} in {found.line.quant}."
     return (
         f"{found.line.model} in {found.line.series} {better}is predicted to decode at {span} at"
         f" {selection.tokens_text(found.context)} of context, faster than people read. Measure this next{how}"
@@ -217,7 +220,7 @@ def _sweep(found: NextCase, forecast: Forecast, typed: Mapping[str, str]) -> Com
     assert like is not None  # _next
     catalog = hub.find(like.model) if like.model in hub.names() else None
     name = typed.get(like.model) or (catalog if found.line.model in forecast.shapes else None)
-    gguf = like.backend == "llama.cpp"
+    gguf = _needs_gguf(like)
     if name is None or (gguf and like.weights == "real"):
         return None
     where = ("--backend", like.backend) if gguf else ()
@@ -226,6 +229,12 @@ def _sweep(found: NextCase, forecast: Forecast, typed: Mapping[str, str]) -> Com
     path = ("--path", forecast.path) if not gguf and forecast.path != usual else ()
     sizes = ("-q", found.line.quant, "-c", str(found.context), "-b", str(found.batch))
     return command("profile", "sweep", "-m", name, sizes, where, path)
+
+
+def _needs_gguf(case: Case) -> bool:
+    """Whether the backend of a case runs nothing but GGUF files."""
+    backend = backends.of_row(case.backend)
+    return backend is not None and backend.gguf
 
 
 def _prefill(best: CaseResult) -> str:

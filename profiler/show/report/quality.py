@@ -1,6 +1,6 @@
 """Speed × memory × quality: the cases on the Pareto frontier, and the scores behind it.
 
-Scores come from a file with sources: ``scenarios/quality.toml``, or the user's own with ``--quality FILE``.
+Scores come from a file with sources: ``scenarios/quality.toml``, or the user's own with ``--scores FILE``.
 
     [[score]]
     model = "gemma-4-e2b"             # the name in the report
@@ -155,7 +155,7 @@ def unmatched(scores: Sequence[Score], machines: Sequence[MachineRows]) -> str |
     if not wrong:
         return None
     more = f"; and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
-    return f"--quality: names that match nothing in the report or the catalog: {'; '.join(wrong[:MOST_NAMED])}{more}"
+    return f"--scores: names that match nothing in the report or the catalog: {'; '.join(wrong[:MOST_NAMED])}{more}"
 
 
 def _meant(name: str, known: Iterable[str]) -> str:
@@ -327,7 +327,7 @@ def _said(judged: Sequence[FrontierCase], benchmark: str, scores: dict[tuple[str
         why = "no comparable case has a quantization with a score"
     return (
         f"Quality is not taken into account{where}: {why}. So this compares speed and memory within each model."
-        " --quality FILE adds your own scores."
+        " --scores FILE adds your own scores."
     )
 
 

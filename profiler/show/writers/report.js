@@ -11,7 +11,8 @@
   };
 
   // ---- Sort: a click on the heading of a table; unknown figures come last in both directions.
-  const UNITS = { kib: 2 ** 10, mib: 2 ** 20, gib: 2 ** 30, tib: 2 ** 40, ms: 1e-3, us: 1e-6, min: 60, h: 3600, k: 1024 };
+  const BYTES = { k: 2 ** 10, kib: 2 ** 10, mib: 2 ** 20, gib: 2 ** 30, tib: 2 ** 40 };
+  const UNITS = { ...BYTES, us: 1e-6, ms: 1e-3, min: 60, h: 3600 };
   const figure = (text) => {
     const found = /^~?(-?[\d,]*\.?\d+)\s*([a-z]*)/i.exec(text.trim());
     return found ? Number(found[1].replaceAll(",", "")) * (UNITS[found[2].toLowerCase()] || 1) : null;
@@ -106,91 +107,109 @@
     return least < NEAR ? mark : null;
   };
 
-  // ---- Zoom: a drag selects a range, a double click shows all again, and so do the buttons.
-  const SVG = "http://www.w3.org/2000/svg";
-  const steps = (low, high) => {
-    const power = 10 ** Math.floor(Math.log10((high - low) / 4));
-    const step = [1, 2, 5, 10].map((factor) => factor * power).find((each) => each >= (high - low) / 4);
-    return Array.from({ length: 12 }, (_, n) => Math.ceil(low / step) * step + n * step).filter((v) => v <= high);
+  // ---- Zoom: a drag selects a range, a double click shows all again, and so do the buttons. The drawing's own
+  // pixels are the coordinates: of an axis, data-x and data-y say the kind, and the values at both ends.
+  const label = (value) => {
+    const found = [["T", 1e12], ["G", 1e9], ["M", 1e6], ["k", 1e4]].find(([, least]) => Math.abs(value) >= least);
+    const factor = found ? { T: 1e12, G: 1e9, M: 1e6, k: 1e3 }[found[0]] : 1;
+    return (value / factor).toLocaleString("en", { maximumSignificantDigits: 4 }) + (found ? found[0] : "");
   };
-  const FORMAT = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 4 });
+  const steps = (low, high) => {
+    const rough = (high - low) / 4;
+    const power = 10 ** Math.floor(Math.log10(rough));
+    const step = [1, 2, 5, 10].map((factor) => factor * power).find((each) => each >= rough);
+    const first = Math.ceil(low / step) * step;
+    return Array.from({ length: 12 }, (_, n) => first + n * step).filter((value) => value <= high);
+  };
+  const scale = (text) => {
+    const [kind, low, high] = [text.split(" ")[0], ...text.split(" ").slice(1).map(Number)];
+    return kind === "log"
+      ? { value: (share) => low * (high / low) ** share, share: (v) => Math.log(v / low) / Math.log(high / low) }
+      : { value: (share) => low + share * (high - low), share: (v) => (v - low) / (high - low) };
+  };
+  // The ticks of a group that a view from pixel ``start`` to ``end`` of ``length`` shows. Fixed ticks only move.
+  const axis = (group, kept, { value, share }, [start, end, length], up, fixed) => {
+    const pixel = (v) => (up ? 1 - share(v) : share(v)) * length;
+    const at = (p) => value(up ? 1 - p / length : p / length);
+    const drawn = [...kept.children].map((tick) => [tick, place(tick)[up ? 1 : 0]]);
+    const round = () => {
+      const [like] = drawn.find(([tick]) => tick.querySelector("text"));
+      return steps(...[at(start), at(end)].sort((a, b) => a - b)).map((v) => {
+        const tick = like.cloneNode(true);
+        tick.querySelector("text").textContent = label(v);
+        return [tick, pixel(v)];
+      });
+    };
+    const shown = (fixed ? drawn : round()).filter(([, p]) => p >= start - 0.5 && p <= end + 0.5);
+    for (const [tick, p] of shown) {
+      const moved = ((p - start) / (end - start)) * length;
+      tick.setAttribute("transform", up ? `translate(0,${moved})` : `translate(${moved},0)`);
+    }
+    group.replaceChildren(...shown.map(([tick]) => tick));
+  };
   const zooming = (svg) => {
-    const plot = svg.querySelector(".plot");
+    const [plot, lines, across, up] = [".plot", ".lines", ".across", ".up"].map((name) => svg.querySelector(name));
     const [width, height] = [plot.width.baseVal.value, plot.height.baseVal.value];
     const marks = all(".mark", plot).map((mark) => [mark, ...place(mark)]);
-    const kept = { across: svg.querySelector(".across").cloneNode(true), up: svg.querySelector(".up").cloneNode(true) };
+    const [keptAcross, keptUp] = [across, up].map((group) => group.cloneNode(true));
     let view = [0, 0, width, height];
-    const axis = (name, scale, start, end, length, flip) => {
-      const [kind, low, high] = [scale.split(" ")[0], ...scale.split(" ").slice(1).map(Number)];
-      const value = (at) => (kind === "log" ? low * (high / low) ** at : low + at * (high - low));
-      const at = (v) => (kind === "log" ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low));
-      const fixed = name === "across" && svg.hasAttribute("data-fixed");
-      const group = svg.querySelector(`.${name}`);
-      const move = (tick, pixel) => tick.setAttribute("transform", flip ? `translate(0,${pixel})` : `translate(${pixel},0)`);
-      const scaled = (pixel) => ((pixel - start) / (end - start)) * length;
-      const ticks = [...kept[name].children].map((tick) => tick.cloneNode(true));
-      const made = fixed
-        ? ticks.map((tick) => [tick, Number(tick.getAttribute("transform").match(/-?[\d.]+/)[0])])
-        : steps(...[value(flip ? 1 - end / length : start / length), value(flip ? 1 - start / length : end / length)])
-            .map((v) => {
-              const tick = (ticks.find((each) => each.querySelector("text")) || ticks[0]).cloneNode(true);
-              tick.querySelector("text").textContent = FORMAT.format(v);
-              return [tick, (flip ? 1 - at(v) : at(v)) * length];
-            });
-      group.replaceChildren(...made.filter(([, p]) => p >= start - 0.5 && p <= end + 0.5).map(([tick, p]) => (move(tick, scaled(p)), tick)));
-    };
-    const draw = () => {
+    const look = (left, top, right, bottom) => {
+      view = [Math.max(0, left), Math.max(0, top), Math.min(width, right), Math.min(height, bottom)];
       const [x0, y0, x1, y1] = view;
       const [kx, ky] = [width / (x1 - x0), height / (y1 - y0)];
+      lines.setAttribute("transform", `matrix(${kx},0,0,${ky},${-x0 * kx},${-y0 * ky})`);
+      for (const [mark, x, y] of marks)
+        mark.setAttribute("transform", `translate(${(x - x0) * kx},${(y - y0) * ky})`);
       const whole = kx === 1 && ky === 1;
       plot.setAttribute("overflow", whole ? "visible" : "hidden");
-      svg.querySelector(".lines").setAttribute("transform", `matrix(${kx},0,0,${ky},${-x0 * kx},${-y0 * ky})`);
-      marks.forEach(([mark, x, y]) => mark.setAttribute("transform", `translate(${(x - x0) * kx},${(y - y0) * ky})`));
-      for (const name of ["across", "up"]) svg.querySelector(`.${name}`).replaceChildren(...kept[name].cloneNode(true).children);
-      if (!whole) {
-        axis("across", svg.dataset.x, x0, x1, width, false);
-        axis("up", svg.dataset.y, y0, y1, height, true);
-      }
-    };
-    const look = (x0, y0, x1, y1) => {
-      view = [Math.max(0, x0), Math.max(0, y0), Math.min(width, x1), Math.min(height, y1)];
-      draw();
+      const fixed = whole || svg.hasAttribute("data-fixed");
+      axis(across, keptAcross.cloneNode(true), scale(svg.dataset.x), [x0, x1, width], false, fixed);
+      axis(up, keptUp.cloneNode(true), scale(svg.dataset.y), [y0, y1, height], true, whole);
     };
     const closer = (factor) => {
       const [x, y] = [(view[0] + view[2]) / 2, (view[1] + view[3]) / 2];
       const [w, h] = [((view[2] - view[0]) * factor) / 2, ((view[3] - view[1]) * factor) / 2];
       look(x - w, y - h, x + w, y + h);
     };
-    const actual = (at) => [view[0] + (at.x / width) * (view[2] - view[0]), view[1] + (at.y / height) * (view[3] - view[1])];
     let from = null;
-    const box = document.createElementNS(SVG, "rect");
+    const box = document.createElementNS("http://www.w3.org/2000/svg", "rect");
     box.setAttribute("class", "box");
-    const corners = (to) => [Math.min(from.x, to.x), Math.min(from.y, to.y), Math.abs(from.x - to.x), Math.abs(from.y - to.y)];
+    const here = (event) => inside(plot.querySelector(".marks"), event);
+    const corners = ({ x, y }) => ({
+      x: Math.min(from.x, x),
+      y: Math.min(from.y, y),
+      width: Math.abs(from.x - x),
+      height: Math.abs(from.y - y),
+    });
     svg.addEventListener("pointerdown", (event) => {
-      from = inside(plot.querySelector(".marks"), event);
+      from = here(event);
       svg.setPointerCapture(event.pointerId);
     });
     svg.addEventListener("pointermove", (event) => {
       if (!from) return;
-      const [x, y, w, h] = corners(inside(plot.querySelector(".marks"), event));
-      for (const [name, value] of Object.entries({ x, y, width: w, height: h })) box.setAttribute(name, value);
-      if (w > 4 || h > 4) plot.append(box);
+      const size = corners(here(event));
+      for (const [name, value] of Object.entries(size)) box.setAttribute(name, value);
+      if (size.width > 4) plot.append(box);
     });
     svg.addEventListener("pointerup", (event) => {
-      const [x, y, w, h] = from ? corners(inside(plot.querySelector(".marks"), event)) : [0, 0, 0, 0];
+      const size = from && corners(here(event));
       from = null;
       box.remove();
-      if (w < 8) return; // a click
-      const [[x0, y0], [x1, y1]] = [actual({ x, y }), actual({ x: x + w, y: y + h })];
-      look(x0, h < 8 ? view[1] : y0, x1, h < 8 ? view[3] : y1);
+      if (!size || size.width < 8) return; // a click
+      const [kx, ky] = [(view[2] - view[0]) / width, (view[3] - view[1]) / height];
+      const [left, right] = [view[0] + size.x * kx, view[0] + (size.x + size.width) * kx];
+      const flat = size.height < 8; // along the axis: all of the height
+      const [top, bottom] = [size.y, size.y + size.height].map((y) => view[1] + y * ky);
+      look(left, flat ? view[1] : top, right, flat ? view[3] : bottom);
     });
     svg.addEventListener("pointercancel", () => ((from = null), box.remove()));
-    svg.addEventListener("dblclick", () => look(0, 0, width, height));
+    const reset = () => look(0, 0, width, height);
+    svg.addEventListener("dblclick", reset);
     const tools = make("span", { class: "tools" });
     for (const [sign, name, act] of [
       ["+", "Zoom in", () => closer(0.6)],
       ["-", "Zoom out", () => closer(1 / 0.6)],
-      ["all", "Show all", () => look(0, 0, width, height)],
+      ["all", "Show all", reset],
     ]) {
       const button = make("button", { type: "button", title: name, "aria-label": name }, sign);
       button.addEventListener("click", act);

@@ -24,7 +24,6 @@ import profiler
 from profiler import backends, folders
 from profiler.backends.llama_cpp import build, program
 from profiler.cli import main
-from profiler.cost import learned
 from profiler.errors import ProfileError
 from profiler.models.resolve import resolve
 from profiler.results.environment import HEAP
@@ -107,7 +106,7 @@ def test_a_table_says_neither_a_compute_dtype_nor_a_path_that_llama_cpp_does_not
 def test_rows_teach_later_predictions_and_accuracy_shows_what(
     sweep: Sweep, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learned, "cautions", lambda row: ())  # this machine may be busy
+    monkeypatch.setattr("profiler.results.cautions.cautions", lambda row: ())  # this machine may be busy
     monkeypatch.setattr("profiler.commands.accuracy.disturbed", lambda row, figure: False)
 
     def asked(*words: str) -> str:

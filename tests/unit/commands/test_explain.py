@@ -14,6 +14,7 @@ from fakes.ceilings import MEASURED
 from profiler import devices
 from profiler.case import Case
 from profiler.cli import main
+from profiler.commands import accuracy
 from profiler.devices import calibration
 from profiler.models.resolve import resolve
 from profiler.results import environment
@@ -197,6 +198,16 @@ def test_a_device_that_was_not_calibrated_says_so(store: Path) -> None:
     result = run("calibrate", "--show", "--device", "cpu")
     assert result.exit_code == 2
     assert "there is no calibration of cpu" in result.stderr
+
+
+def test_accuracy_is_summed_up_for_each_backend_if_there_are_several() -> None:
+    row = {"figure": "decode_tps", "error": 0.5, "covered": True, "learned_error": None}
+    rows = [row | {"backend": "hf"}, row | {"backend": "llama.cpp", "error": -0.2}]
+    assert [line.partition(", off")[0] for line in accuracy.summary(rows)] == [
+        "hf, decode t/s: 1 case",
+        "llama.cpp, decode t/s: 1 case",
+    ]
+    assert accuracy.summary(rows[:1])[0].startswith("decode t/s: 1 case, off by 50.0%")
 
 
 def test_accuracy_of_nothing_is_an_empty_list_of_json(store: Path) -> None:

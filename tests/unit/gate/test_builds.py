@@ -15,13 +15,15 @@ from fakes import printed, stored
 from fakes.lab import make_case, source
 from fakes.llama_cpp import fault, install
 
-from profiler.backends.base import Completion
+from profiler.backends.base import Completion, InstalledBuild
 from profiler.backends.llama_cpp import build, completion
 from profiler.case import Task
 from profiler.cli import main
 from profiler.errors import ProfileError
-from profiler.gate import baseline, bench
-from profiler.gate.agreement import CLOSE, KL_LIMIT, agreement, divergence
+from profiler.gate import baseline, bench, variants
+from profiler.gate.agreement import KL_LIMIT, KL_LIMIT_F32, agreement, divergence
+from profiler.gate.variants import Variant
+from profiler.run.process import Launch
 
 Gate = Callable[..., Result]
 
@@ -171,6 +173,27 @@ def test_a_stored_baseline_compares_an_update_of_the_build(gate: Gate, tmp_path:
     assert judge(install(tmp_path / "slow", "b9993", slower=3)).exit_code == 1
 
 
+def test_builds_that_load_the_same_libraries_are_not_compared() -> None:
+    """Copied programs load the libraries of the folder that they were built in, unless those were copied too."""
+
+    def built(folder: str, *libraries: str) -> Variant:
+        return Variant(folder, Launch(()), build=InstalledBuild(folder, f"{folder}/llama-bench", {}, {}, libraries))
+
+    new = built("/new", "/new/libggml-cpu.so.0", "/new/libllama.so.0")
+    variants.refuse_shared_libraries(built("/old", "/old/libllama.so.0"), new)
+    variants.refuse_shared_libraries(new, new)
+    with pytest.raises(ProfileError, match="load the same /new/libllama"):
+        variants.refuse_shared_libraries(built("/old", "/new/libllama.so.0"), new)
+
+
+def test_a_build_knows_the_libraries_that_its_programs_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "\tlibllama.so.0 => /new/bin/libllama.so.0 (0x00007f)\n\tlibc.so.6 => /lib/libc.so.6 (0x00007e)\n"
+    monkeypatch.setattr(
+        build, "answer", lambda words, environ, seconds: said if environ.get("LD_TRACE_LOADED_OBJECTS") else ""
+    )
+    assert build.Build(tmp_path).linked == (Path("/new/bin/libllama.so.0"),)
+
+
 def test_the_advice_for_a_build_is_a_command_of_the_same_case() -> None:
     case = make_case(64, backend="llama.cpp", path="eager", options="gpu-layers=4 kv=q8_0")
     line = str(baseline.advice_for(Task(case, source())).command)
@@ -186,14 +209,13 @@ def completed(*tokens: int, gap: float) -> Completion:
     return Completion(tokens, tuple(map(str, tokens)), logprobs)
 
 
-def test_tokens_that_differ_where_both_were_likely_pass_and_it_is_said() -> None:
-    gap = CLOSE / 10
-    base = Completion((1, 2), ("a", "b"), ({1: -0.1}, {2: -0.7, 3: -0.7 - gap}))
-    candidate = Completion((1, 3), ("a", "c"), ({1: -0.1}, {2: -0.7 - gap, 3: -0.7}))
+def test_other_tokens_of_kernels_that_round_differently_pass_and_are_named() -> None:
+    base = Completion((1, 2), ("a", "b"), ({1: -0.1}, {2: -0.7, 3: -0.75}))
+    candidate = Completion((1, 3), ("a", "\n"), ({1: -0.1}, {2: -0.75, 3: -0.7}))
     tokens, kl = agreement("m", [base], [candidate])
-    assert (tokens.word, tokens.before, tokens.now) == ("PASS", 2, 1)
-    assert "only where both were likely" in tokens.reason and "token 2 after prompt 1: 'b' → 'c'" in tokens.reason
-    assert kl.word == "PASS"
+    assert (tokens.word, tokens.before, tokens.now, kl.word) == ("PASS", 2, 1, "PASS")
+    assert "token 2 after prompt 1: 'b' → '\\n', which are 0.050 nats apart" in tokens.reason
+    assert [each.word for each in agreement("m", [base], [candidate], KL_LIMIT_F32)] == ["FAIL", "FAIL"]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +223,6 @@ def test_tokens_that_differ_where_both_were_likely_pass_and_it_is_said() -> None
     [
         Completion((1, 3), ("a", "c"), ({1: -0.1}, {2: -3.0, 3: -0.1})),  # prefers another token by far
         Completion((1, 3), ("a", "c"), ()),  # nobody knows how near they are
-        Completion((1,), ("a",), ({1: -0.1},)),  # ended early
     ],
 )
 def test_other_differences_fail(candidate: Completion) -> None:
@@ -223,6 +244,14 @@ def test_the_divergence_is_that_of_the_merged_distributions_and_no_more_than_the
     assert divergence(*known) == pytest.approx(merged)
     assert merged < whole
     assert divergence(known[0], known[0]) == 0.0
+
+
+def test_a_token_that_the_candidate_no_longer_finds_likely_counts() -> None:
+    """By the probability of the least likely token that is known: 0.1."""
+    p, q = {1: math.log(0.8), 2: math.log(0.1)}, {3: math.log(0.8), 2: math.log(0.1)}
+    bound = 0.8 * math.log(0.8 / 0.1) + 0.1 * math.log(0.1 / 0.8)
+    assert divergence(p, q) == pytest.approx(bound)
+    assert divergence({1: math.log(0.5)}, {2: math.log(0.5)}) == 0.0  # the other half may be that very token
 
 
 def test_an_old_server_and_synthetic_weights_have_no_tokens(tmp_path: Path) -> None:

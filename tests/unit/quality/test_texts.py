@@ -60,7 +60,7 @@ def test_a_folder_has_a_kind_for_each_folder_in_it(tmp_path: Path) -> None:
         ("own", "b.md", "Notes"),
         ("mail", "a.txt", "Dear all"),
     ]
-    assert found.licence is None
+    assert found.license is None
     (tmp_path / "b.md").write_text("Notes!")
     assert texts.of_folder(tmp_path).hash != found.hash
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
+from fakes.reported import measured
 
-from profiler.results import quality
+from profiler.results import encoding, quality, row
+from profiler.results.measurement import Measurement
 from profiler.results.quality import Block
 
 KINDS = {"prose": (0.01, 4), "code": (0.02, 5), "scripts": (0.08, 10), "long": (0.012, 5)}  # mean KL, blocks
@@ -27,14 +31,13 @@ def test_figures_are_means_over_tokens() -> None:
 def test_a_row_has_the_figures_of_each_kind_and_of_all() -> None:
     found = [block(), block(kl=1.0), block("code"), block("code")]
     stored = {"blocks": quality.columns(found), "tails": {"all": {"p99": 0.3}}, "window": 512}
-    row = quality.content(stored)
-    assert row is not None
-    assert row["kl"]["p99"] == 0.3 and row["kl"]["p999"] is None
-    assert list(row["kinds"]) == ["prose", "code"]
-    assert row["kinds"]["prose"]["kl"]["value"] == pytest.approx(0.015)
-    assert row["kinds"]["prose"]["ppl"]["reference"] == pytest.approx(math.exp(2.9))
-    assert row["tokens"] == 400 and row["window"] == 512
-    assert quality.blocks(row) == found  # a public row can be read again
+    content = quality.content(stored)
+    assert content is not None
+    assert content["kl"]["p99"] == 0.3 and content["kl"]["p999"] is None
+    assert list(content["kinds"]) == ["prose", "code"]
+    assert content["kinds"]["prose"]["kl"]["value"] == pytest.approx(0.015)
+    assert content["kinds"]["prose"]["ppl"]["reference"] == pytest.approx(math.exp(2.9))
+    assert content["tokens"] == 400 and content["window"] == 512
 
 
 def test_an_unknown_quality_keeps_its_reason() -> None:
@@ -79,3 +82,48 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(monkeypatch: py
     """Of 150 sets, 95% ± 1.8% are covered; the benchmark ``quality_interval`` has 500 and closer limits."""
     monkeypatch.setattr(quality, "REPLICATES", 100)
     assert 0.89 <= coverage(150) <= 0.995
+
+
+def with_quality() -> Measurement:
+    found = [block(), block(kl=1.0), block("code"), block("code")]
+    stored = {
+        "definition": 1,
+        "window": 512,
+        "error": 1e-6,
+        "text": {"name": "profile-text-1", "hash": "0123", "license": "Apache-2.0"},
+        "reference": {"model": "m", "model_id": "id", "dtype": "fp32", "device": "cpu"},
+        "blocks": quality.columns(found),
+        "tails": {"all": {"p99": 0.3}},
+        "decode": {"path": "static", "tokens": 126, "kl": 0.1, "same": 0.9, "prompt_kl": 0.1, "prompt_same": 0.9},
+    }
+    return replace(measured(), quality=stored)
+
+
+def test_a_stored_row_keeps_its_quality() -> None:
+    (read,) = encoding.decode([(*encoding.encode(with_quality()), {})])
+    assert read.quality == with_quality().quality
+
+
+def test_a_public_row_can_be_read_again() -> None:
+    public = json.loads(json.dumps(row.row(None, with_quality())))
+    assert public["quality"]["kl"]["value"] > 0
+    assert row.from_row(public).quality == with_quality().quality
+    del public["quality"]  # a row of an earlier version
+    assert row.from_row(public).quality is None
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("kl", [0.1, 0.1, 0.1], "different lengths"),
+        ("kl", [0.1, 0.1, 0.1, -1], "quality.blocks.kl contains -1"),
+        ("tokens", [1, 1, 1, 0], "quality.blocks.tokens contains 0"),
+        ("kind", ["a", "b", "c", 4], "quality.blocks.kind contains 4"),
+        ("same", None, "quality.blocks has no same"),
+    ],
+)
+def test_impossible_blocks_are_refused_when_they_are_read(column: str, values: list[object], said: str) -> None:
+    public = json.loads(json.dumps(row.row(None, with_quality())))
+    public["quality"]["blocks"][column] = values
+    with pytest.raises(ValueError, match=said):
+        row.from_row(public)

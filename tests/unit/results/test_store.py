@@ -18,7 +18,7 @@ from profiler.errors import NotFound, StoreError
 from profiler.results import database
 from profiler.results import store as store_module
 from profiler.results.environment import environment_key
-from profiler.results.measurement import Caution, Sample
+from profiler.results.measurement import Caution, RunModel, Sample
 from profiler.results.store import Store, default_path, existing
 
 V1 = Path(__file__).with_name("store_v1.sql")
@@ -51,6 +51,31 @@ def test_the_newest_row_of_each_case_represents_it(store, make, environment):
     for run, row in ((first, old), (first, other), (second, new), (second, failed)):
         store.append(run, row)
     assert list(store.newest_per_environment()) == [other, new]
+
+
+DEEP: dict[str, Any] = {"a": {}}
+for _ in range(20):
+    DEEP = {"a": DEEP}
+
+
+@pytest.mark.parametrize(
+    ("config", "kept"),
+    [
+        ({"model_type": "llama", "layers": [1, 2]}, True),
+        ({}, False),
+        (DEEP, False),
+        ({"scores": list(range(1 << 16))}, False),
+        ({"n": 10**400}, False),
+    ],
+    ids=["usual", "none", "deep", "long", "endless"],
+)
+def test_the_config_of_a_model_is_kept_if_it_can_be_read_again(store, make, environment, config, kept):
+    run = store.start_run([], environment, [RunModel("ab12", "m", (), {"tensors": 1}, config)])
+    store.append(run, make())
+    other = store.start_run([], environment, [RunModel("ab12", "m")])  # a run that knows only the name
+    store.reuse(other, 1)
+    assert [row.case.model for row in store.rows(other)] == ["m"]
+    assert store.configs() == ({"ab12": config} if kept else {})
 
 
 def test_statistics_are_not_stored(store, make, environment):

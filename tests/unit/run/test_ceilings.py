@@ -82,6 +82,19 @@ def test_a_calibration_is_neither_replaced_nor_measured_again(monkeypatch: pytes
     assert target.of(CPU).at_quick.ceilings == own
 
 
+def test_fewer_threads_do_not_lower_the_ceiling_of_a_device() -> None:
+    """``--threads 1`` uses less of the same bandwidth."""
+    one = replace(CPU, threads=1, physical=2)
+    both = replace(one, threads=2)
+    mark = calibration.fingerprint(both)
+    calibration.save_quick(calibration.QuickCeilings("t", mark, "2026-11-29", 3.0, 20e9, {"fp32": 100e9}))
+    assert target.of(one).at_quick.bandwidth_bytes_s == target.of(both).at_quick.bandwidth_bytes_s == 20e9
+    calibration.save(replace(MEASURED, fingerprint=mark, read_bytes_s=30e9))
+    found = target.of(one)
+    assert found.ceilings is None  # rates of another number of threads predict nothing
+    assert found.quick is not None and (found.quick.basis, found.quick.read_bytes_s) == ("calibrated", 30e9)
+
+
 def test_ceilings_that_cannot_be_measured_do_not_stop_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     prints(monkeypatch, {"busy": "other processes took 44%"})
     said: list[str] = []

@@ -237,6 +237,13 @@ def test_a_model_in_a_cloud_has_not_our_machine_though_its_server_is_here() -> N
     assert "run by https://ollama.com:443" in row.serving["unknown"]["host_peak_bytes"]
 
 
+def test_servers_that_share_a_port_are_a_caution(server: FakeServer) -> None:
+    (result,) = results(server)
+    shared = processes.nothing_known(f"2 {processes.SHARE} 8080, each of which gets some of the requests")
+    row = serving.ServedRows().row(replace(result, use=shared))
+    assert "shared-port" in [caution.code for caution in row.cautions]
+
+
 def test_lm_studio_states_its_runtime_and_no_version() -> None:
     with FakeServer("lmstudio", QUICK) as server:
         (row,) = rows(server)

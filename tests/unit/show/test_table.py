@@ -65,18 +65,28 @@ def test_a_caution_is_shown_once_with_its_cases_and_the_option_that_helps(measur
 
 def test_at_most_five_notes_are_shown_and_the_rest_is_counted(measurements):
     """31 notes once stood below 12 rows. What doubts a figure comes first."""
-    trifles = tuple(Caution(f"x{i}", f"trifle {i}") for i in range(6))
+    trifles = tuple(Caution(f"x{i}", f"trifle {letter}") for i, letter in enumerate("abcdef"))
     rows = [
         replace(measurements[0], cautions=trifles),
         replace(measurements[0], cautions=(Caution("spread", "noisy"),)),
     ]
     kept, cells = few(*notes(rows), 5)
-    assert [note.text for note in kept] == ["trifle 0", "trifle 1", "trifle 2", "trifle 3", "noisy"]
+    assert [note.text for note in kept] == ["trifle a", "trifle b", "trifle c", "trifle d", "noisy"]
     assert [note.number for note in kept] == [1, 2, 3, 4, 5] and cells == ["1 2 3 4 +2", "5"]
     text = table.render("r", rows, 80)
     assert "and 2 more notes (+): profile runs show r --notes all" in text.splitlines()
     whole = table.render("r", rows, 80, most_notes=None)
-    assert "trifle 5" in whole and "more note" not in whole
+    assert "trifle f" in whole and "more note" not in whole
+
+
+def test_cautions_that_differ_only_in_figures_are_one_note_with_the_range(measurements):
+    rows = [
+        replace(measurements[0], cautions=(Caution("x", f"other processes took {share}% of the CPU time", "-r 5"),))
+        for share in (75, 79, 76)
+    ]
+    (note,), numbers = notes(rows)
+    assert note.text == "other processes took 75–79% of the CPU time"
+    assert numbers == [[1], [1], [1]] and len(note.cases) == 3
 
 
 def test_mbu_and_mfu_stay_in_a_narrow_table_and_say_where_the_ceiling_is_from(measurements):

@@ -171,6 +171,25 @@ def test_a_server_that_listens_on_an_address_of_this_machine_is_here() -> None:
             server_processes(url.replace(address, "127.0.0.1"))
 
 
+def test_two_servers_on_one_port_are_not_taken_for_one() -> None:
+    """llama-server sets SO_REUSEPORT, so one that was forgotten goes on answering some of the requests."""
+    script = "import socket, sys; s = socket.create_server(('127.0.0.1', {}), reuse_port=True)\n"
+    script += "print(s.getsockname()[1], flush=True); sys.stdin.read()"
+    started: list[subprocess.Popen[str]] = []
+    port = "0"
+    try:
+        for _ in range(2):
+            command = [sys.executable, "-c", script.format(port)]
+            started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            assert started[-1].stdout is not None
+            port = started[-1].stdout.readline().strip()
+        with pytest.raises(Untold, match=f"2 servers listen on port {port}, each of which gets some"):
+            server_processes(f"http://127.0.0.1:{port}")
+    finally:
+        for process in started:
+            process.communicate("")
+
+
 def test_where_there_is_no_proc_nothing_is_said_of_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "PROC", tmp_path)
     with pytest.raises(Untold, match="only Linux"):

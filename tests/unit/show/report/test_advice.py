@@ -167,6 +167,7 @@ def test_rows_of_llama_cpp_are_predicted_by_the_rules_of_llama_cpp():
     assert [line.series for line in grid.lines] == ["q4_k_m", "q8_0"]
     (found,) = {forecast.predict("mine", "q8_0", 8192, 1, line.like).engine.name for line in grid.lines}
     assert found == "llama.cpp"
+    assert "Measure this next, with a GGUF file in q8_0." in said(report_page.page([row], configs={"x": E2B}))
 
 
 def test_a_folder_and_a_gguf_file_of_one_name_are_two_models():

@@ -1,0 +1,395 @@
+"""The quality of a loaded model: the text set by its tokens, the reference, and what a row stores of the comparison.
+
+``prepare`` computes the windows of the reference that are not on disk yet, in a process of its own, so that two
+models are never in this one's memory, and before this process loads its model. ``measure`` compares the loaded model
+with them. The reference has the same weights, or those of ``--reference``, in fp32 if the device has the memory for
+that, else in bf16, else on the CPU.
+
+Prompts and decode steps are computed by different kernels. All tokens are scored as a prompt; the last ``STEPS``
+tokens of one window of each kind are read a second time by decode steps of the case's path, after the same tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from profiler import devices, folders
+from profiler.backends.base import Beat
+from profiler.backends.hf import quality
+from profiler.backends.hf.quality import STEPS, Keeper, PositionFigures, Scorer
+from profiler.case import Case, Source
+from profiler.decode_path import EAGER
+from profiler.devices.base import kind_of
+from profiler.errors import ProfileError
+from profiler.foreign import exists, read_bytes
+from profiler.models import families, hub
+from profiler.quality import kept, texts
+from profiler.quality.definition import DEFINITION, ERRORS
+from profiler.quality.texts import TextWindow
+from profiler.quants.base import DTYPE_BYTES
+from profiler.results.quality import ALL, BLOCK, Block, columns
+from profiler.results.stats import percentile
+from profiler.units import bytes_text, printable
+
+FEWEST_TOKENS = 64  # of a window: with fewer, nearly every token would be predicted from nothing
+DTYPES = ("fp32", "bf16")  # of a reference, the best first
+ROOM_BYTES = 1 << 30  # beyond the weights: logits, cache and framework
+MARGIN = 1.1
+TOKENIZER = "tokenizer.json"
+MOST_TOKENIZER_BYTES = 256 << 20
+BEAT, DONE = "beat ", "done"  # lines of the process that computes a reference
+LAST_LINES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceModel:
+    """The model that others are compared with, as a case that this backend can load."""
+
+    case: Case  # its dtype and device are chosen by ``_chosen``
+    source: Source
+
+
+def prepare(case: Case, source: Source, wanted: Mapping[str, Any], beat: Beat) -> None:
+    """Compute what is missing of the reference for ``case``. Raises ProfileError if that is impossible."""
+    model = _reference(case, source, wanted)
+    cut = windows(case, source, wanted)
+    _made(model, cut, beat)
+
+
+def measure(session: Any, case: Case, source: Source, wanted: Mapping[str, Any], beat: Beat) -> dict[str, Any]:
+    """The ``quality`` of a row of ``case``, whose model ``session`` holds. Raises ProfileError, OutOfMemory."""
+    from profiler.backends.hf.session import memory_errors
+
+    model, cut = _reference(case, source, wanted), windows(case, source, wanted)
+    names, reference = _made(model, cut, beat)
+    known: dict[str, PositionFigures] = session.scored
+    decode = _Decode(case.path)
+    started, found = time.monotonic(), []
+    made: dict[str, Any] = {}
+    for number, (window, name) in enumerate(zip(cut, names, strict=True), 1):
+        beat(f"quality {number}/{len(cut)}")
+        first = window.kind not in decode.kinds and window.scored >= 2 * STEPS
+        if first or name not in known:
+            arrays = kept.read(name)
+            if arrays is None:
+                raise ProfileError("the reference was removed from the cache while it was used", "Try again.")
+            with memory_errors():
+                known[name] = _scored(session.model, window, arrays, decode if first else None, beat)
+            made = made or dict(arrays.made)
+        found.append((window, known[name]))
+    made = made or _made_of(names)
+    return stored(found, decode.content()) | {
+        "definition": DEFINITION,
+        "text": {
+            "name": _set(wanted["text"]).name,
+            "hash": wanted["hash"],
+            "license": _set(wanted["text"]).license or "the user's own",
+        },
+        "reference": {
+            "model": reference.case.model,
+            "model_id": reference.case.model_id,
+            "dtype": reference.case.dtype,
+            **made,
+        },
+        "window": _size(case),
+        "seconds": time.monotonic() - started,
+    }
+
+
+def _made_of(names: Sequence[str]) -> dict[str, Any]:
+    arrays = kept.read(names[0])
+    return {} if arrays is None else dict(arrays.made)
+
+
+def _scored(
+    model: Any, window: TextWindow, arrays: kept.ReferenceArrays, decode: _Decode | None, beat: Beat
+) -> PositionFigures:
+    """Figures of a window read as a prompt; ``decode`` gets those of its last tokens, by both ways."""
+    device = model.device
+    prompt = Scorer(window, arrays, device)
+    if decode is None:
+        quality.read_window(model, window.tokens, prompt, beat)
+        return prompt.figures()
+    steps = Scorer(window, arrays, device)
+    ran, reason = quality.read_window(model, window.tokens, prompt, beat, steps, decode.path)
+    decode.add(window.kind, steps.figures(), prompt.figures(), ran, reason)
+    return prompt.figures()
+
+
+class _Decode:
+    """Sums over the tokens that were decoded step by step."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.kinds = path, set[str]()
+        self._ran = path
+        self._reason: str | None = None
+        self._sums = dict.fromkeys(("tokens", "kl", "same", "prompt_kl", "prompt_same"), 0.0)
+
+    def add(self, kind: str, steps: PositionFigures, prompt: PositionFigures, ran: str, reason: str | None) -> None:
+        """Count a window; ``prompt`` ends with the same positions as ``steps``."""
+        count = len(steps.kl)
+        self.kinds.add(kind)
+        self._ran, self._reason = ran, reason
+        summed = (steps.kl, steps.same, prompt.kl[-count:], prompt.same[-count:])
+        for name, value in zip(self._sums, [count, *(float(each.sum()) for each in summed)], strict=True):
+            self._sums[name] += value
+
+    def content(self) -> dict[str, Any]:
+        """Means over these tokens: by decode steps, and as a prompt."""
+        count = self._sums["tokens"]
+        if not count:
+            return {}
+        means = {name: value / count for name, value in self._sums.items() if name != "tokens"}
+        content = {"path": self._ran, "tokens": int(count), **means}
+        return {"decode": content | ({"reason": self._reason} if self._reason else {})}
+
+
+def stored(found: Sequence[tuple[TextWindow, PositionFigures]], decode: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row stores of scored windows: sums over blocks, percentiles, and the error of what is kept."""
+    blocks: list[Block] = []
+    values: dict[str, list[float]] = {}
+    for window, figures in found:
+        values.setdefault(window.kind, []).extend(figures.kl.tolist())
+        for start in range(0, window.scored, BLOCK):
+            part = slice(start, start + BLOCK)
+            blocks.append(
+                Block(
+                    window.kind,
+                    window.document,
+                    len(figures.kl[part]),
+                    float(figures.kl[part].sum()),
+                    int(figures.same[part].sum()),
+                    float(figures.nll[part].sum()),
+                    float(figures.reference_nll[part].sum()),
+                )
+            )
+    count = sum(len(figures.kl) for _, figures in found)
+    variance = sum(float(figures.variance.sum()) for _, figures in found)
+    values[ALL] = [value for kind in list(values) for value in values[kind]]
+    return {
+        "blocks": columns(blocks),
+        "tails": {kind: _tails(sorted(each)) for kind, each in values.items()},
+        "error": ERRORS * math.sqrt(variance) / count,
+        "rest": sum(float(figures.rest.sum()) for _, figures in found) / count,
+        **decode,
+    }
+
+
+def _tails(ordered: Sequence[float]) -> dict[str, float]:
+    """The percentiles that so many values determine."""
+    known = (("p99", 0.99, 100), ("p999", 0.999, 1000))
+    return {name: percentile(ordered, share) for name, share, needed in known if len(ordered) >= needed}
+
+
+def windows(case: Case, source: Source, wanted: Mapping[str, Any]) -> list[TextWindow]:
+    """The text set by the tokens of the case's model, in windows of its context.
+
+    Raises ProfileError without a tokenizer, and if that of the reference gives other tokens.
+    """
+    encode = _tokenizer(source.kind, source.location, source.revision, case.model_id)
+    other = wanted["reference"]
+    encode_reference = None
+    if other is not None and (found := _source(other)).kind in ("folder", "gguf", "hub"):
+        encode_reference = _tokenizer(found.kind, found.location, found.revision, other["model_id"])
+    cut: list[TextWindow] = []
+    for document in _set(wanted["text"]).documents:
+        start, tokens = encode(document.text)
+        if encode_reference is not None and encode_reference(document.text) != (start, tokens):
+            raise ProfileError(
+                f"{printable(other['name'])} and {printable(case.model)} have different tokens, so that their"
+                " predictions cannot be compared"
+            )
+        cut += texts.windows(document.kind, document.name, start, tokens, _size(case))
+    return cut
+
+
+def _size(case: Case) -> int:
+    return max(FEWEST_TOKENS, case.context)
+
+
+@lru_cache(maxsize=4)
+def _set(folder: str | None) -> texts.TextSet:
+    return texts.shipped() if folder is None else texts.of_folder(Path(folder))
+
+
+Encode = Callable[[str], tuple[list[int], list[int]]]
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(kind: str, location: str, revision: str | None, model_id: str) -> Encode:
+    """A function that gives the tokens before any text, and those of a text. Raises ProfileError."""
+    from tokenizers import Tokenizer
+
+    file = _tokenizer_file(kind, location, revision, model_id)
+    if not exists(file):
+        raise ProfileError(
+            f"{printable(location)} has no {TOKENIZER}", "Copy it from where the model was published into its folder."
+        )
+    try:
+        made = Tokenizer.from_buffer(read_bytes(file, MOST_TOKENIZER_BYTES))
+    except ProfileError:
+        raise
+    except Exception as error:  # its only class of errors
+        raise ProfileError(f"{printable(file)} is not a tokenizer: {printable(error, 120)}") from None
+
+    def encode(text: str) -> tuple[list[int], list[int]]:
+        found = made.encode(text)
+        special = found.special_tokens_mask
+        begin = next((place for place, each in enumerate(special) if not each), len(special))
+        return found.ids[:begin], [token for token, each in zip(found.ids, special, strict=True) if not each]
+
+    return encode
+
+
+def _tokenizer_file(kind: str, location: str, revision: str | None, model_id: str) -> Path:
+    """The ``tokenizer.json`` of a model; that of a GGUF file is written on first use, which takes a minute."""
+    if kind == "folder":
+        return Path(location) / TOKENIZER
+    if kind == "hub":
+        snapshot = hub.downloaded_snapshot(location, revision)
+        return (snapshot or Path(location)) / TOKENIZER
+    path = Path(location)
+    cache = folders.scratch("gguf")
+    target = cache / f"{model_id}-tokenizer-{transformers.__version__}.json"
+    if target.exists() and folders.distrust(target, cache) is None:
+        return target
+    made = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    made.backend_tokenizer.save(str(partial))
+    partial.chmod(0o600)
+    partial.replace(target)
+    return target
+
+
+def _source(content: Mapping[str, Any]) -> Source:
+    return Source(content["kind"], content["location"], content["revision"], content["config"])
+
+
+def _reference(case: Case, source: Source, wanted: Mapping[str, Any]) -> ReferenceModel:
+    """The model to compare with, in the best dtype; ``_made`` chooses the one that is used."""
+    other = wanted["reference"]
+    plain = replace(case, quant=DTYPES[0], dtype=DTYPES[0], path=EAGER)
+    if other is None:
+        return ReferenceModel(plain, source)
+    return ReferenceModel(replace(plain, model=other["name"], model_id=other["model_id"]), _source(other))
+
+
+def _made(model: ReferenceModel, cut: Sequence[TextWindow], beat: Beat) -> tuple[list[str], ReferenceModel]:
+    """The names of the windows of a reference, computed if they are missing, and the reference as it was computed."""
+    for dtype in DTYPES:
+        names = _names(model, dtype, cut)
+        if all(kept.read(name) is not None for name in names):
+            return names, _in(model, dtype)
+    chosen = _chosen(model)
+    names = _names(model, chosen.case.dtype, cut)
+    missing = [window for window, name in zip(cut, names, strict=True) if kept.read(name) is None]
+    _compute(chosen, missing, beat)
+    return names, chosen
+
+
+def _names(model: ReferenceModel, dtype: str, cut: Sequence[TextWindow]) -> list[str]:
+    return [kept.key(model.case.model_id, dtype, window.tokens, window.unscored) for window in cut]
+
+
+def _in(model: ReferenceModel, dtype: str, device: str | None = None) -> ReferenceModel:
+    case = replace(model.case, quant=dtype, dtype=dtype, device=device or model.case.device)
+    return replace(model, case=case)
+
+
+def _chosen(model: ReferenceModel) -> ReferenceModel:
+    """The best dtype and device that have the memory now. Raises ProfileError if none has."""
+    count = families.geometry(model.source.config).parameters
+    own = model.case.device
+    places = [own] if kind_of(own).is_host else [own, "cpu"]
+    for device in places:
+        free = devices.find(device).free_bytes
+        for dtype in DTYPES:
+            if count * DTYPE_BYTES[dtype] * MARGIN + ROOM_BYTES <= free:
+                return _in(model, dtype, device)
+    need = bytes_text(int(count * DTYPE_BYTES[DTYPES[-1]] * MARGIN + ROOM_BYTES))
+    raise ProfileError(f"the reference needs {need} of memory in {DTYPES[-1]}, which is not free")
+
+
+def _compute(model: ReferenceModel, cut: Sequence[TextWindow], beat: Beat) -> None:
+    """Compute windows of a reference in a process of its own. Raises ProfileError with its last words if it fails."""
+    request = {
+        "case": asdict(model.case),
+        "source": {**asdict(model.source), "config": dict(model.source.config)},
+        "windows": [asdict(window) for window in cut],
+    }
+    beat("reference: starting")
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "profiler.backends.hf.text_pass"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="backslashreplace",
+        env={**os.environ, **folders.child_environ(os.environ)},
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps(request))
+        process.stdin.close()
+        last: deque[str] = deque(maxlen=LAST_LINES)
+        for line in process.stdout:
+            if line.startswith(BEAT):
+                beat(line.removeprefix(BEAT).strip())
+            elif line.strip():
+                last.append(line.strip())
+    if process.returncode or not last or last[-1] != DONE:
+        said = printable(last[-1], 300) if last else "it said nothing"
+        raise ProfileError(
+            f"the reference in {model.case.dtype} could not be computed (exit {process.returncode}): {said}"
+        )
+
+
+def compute(request: Mapping[str, Any], say: Beat) -> None:
+    """Load a reference, and keep its distributions over the requested windows. Runs in a process of its own."""
+    from profiler.backends.hf.session import open_session
+
+    case = Case(**request["case"])
+    cut = [TextWindow(**{**window, "tokens": tuple(window["tokens"])}) for window in request["windows"]]
+    session = open_session(case, Source(**request["source"]), say)
+    made = {"device": case.device, "torch": torch.__version__, "transformers": transformers.__version__}
+    for number, window in enumerate(cut, 1):
+        say(f"reference {number}/{len(cut)}")
+        keeper, started = Keeper(window), time.monotonic()
+        quality.read_window(session.model, window.tokens, keeper, say)
+        name = kept.key(case.model_id, case.dtype, window.tokens, window.unscored)
+        kept.write(name, keeper.arrays(made | {"seconds": time.monotonic() - started}))
+
+
+def main() -> None:
+    """Serve one request on standard input."""
+    last = 0.0
+
+    def say(text: str) -> None:
+        nonlocal last
+        if text and (time.monotonic() - last > 0.2 or "reference" in text):
+            last = time.monotonic()
+            print(BEAT + text, flush=True)
+
+    try:
+        compute(json.load(sys.stdin), say)
+    except Exception as error:
+        print(printable(" ".join(str(error).split()) or type(error).__name__, 300), flush=True)
+        sys.exit(1)
+    print(DONE, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""``--quality`` within a sweep: what is compared with what, how long it takes, and when a stored row has it already.
+
+A backend whose sessions give logits names a module in ``Backend.quality`` with two functions. ``prepare(case, source,
+wanted, beat)`` computes what is missing of the reference, before the worker loads its model; ``measure(session, case,
+source, wanted, beat)`` returns the ``quality`` of the row. ``wanted`` is the plain content that ``requested`` makes.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import replace
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from profiler import backends, registry
+from profiler.backends.base import Beat, OutOfMemory
+from profiler.case import Case, Source, Task
+from profiler.errors import ProfileError
+from profiler.folders import expanded
+from profiler.quality import texts
+from profiler.quality.definition import DEFINITION
+from profiler.quants.base import DTYPE_BYTES
+from profiler.results.measurement import Caution, Measurement
+
+if TYPE_CHECKING:  # a worker imports little
+    from profiler.cost.cases import CaseEstimate
+    from profiler.run.grid import Subject
+
+CHARACTERS_PER_TOKEN = 3.5  # of the shipped set, by tokenizers for many languages
+HEAD = 1.5  # a prefill computes the logits of one token, this pass those of all
+REFERENCE = 3.0  # seconds of a reference ÷ those of a measured model: fp32, and the model is loaded once more
+STEPS_OF_A_KIND = 64
+NO_REFERENCE = "Name the model that it was made from with --reference MODEL."
+
+
+def requested(quality: bool, text: str | None, reference: str | None) -> dict[str, Any] | None:
+    """What the options ask for, as plain content for workers; None without ``--quality``. Raises ProfileError."""
+    if not quality:
+        given = [name for name, value in (("--quality-text", text), ("--reference", reference)) if value is not None]
+        if given:
+            raise ProfileError(f"{given[0]} needs --quality")
+        return None
+    folder = None if text is None else expanded(text).absolute()
+    found = texts.shipped() if folder is None else texts.of_folder(folder)
+    return {
+        "text": None if folder is None else str(folder),
+        "hash": found.hash,
+        "characters": sum(len(document.text) for document in found.documents),
+        "kinds": len({document.kind for document in found.documents}),
+        "reference": None if reference is None else _reference(reference),
+    }
+
+
+def _reference(name: str) -> dict[str, Any]:
+    from profiler.models.resolve import resolve
+
+    model = resolve(name)
+    if model.checkpoint is None:
+        raise ProfileError(f"--reference: {model.name} has no real weights here: {model.no_weights}")
+    source = model.source
+    return {
+        "name": model.name,
+        "model_id": model.id_for("real"),
+        "kind": source.kind,
+        "location": source.location,
+        "revision": source.revision,
+        "config": dict(source.config),
+    }
+
+
+def checked(subject: Subject, wanted: Mapping[str, Any] | None, backend: str) -> Subject:
+    """``subject``, if its quality can be measured as requested. Raises ProfileError."""
+    if wanted is None:
+        return subject
+    if backends.find(backend).quality is None:
+        having = [name for name in registry.names(backends.FOLDER) if backends.find(name).quality is not None]
+        raise ProfileError(f"--quality: backend {backend} gives no logits", f"Use --backend {' or '.join(having)}.")
+    if subject.weights == "synthetic":
+        raise ProfileError(
+            f"{subject.name}: --quality needs real weights, and these are random values",
+            "Give a folder, a .gguf file or a Hugging Face id with --weights real.",
+        )
+    stored = subject.checkpoint_format
+    if stored is not None and stored.quant not in DTYPE_BYTES and wanted["reference"] is None:
+        raise ProfileError(f"{subject.name}: its weights are themselves quantized ({stored.quant})", NO_REFERENCE)
+    return subject
+
+
+def prepare(case: Case, source: Source, wanted: Mapping[str, Any] | None, beat: Beat) -> str | None:
+    """Compute what is missing of the reference for ``case``. Returns why that failed, or None."""
+    if wanted is None:
+        return None
+    try:
+        _module(case.backend).prepare(case, source, wanted, beat)
+    except ProfileError as error:
+        return error.message
+    return None
+
+
+def add(
+    row: Measurement, session: Any, source: Source, wanted: Mapping[str, Any] | None, failed: str | None, beat: Beat
+) -> Measurement:
+    """``row`` with its quality, or with the reason why it is unknown; ``failed``: what ``prepare`` returned."""
+    if wanted is None or row.outcome != "ok":
+        return row
+    try:
+        if failed is not None:
+            raise ProfileError(failed)
+        found = _module(row.case.backend).measure(session, row.case, source, wanted, beat)
+    except (OutOfMemory, ProfileError) as error:
+        reason = error.message if isinstance(error, ProfileError) else f"out of memory: {error}"
+        unknown = Caution("quality-unknown", f"the quality is unknown: {reason}")
+        return replace(row, quality={"reason": reason}, cautions=(*row.cautions, unknown))
+    return replace(row, quality=found)
+
+
+def _module(backend: str) -> ModuleType:
+    return importlib.import_module(backends.find(backend).quality or "")
+
+
+def seconds(case: Case, estimate: CaseEstimate, wanted: Mapping[str, Any] | None) -> float:
+    """Estimated seconds to score the text set with a case's model."""
+    if wanted is None:
+        return 0.0
+    steps_s: float = STEPS_OF_A_KIND * wanted["kinds"] * estimate.step_s.value / case.batch
+    return _prompt_s(case, estimate, wanted) + steps_s
+
+
+def reference_s(task: Task, wanted: Mapping[str, Any] | None) -> float:
+    """Estimated seconds to compute the reference of a model, of which ``task`` is a planned case."""
+    if wanted is None or task.estimate is None:
+        return 0.0
+    return REFERENCE * _prompt_s(task.case, task.estimate, wanted)
+
+
+def _prompt_s(case: Case, estimate: CaseEstimate, wanted: Mapping[str, Any]) -> float:
+    tokens: float = wanted["characters"] / CHARACTERS_PER_TOKEN
+    return tokens * HEAD * estimate.prefill_s.value / (case.context * case.batch)
+
+
+def has(row: Measurement, wanted: Mapping[str, Any] | None) -> bool:
+    """Whether a stored row has the quality that is requested."""
+    if wanted is None:
+        return True
+    known = row.quality or {}
+    if "blocks" not in known:
+        return False
+    other = wanted["reference"]
+    reference = None if other is None else other["model_id"]
+    return (
+        known.get("definition") == DEFINITION
+        and (known.get("text") or {}).get("hash") == wanted["hash"]
+        and (known.get("reference") or {}).get("model_id") == (reference or row.case.model_id)
+    )

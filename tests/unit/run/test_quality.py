@@ -1,0 +1,97 @@
+"""``--quality`` before anything runs: what is requested, what is refused, how long it takes, and what is reused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.reported import measured
+
+from profiler import devices
+from profiler.errors import ProfileError
+from profiler.quality import texts
+from profiler.results.quality import Block, columns
+from profiler.run import plan, quality
+from profiler.run.repetitions import Effort
+from profiler.run.request import SweepRequest, resolve_request
+
+WANTED = quality.requested(True, None, None)
+BLOCKS = columns([Block("prose", "a", 10, 0.1, 9, 20.0, 19.0)])
+
+
+def known(**changed: Any) -> dict[str, Any]:
+    content = {
+        "definition": 1,
+        "text": {"hash": texts.shipped().hash},
+        "reference": {"model_id": measured().case.model_id},
+        "blocks": BLOCKS,
+    }
+    return content | changed
+
+
+def test_nothing_is_requested_by_default() -> None:
+    assert quality.requested(False, None, None) is None
+    assert Effort().quality is None and "quality" not in Effort().requested
+
+
+def test_a_request_names_the_texts_by_their_content(tmp_path: Path) -> None:
+    assert WANTED is not None
+    assert (WANTED["text"], WANTED["hash"], WANTED["kinds"]) == (None, texts.shipped().hash, 6)
+    assert Effort(quality=WANTED).requested["quality"] == texts.shipped().hash
+    (tmp_path / "mine.txt").write_text("Some text.")
+    own = quality.requested(True, str(tmp_path), None)
+    assert own is not None and own["hash"] != WANTED["hash"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "reused"),
+    [
+        (None, False),
+        ({"reason": "no tokenizer"}, False),
+        (known(), True),
+        (known(definition=0), False),
+        (known(text={"hash": "other"}), False),
+        (known(reference={"model_id": "other"}), False),
+    ],
+)
+def test_a_row_is_reused_only_with_the_quality_that_is_requested(stored: dict[str, Any] | None, reused: bool) -> None:
+    row = replace(measured(), quality=stored)
+    assert quality.has(row, WANTED) is reused
+    assert quality.has(row, None)
+
+
+def test_another_reference_is_another_quality() -> None:
+    assert WANTED is not None
+    wanted = {**WANTED, "reference": {"model_id": "other"}}
+    assert not quality.has(replace(measured(), quality=known()), wanted)
+    assert quality.has(replace(measured(), quality=known(reference={"model_id": "other"})), wanted)
+
+
+def test_the_plan_counts_the_texts_and_once_for_a_model_the_reference() -> None:
+    device = devices.find("cpu")
+    request = SweepRequest(models=("gemma-3-270m",), quants=("bf16", "nf4"))
+    tasks = resolve_request(request, device, device.free_bytes, lambda text: None).tasks
+    plain = plan.make(tasks, device, Effort(), 2**50)
+    scored = plan.make(tasks, device, Effort(quality=WANTED), 2**50)
+    assert len(plain.tasks) == len(scored.tasks) == 2
+    for before, after in zip(plain.tasks, scored.tasks, strict=True):
+        assert after.run_s > before.run_s
+    loads = [after.load_s - before.load_s for before, after in zip(plain.tasks, scored.tasks, strict=True)]
+    assert loads[0] > 0 and loads[1] == 0
+
+
+def test_synthetic_weights_are_refused_with_the_reason() -> None:
+    device = devices.find("cpu")
+    with pytest.raises(ProfileError, match="--quality needs real weights"):
+        resolve_request(
+            SweepRequest(models=("gemma-3-270m",), quality=True), device, device.free_bytes, lambda text: None
+        )
+
+
+def test_a_failed_comparison_leaves_the_speed_and_says_why() -> None:
+    row = quality.add(measured(), None, None, WANTED, "no tokenizer.json", lambda text: None)  # type: ignore[arg-type]
+    assert row.quality == {"reason": "no tokenizer.json"}
+    assert [caution.code for caution in row.cautions][-1] == "quality-unknown"
+    assert row.samples == measured().samples
