@@ -215,7 +215,7 @@ def test_shares_of_gpus_in_the_words_of_each_program(tmp_path: Path) -> None:
 
     case = make_case(backend="llama.cpp", device="cuda:0", options="tensor-split=3/1")
     assert "-ts 3/1" in " ".join(found.phase(case, Path("m.gguf"), "decode", 5, 1))
-    assert "-ts 3,1" in " ".join(found.together(case, Path("m.gguf"), 1))
+    assert "-ts 3,1" in " ".join(found.both_phases(case, Path("m.gguf"), 1))
 
 
 @pytest.mark.parametrize(
