@@ -123,7 +123,7 @@ def alone(
         ubatch=min(build.UBATCH, context), threads=options.threads,
     )  # fmt: skip
     if batch > 1:
-        lines = printed(found.together(case, file, 1 + options.reps))[1:]  # the sweep's warm-up is its first line
+        lines = printed(found.both_phases(case, file, 1 + options.reps))[1:]  # the sweep's warm-up is its first line
         rates["prefill"] += [each["pp"] * each["pl"] / each["t_pp"] for each in lines]
         rates["decode"] += [each["tg"] * each["pl"] / each["t_tg"] for each in lines]
         return

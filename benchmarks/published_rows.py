@@ -249,7 +249,7 @@ class Row:
             found = cost_rates.joined(each, [machine.work_share(member, self.machine) for member in target.members])
         else:
             found = cost_rates.rates(target, self.engine.name, dtype, content)
-        return machine.together(found, self.geometry, self.machine)
+        return machine.of_all_devices(found, self.geometry, self.machine)
 
     def timed(self, rates: Rates, done: work.PhaseWork, content: Mapping[str, Any] | None) -> float:
         """Seconds of some work on all devices."""

@@ -13,7 +13,7 @@ import os
 import pkgutil
 import re
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 
@@ -37,18 +37,26 @@ def names(folder: str) -> list[str]:
 
     Raises OSError if the folder cannot be read, for example when file descriptors run out.
     """
-    package = importlib.import_module(f"profiler.{folder}")
-    for path in package.__path__:
+    paths = tuple(importlib.import_module(f"profiler.{folder}").__path__)
+    return list(_names(folder, paths, tuple(os.stat(path).st_mtime_ns for path in paths)))
+
+
+@lru_cache(maxsize=64)
+def _names(folder: str, paths: tuple[str, ...], changed_ns: tuple[int, ...]) -> tuple[str, ...]:
+    """``names`` of the files in ``paths``. Cached until one of them changes: reading all takes longer than a
+    prediction.
+    """
+    for path in paths:
         os.listdir(path)  # pkgutil treats an unreadable folder as empty
     name_of_object = OBJECTS.get(folder)
     found = {
         name
-        for path in package.__path__
+        for path in paths
         for _, name, is_folder in pkgutil.iter_modules([path])
         if name_of_object is None
         or _defines(f"{path}/{name}/__init__.py" if is_folder else f"{path}/{name}.py", name_of_object)
     }
-    return sorted(DOTTED.get(name, name.replace("_", "-")) for name in found)
+    return tuple(sorted(DOTTED.get(name, name.replace("_", "-")) for name in found))
 
 
 @cache

@@ -149,7 +149,7 @@ def llama_cpp_options() -> Decorator:
     click.option(
         "--quick",
         is_flag=True,
-        help="A first look: one warm-up per case, and 3 to 6 repetitions for a --precision of 5%.",
+        help="A first look: 3 to 6 repetitions for a --precision of 5%, and short warm-ups.",
     ),
     option("max_phase", "Start no further repetition of a phase after this time. [default: 60s]"),
     option("budget", "Choose the cases that fit into this time, such as 10m."),

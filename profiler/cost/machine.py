@@ -121,7 +121,7 @@ def check(geometry: Geometry, machine: Machine) -> None:
         )
 
 
-def together(rates: Rates, geometry: Geometry, machine: Machine) -> Rates:
+def of_all_devices(rates: Rates, geometry: Geometry, machine: Machine) -> Rates:
     """``rates`` of one device, extended to all devices of the machine."""
     count = machine.target.count
     if count == 1:

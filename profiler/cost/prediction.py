@@ -215,8 +215,8 @@ class Predictor:
         step = shipped.own_step(host.target, dtype, path) if own else shipped
         if not engine.timed(quant, checkpoint_format, host.target):
             shipped, step = shipped.untimed(), step.untimed()
-        self.rates: Rates = machine.together(shipped, geometry, host)
-        self.step_rates: Rates = machine.together(step, geometry, host)
+        self.rates: Rates = machine.of_all_devices(shipped, geometry, host)
+        self.step_rates: Rates = machine.of_all_devices(step, geometry, host)
 
     def storage_in(self, quant: str, dtype: str) -> Storage:
         """The weights in another quantization, or in the one of the checkpoint."""

@@ -139,7 +139,7 @@ class Ceilings:
     process_bytes: int  # of a worker before it loads a model; 0 if unknown
     # Ceilings.
     read_bytes_s: float  # streaming, best kernel and thread count
-    copy_bytes_s: float  # read and written bytes together
+    copy_bytes_s: float  # bytes read plus bytes written
     flops: Mapping[str, float]  # matrix products, by dtype
     # Rates: seconds as measured. The predictor decides which operators, and how many, they consist of.
     graph_step_s: float | None  # ``step_s`` as a CUDA graph, in the default dtype: the time of the GPU itself
@@ -242,7 +242,7 @@ def load(device: DeviceInfo, packages: Sequence[str] | None = None) -> Ceilings 
         found = _runs(folder() / f"{mark}.json", mark)
     except ProfileError:  # no home folder, so nothing is stored
         return None
-    return together(found) if found else None
+    return combined(found) if found else None
 
 
 def load_quick(device: DeviceInfo) -> QuickCeilings | None:
@@ -297,7 +297,7 @@ def _runs(path: Path, mark: str) -> list[Ceilings]:
     return [one for one in found if one is not None and one.fingerprint == mark]
 
 
-def together(found: Sequence[Ceilings]) -> Ceilings:
+def combined(found: Sequence[Ceilings]) -> Ceilings:
     """Combine calibrations of one device, newest last: the best of each ceiling, the median of each rate.
 
     The costs of a kernel's linear layers at one number of tokens come from a single calibration, the one in which a
@@ -306,7 +306,7 @@ def together(found: Sequence[Ceilings]) -> Ceilings:
     newest = found[-1]
 
     def middle(name: str) -> Any:
-        return _combined([getattr(one, name) for one in found], BEST.get(name, statistics.median))
+        return _by_rule([getattr(one, name) for one in found], BEST.get(name, statistics.median))
 
     own = ("title", "fingerprint", "measured_at", "seconds", "layers", "how", "runs", "between")
     return replace(
@@ -340,10 +340,10 @@ def _between(found: Sequence[Ceilings]) -> dict[str, float] | None:
     return {"prefill": spread(max(common)), "decode": spread(min(common))}
 
 
-def _combined(values: Sequence[Any], rule: Callable[[Sequence[float]], float]) -> Any:
+def _by_rule(values: Sequence[Any], rule: Callable[[Sequence[float]], float]) -> Any:
     """Combine numbers by ``rule``, and mappings key by key; the last value decides which keys there are."""
     if isinstance(values[-1], Mapping):
-        return {key: _combined([each[key] for each in values if key in each], rule) for key in values[-1]}
+        return {key: _by_rule([each[key] for each in values if key in each], rule) for key in values[-1]}
     known = [value for value in values if value is not None]
     return rule(known) if known else None
 
@@ -358,7 +358,7 @@ def _usual(found: Sequence[LinearLayer]) -> LinearLayer:
     starts = [each.start_s for each in found if each.start_s is not None]
     return LinearLayer(
         costs={n: middle([each.costs[n] for each in found if n in each.costs]) for n in last.costs},
-        head=_combined([each.head for each in found], statistics.median),
+        head=_by_rule([each.head for each in found], statistics.median),
         start_s=statistics.median(starts) if starts and last.start_s is not None else None,
     )
 

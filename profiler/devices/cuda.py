@@ -53,17 +53,12 @@ class Board:
 
     def open(self) -> None:
         try:
-            import pynvml
-        except ImportError:
-            raise Unknown("the Python package nvidia-ml-py is not installed") from None
-        self._nvml: Any = pynvml
+            self._nvml: Any = nvml.opened()
+        except nvml.Missing as missing:
+            raise Unknown(str(missing)) from None
         try:
-            pynvml.nvmlInit()
-        except pynvml.NVMLError as error:
-            raise Unknown(f"no NVIDIA driver answers ({error})") from None
-        try:
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(self._uuid)
-        except pynvml.NVMLError as error:
+            self._handle = self._nvml.nvmlDeviceGetHandleByUUID(self._uuid)
+        except self._nvml.NVMLError as error:
             self.close()
             raise Unknown(f"NVML does not find the GPU by its UUID ({error})") from None
         architecture = self._ask("architecture", ["nvmlDeviceGetArchitecture"])
@@ -125,17 +120,17 @@ class Board:
         """The result of the first of these functions that exists; None if none does; ``unknown`` has the reason."""
         if what in self.unknown:
             return None
-        nvml, reason = self._nvml, "the driver has no such function"
+        library, reason = self._nvml, "the driver has no such function"
         for name in names:
-            function: Callable[..., Any] | None = getattr(nvml, name, None)
+            function: Callable[..., Any] | None = getattr(library, name, None)
             try:
                 if function is not None:
                     return function(self._handle, *about)
-            except nvml.NVMLError_GpuIsLost:
+            except library.NVMLError_GpuIsLost:
                 raise Unknown("the GPU is lost") from None
-            except (nvml.NVMLError_FunctionNotFound, nvml.NVMLLibraryMismatchError):
+            except (library.NVMLError_FunctionNotFound, library.NVMLLibraryMismatchError):
                 continue
-            except nvml.NVMLError as error:
+            except library.NVMLError as error:
                 reason = printable(error)
                 break
         self.unknown[what] = reason

@@ -53,24 +53,29 @@ class Gpu:
     slice: Slice | None = None
 
 
-@contextmanager
-def library() -> Iterator[Any]:
-    """The initialized module ``pynvml``. Raises Missing, also for errors that NVML reports inside the block."""
+def opened() -> Any:
+    """The initialized module ``pynvml``, for which its user calls ``nvmlShutdown``. Raises Missing."""
     try:
         import pynvml
     except ImportError:
         raise Missing("the Python package nvidia-ml-py is not installed") from None
-    errors = _errors(pynvml)
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         raise Missing(f"no NVIDIA driver answers ({error})") from None
+    return pynvml
+
+
+@contextmanager
+def library() -> Iterator[Any]:
+    """``opened`` for the length of a block. Raises Missing, also for errors that NVML reports inside the block."""
+    nvml = opened()
     try:
-        yield pynvml
-    except errors as error:
+        yield nvml
+    except _errors(nvml) as error:
         raise Missing(f"the NVIDIA driver reports: {error}") from None
     finally:
-        pynvml.nvmlShutdown()
+        nvml.nvmlShutdown()
 
 
 def _errors(nvml: Any) -> tuple[type[Exception], ...]:

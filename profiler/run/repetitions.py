@@ -9,7 +9,7 @@ therefore gets a single one, which loads code, starts threads and touches memory
 settles; then these limits end the warm-up, and the row says so. Code is then loaded and clocks have settled, so each
 later case gets one warm-up per phase, for its new shape. ``benchmarks/drift.py`` shows that the next run is no slower
 than those that follow. A case that this process has measured before, as in the blocks of a gate, warms up for at most
-``MAX_SHORT_WARMUP_S``. ``Effort.quick`` warms up once in every case.
+``MAX_SHORT_WARMUP_S``. ``Effort.quick`` warms up ``QUICK_WARMUPS`` times in the first case.
 
 **Repetitions.** ``-r N`` runs exactly N. Otherwise they continue until the 95% interval of the rate
 (``results.stats``) is within the requested precision. The process-to-process variation is excluded, because
@@ -41,6 +41,7 @@ PRECISION = 0.02  # of the median: half of what users would call a difference be
 MIN_REPS = 5  # repetitions before precision may end a phase: stopping at three would give 91% coverage instead of 95%
 MAX_REPS = 20  # the limit: 40 repetitions would narrow the interval by only another third
 QUICK_PRECISION, QUICK_MIN_REPS, QUICK_MAX_REPS = 0.05, 3, 6  # the same with ``quick``, for a first look at a grid
+QUICK_WARMUPS = 2  # of the first case of a process, whose first run loads code
 MAX_PHASE_S = 60.0
 
 MAX_WARMUPS = 20
@@ -55,6 +56,7 @@ Stop = Literal["precision", "reps", "cap", "time", "cold", "invalid"]
 # Share of the CPU time we needed. If others took more, the figure says how busy the machine was: threads wait for
 # each other after every operator, so one that lacks a core stops them all.
 BUSY_SHARE = 0.2
+FULL_SHARE = 0.9  # of the CPU time of all cores: if less was used, a core was free
 MIN_THROTTLED_SHARE = 0.02  # of the time; less may come from a thread that does no work for the phase
 PERIODS_TO_AVERAGE = 5  # quota periods per repetition: in fewer, it matters whether one starts with a full quota
 MIN_SWAP_BYTES = 16 * 1024**2  # bytes: any process that started long ago has less in swap
@@ -77,7 +79,7 @@ class Effort:
     max_phase_s: float = MAX_PHASE_S
     precision: float = PRECISION  # from the median to the farther end of the interval, ÷ median
     energy: bool = False  # also measure energy: ten more seconds for a short phase
-    quick: bool = False  # one warm-up, and from ``QUICK_MIN_REPS`` repetitions on, precision may end a phase
+    quick: bool = False  # few warm-ups, and from ``QUICK_MIN_REPS`` repetitions on, precision may end a phase
     quality: Mapping[str, Any] | None = None  # also compare predictions with a reference's (``run/quality.py``)
 
     @property
@@ -197,7 +199,9 @@ class Repeater:
 
     def is_warm(self, phase: Phase, warmups: Sequence[Sample]) -> bool:
         """Whether these warm-ups, at least one, are enough."""
-        if self.effort.quick or (phase in self.settled and not self.measured_before):
+        if phase in self.settled and not self.measured_before:
+            return True
+        if self.effort.quick and len(warmups) >= QUICK_WARMUPS:
             return True
         seconds = [sample.seconds for sample in warmups]
         most_s = min(MAX_SHORT_WARMUP_S if self.measured_before else MAX_WARMUP_S, self.effort.max_phase_s)
@@ -221,7 +225,10 @@ def disturbances(phases: Mapping[Phase, Measured], cores: int, threads: int | No
 def _disturbances(phase: Phase, measured: Measured, cores: int, threads: int | None) -> Iterator[Caution]:
     before, after = measured.before, measured.after
     timed = [sample for sample in measured.samples if not sample.warmup]
-    waited_s, cpu_s = (sum(getattr(sample, name) or 0 for sample in timed) for name in ("wait_s", "cpu_s"))
+    cpu_s = sum(sample.cpu_s or 0 for sample in timed)
+    waited_s = sum(sample.wait_s or 0 for sample in timed)
+    if all(sample.wait_s is None for sample in timed):
+        waited_s = _missing_s(timed, before, after, cores, threads)
     if (other := disturbance(before, after, waited_s, cpu_s, cores)) is not None:
         told = f"{phase}: {other.text}", _less_disturbed(other, cores, threads)
         yield (
@@ -246,6 +253,17 @@ def overview_cautions(seen: Overview, device: str) -> list[Caution]:
         text = f"throttling of {device} could not be detected: {seen.blind}"
         found.append(Caution("unwatched", text))
     return found
+
+
+def _missing_s(timed: Sequence[Sample], before: Pressure, after: Pressure, cores: int, threads: int | None) -> float:
+    """Where the kernel does not count how long threads wait for a core: the CPU time that ``threads`` did not use.
+
+    They spin while they wait for each other, so they use it all unless others do. 0 if cores were free.
+    """
+    busy_s, known = grown(before.busy_s, after.busy_s), [sample for sample in timed if sample.cpu_s is not None]
+    if busy_s is None or not threads or busy_s < FULL_SHARE * cores * (after.at_s - before.at_s):
+        return 0.0
+    return max(0.0, sum(threads * sample.seconds - (sample.cpu_s or 0.0) for sample in known))
 
 
 def _less_disturbed(other: Disturbance, cores: int, threads: int | None) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from operator import attrgetter
@@ -23,6 +24,8 @@ from profiler.units import UNKNOWN, bytes_text, printable, seconds_text, signifi
 TOO_NOISY = "too noisy"  # instead of a figure whose repetitions differ too much to compare
 BUSY = "busy"  # instead of a figure that other processes disturbed so much that it is not the model's
 TOO_FEW = "too few"  # repetitions: there are two, and their interval is wide although they are close
+ID_SHOWN = 6  # hex digits of a model's id: two of a handful of models coincide with odds of one in a million
+GGUF_TYPE = re.compile(r"I?Q\d|TQ\d|MXFP4")  # tensor types that only GGUF files have
 LONGEST = 100_000  # characters of outside text that are processed
 
 UNSPREAD_DIGITS = 2  # significant digits of a figure measured once, whose spread is unknown
@@ -269,6 +272,38 @@ def legend(measurements: Sequence[Measurement]) -> str | None:
 def _distinct(measurements: Sequence[Measurement]) -> list[Measurement]:
     """One row for each combination of environment and settings, of which a run has few."""
     return list({(id(row.environment), *SHOWN_SETTINGS(row.case)): row for row in measurements}.values())
+
+
+def told_apart(measurements: Sequence[Measurement]) -> Sequence[Measurement]:
+    """The rows, with a suffix to names that several models have, such as a folder and a GGUF file."""
+    ids: dict[tuple[str, str], dict[str, bool]] = {}
+    for row in measurements:
+        known = ids.setdefault((row.case.model, row.case.weights), {})
+        known[row.case.model_id] = known.get(row.case.model_id, False) or is_gguf(row)
+    if all(len(known) == 1 for known in ids.values()):
+        return measurements
+    added = {name: suffixes(known) for name, known in ids.items()}
+    names = [row.case.model + added[row.case.model, row.case.weights][row.case.model_id] for row in measurements]
+    return [replace(row, case=replace(row.case, model=name)) for row, name in zip(measurements, names, strict=True)]
+
+
+def suffixes(ids: Mapping[str, bool]) -> dict[str, str]:
+    """What tells models of one name apart, by their ids: ``(GGUF)`` for the only GGUF file of two, otherwise the
+    start of the id. ``ids``: whether each is a GGUF file.
+    """
+    if len(ids) < 2:
+        return dict.fromkeys(ids, "")
+    by_kind = len(ids) == 2 and sum(ids.values()) == 1
+    return {each: (" (GGUF)" if gguf else "") if by_kind else f" #{each[:ID_SHOWN]}" for each, gguf in ids.items()}
+
+
+def is_gguf(row: Measurement) -> bool:
+    """Whether the weights are a GGUF file, by the backend or by the types of its tensors."""
+    backend = backends.of_row(row.case.backend)
+    types = row.checkpoint.get("dtypes")
+    return (backend is not None and backend.gguf) or (
+        isinstance(types, dict) and any(GGUF_TYPE.match(str(name)) for name in types)
+    )
 
 
 class OfDevice(Protocol):

@@ -68,7 +68,8 @@ def _table(found: Sequence[tuple[str, Candidate]]) -> list[str]:
     notes = [f"best: the {rule} ({choice.READING_TPS} t/s)"]
     notes += ["other: the same for the other family"] * (len(found) > 1)
     notes += [THIRD[pick] for pick, _ in found if pick in THIRD]
-    context = f"Predicted at {choice.CONTEXT // 1024}k of context; in parentheses, the range that should hold nine cases in ten."
+    at = f"Predicted at {choice.CONTEXT // 1024}k of context"
+    context = f"{at}; in parentheses, the range that should hold nine cases in ten."
     return [*text.splitlines(), "", f"{'; '.join(notes)}.", " ".join([context, *_twins([e.name for _, e in found])])]
 
 

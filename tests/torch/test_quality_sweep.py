@@ -53,6 +53,7 @@ def sweep(*arguments: str) -> tuple[int, list[dict[str, Any]], str]:
     return answer.exit_code, rows, answer.stderr
 
 
+@pytest.mark.slow
 def test_a_row_has_the_quality_of_its_quantization_and_path(tiny_model: Tiny, tmp_path: Path) -> None:
     model = with_tokenizer(tiny_model("llama"), tmp_path / "llama")
     asked = ("-m", str(model), "-c", "256", "--quality", "--quality-text", str(texts(tmp_path / "texts")))
@@ -75,6 +76,7 @@ def test_a_row_has_the_quality_of_its_quantization_and_path(tiny_model: Tiny, tm
     assert fresh[0]["quality"]["kl"] == quality["kl"]  # two runs, the same figures
 
 
+@pytest.mark.slow
 def test_the_table_has_one_column(tiny_model: Tiny, tmp_path: Path) -> None:
     model = with_tokenizer(tiny_model("qwen3"), tmp_path / "qwen3")
     options = ["--quality", "--quality-text", str(texts(tmp_path / "texts")), "-o", "table"]
@@ -84,6 +86,7 @@ def test_the_table_has_one_column(tiny_model: Tiny, tmp_path: Path) -> None:
     assert "KL, nats" in answer.stdout and "reference in fp32" in answer.stdout
 
 
+@pytest.mark.slow
 def test_without_a_tokenizer_the_speed_is_measured_and_the_reason_said(tiny_model: Tiny, tmp_path: Path) -> None:
     code, (row,), _ = sweep("-m", str(tiny_model("llama")), "-c", "64", "-q", "fp32", "--quality")
     assert code == 0 and row["decode"]["tps"] > 0

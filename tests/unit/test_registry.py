@@ -78,6 +78,15 @@ def test_a_folder_that_cannot_be_read_is_not_an_empty_one(monkeypatch: pytest.Mo
     def refused(path: str) -> list[str]:
         raise OSError(24, "Too many open files", path)
 
+    registry._names.cache_clear()
     monkeypatch.setattr(registry.os, "listdir", refused)
     with pytest.raises(OSError, match="Too many open files"):
         registry.load("quants", "nf4", "quantization")
+
+
+def test_a_plug_in_that_is_added_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are cached until a folder changes."""
+    monkeypatch.setattr(profiler.quants, "__path__", [*profiler.quants.__path__, str(tmp_path)])
+    assert "later" not in registry.names("quants")
+    (tmp_path / "later.py").write_text("QUANT = None\n")
+    assert "later" in registry.names("quants")

@@ -76,12 +76,12 @@ class Stopwatch:
         """
         run()
         self.wait()
-        together = 1 if self.kind.is_host else self._together(run)
+        runs = 1 if self.kind.is_host else self._runs_per_wait(run)
         least = 1.0
         for tried in range(self.tries):
             time.sleep(tried * PAUSE_S)
             window = HostWindow()
-            times = self._times(run, seconds, together)
+            times = self._times(run, seconds, runs)
             lacked = 0.0 if self._has_quota else _lacked(window.close())
             if lacked <= MAX_WAIT:
                 return times
@@ -92,17 +92,17 @@ class Stopwatch:
         """Print what is timed from now on, for whoever started this process."""
         print(json.dumps({"doing": what}), flush=True)
 
-    def _times(self, run: Callable[[], object], seconds: float, together: int) -> Times:
+    def _times(self, run: Callable[[], object], seconds: float, runs: int) -> Times:
         found: list[float] = []
         clocks, start = self._clocks(), time.perf_counter()
         left = seconds if start < self.end else 0.0
         while not found or (left > 0 and time.perf_counter() < start + MOST_WAIT * seconds):
-            for _ in range(together):
+            for _ in range(runs):
                 run()
             self.wait()
             before, clocks = clocks, self._clocks()
             taken = max(after - at for after, at in zip(clocks, before, strict=True))
-            found.append(taken / together)
+            found.append(taken / runs)
             left -= taken
         return Times(min(found), statistics.median(found))
 
@@ -124,7 +124,8 @@ class Stopwatch:
             run()
         return partial(_replay, graph, run)
 
-    def _together(self, run: Callable[[], object]) -> int:
+    def _runs_per_wait(self, run: Callable[[], object]) -> int:
+        """The runs between two synchronizations of a GPU, which take about ``QUEUED_S``."""
         start = time.perf_counter()
         run()
         self.wait()

@@ -130,9 +130,9 @@ class LinearLayers:
         inputs = torch.randn(1, tokens, shape[1], device=self.device).to(one.dtype)
         inputs[..., : OUTLIERS if tokens >= FEW else OUTLIERS // 2] = OUTLIER
         turn = cycle(layers)
-        together = min(len(layers), RUN_LAYERS, self.sizes.run_bytes // one.nbytes(shape))
+        most = min(len(layers), RUN_LAYERS, self.sizes.run_bytes // one.nbytes(shape))
         # On a GPU, even a product of many tokens is short compared with a synchronization.
-        many = max(1, together // max(1, tokens // 4)) if self.watch.kind.is_host else together
+        many = max(1, most // max(1, tokens // 4)) if self.watch.kind.is_host else most
 
         def run() -> None:
             for _ in range(many):

@@ -169,7 +169,7 @@ class Build:
         common = self._common(case, BENCH, self.options)
         return [str(self.bench), "-m", str(file), "-r", str(repetitions), "-o", "jsonl", *progress, *lists, *common]
 
-    def together(self, case: Case, file: Path, rounds: int) -> list[str]:
+    def both_phases(self, case: Case, file: Path, rounds: int) -> list[str]:
         """llama-batched-bench: ``rounds`` lines, each of one prefill and one decode of all sequences of ``case``."""
         options = self.batched_options
         cells = case.batch * -(-(case.context + case.steps) // PAD) * PAD

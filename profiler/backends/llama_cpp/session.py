@@ -149,7 +149,7 @@ class LlamaSession:
         asked = replace(case, threads=self._threads)
         if self.alone(case):
             return self._build.phase(asked, self._file, phase, repetitions, rounds, cold)
-        return self._build.together(asked, self._file, rounds)
+        return self._build.both_phases(asked, self._file, rounds)
 
     def alone(self, case: Case) -> bool:
         """Whether llama-bench measures the case."""
@@ -238,7 +238,7 @@ class LlamaCase:
             waiting, self._waiting = self._waiting, []
             yield waiting
         spent = 0.0
-        for prefill, decode in self._lines_together(phase, count):
+        for prefill, decode in self._lines_of_both(phase, count):
             spent += prefill.seconds + decode.seconds
             if phase == "decode":
                 yield [decode]
@@ -304,14 +304,14 @@ class LlamaCase:
             for took, each in zip(seconds, known, strict=True)
         ]
 
-    def _lines_together(self, phase: Phase, count: int) -> Iterator[tuple[Sample, Sample]]:
+    def _lines_of_both(self, phase: Phase, count: int) -> Iterator[tuple[Sample, Sample]]:
         """The prefill and the decode of each line; the first pair is a warm-up."""
         case, rounds = self._case, 1 + max(count, MOST_LINES * 5)
         program = self._session.start(self._session.command(case, phase, 1, rounds))
         done = 0
         try:
             for line in program.lines():
-                if not line.is_result or (row := _together(line.text)) is None:
+                if not line.is_result or (row := _batched_row(line.text)) is None:
                     continue
                 self._row = row
                 if (row["pp"], row["tg"], row["pl"]) != (case.context, case.steps, case.batch):
@@ -420,7 +420,7 @@ def _content(line: OutputLine) -> dict[str, Any]:
     raise ProgramFailed(f"{builds.BENCH} printed a line that is not its result: {printable(line.text, 120)}")
 
 
-def _together(text: str) -> dict[str, Any] | None:
+def _batched_row(text: str) -> dict[str, Any] | None:
     """A line of llama-batched-bench: JSON, or a row of its table in builds that have no JSON. ``None`` for others."""
     with suppress(BadContent, ValueError, KeyError, TypeError):
         row = json_value(text) if text.startswith("{") else _table_row(text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +17,20 @@ from profiler.results import energy, stats
 from profiler.results.cautions import cautions
 from profiler.results.measurement import Caution, Measurement, Memory, Phase
 from profiler.results.stats import MedianRange, Summary
-from profiler.show.columns import BASES, SETTINGS, device_memory, device_title, figure, noisy_text, plain
+from profiler.show.columns import (
+    BASES,
+    SETTINGS,
+    device_memory,
+    device_title,
+    figure,
+    is_gguf,
+    noisy_text,
+    plain,
+    suffixes,
+)
 from profiler.show.report.blocks import Tone
 from profiler.units import UNKNOWN
 
-ID_SHOWN = 6  # hex digits of a model's id: two of a handful of models coincide with odds of one in a million
-GGUF_TYPE = re.compile(r"I?Q\d|TQ\d|MXFP4")  # tensor types that only GGUF files have
 _CASE = attrgetter(*IDENTITY)
 _SIZE = attrgetter("case.context", "case.batch", "case.steps")
 _SETTINGS = attrgetter(  # including the fields that ``SETTINGS`` show
@@ -284,12 +291,10 @@ def _tell_models_apart(groups: Iterable[CaseGroup]) -> None:
         case = group.case
         ids.setdefault((case.model, case.weights), {}).setdefault(case.model_id, []).append(group)
     for by_id in ids.values():
-        files = [any(group.is_gguf for group in mine) for mine in by_id.values()]
-        for (model_id, mine), is_gguf in zip(by_id.items(), files, strict=True):
-            by_kind = len(by_id) == 2 and sum(files) == 1
-            suffix = (" (GGUF)" if is_gguf else "") if by_kind else f" #{model_id[:ID_SHOWN]}"
-            for group in mine if len(by_id) > 1 else ():
-                group.names = f"{group.names[0]}{suffix}", group.names[1]
+        added = suffixes({model_id: any(group.is_gguf for group in mine) for model_id, mine in by_id.items()})
+        for model_id, mine in by_id.items():
+            for group in mine if added[model_id] else ():
+                group.names = f"{group.names[0]}{added[model_id]}", group.names[1]
 
 
 class _Cases:
@@ -311,7 +316,7 @@ class _Cases:
         group = self.groups.get(settings)
         if group is None:
             names = row.case.model, row.case.quant
-            group = self.groups[settings] = CaseGroup(row.case, names, _parameters(row), _is_gguf(row))
+            group = self.groups[settings] = CaseGroup(row.case, names, _parameters(row), is_gguf(row))
         self.results[key] = _result(row, group)
 
     def in_order(self) -> list[CaseResult]:
@@ -340,15 +345,6 @@ def _parameters(row: Measurement) -> int | None:
     """The number of parameters in the files of the weights."""
     count = row.checkpoint.get("parameters")
     return count if isinstance(count, int) and count > 0 else None
-
-
-def _is_gguf(row: Measurement) -> bool:
-    """Whether the weights are a GGUF file, by the backend or by the types of its tensors."""
-    backend = backends.of_row(row.case.backend)
-    types = row.checkpoint.get("dtypes")
-    return (backend is not None and backend.gguf) or (
-        isinstance(types, dict) and any(GGUF_TYPE.match(str(name)) for name in types)
-    )
 
 
 def _name(groups: Collection[CaseGroup]) -> None:

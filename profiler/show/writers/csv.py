@@ -42,6 +42,7 @@ SERVING = {  # of a server's row: the column, and where the figure is
     "characters_per_s": ("characters_per_s", "p50"),
 }
 ENERGY = ("prefill_j_per_token", "decode_j_per_token", "idle_w")
+QUALITY = {"kl": ("kl", "value"), "top1": ("top1", "value"), "ppl": ("ppl", "value")}
 REASON_LENGTH = 1000
 
 
@@ -78,6 +79,7 @@ def header() -> list[str]:
         "token_s",
         *MEMORY,
         *ENERGY,
+        *QUALITY,
         *SERVING,
         "cautions",
         "reason",
@@ -99,20 +101,20 @@ def _values(content: dict[str, Any]) -> list[Any]:
         *(case[name] for name in CASE),
         content["outcome"],
         *phases,
-        statistics.median(prefill["seconds"]) if prefill else _served(content, ("ttft_s", "p50")),
+        statistics.median(prefill["seconds"]) if prefill else _figure(content["serving"], ("ttft_s", "p50")),
         decode.get("step_p50_s"),
         *(content["memory"][name] for name in MEMORY),
         *((content["energy"] or {}).get(name) for name in ENERGY),
-        *(_served(content, path) for path in SERVING.values()),
+        *(_figure(content["quality"], path) for path in QUALITY.values()),
+        *(_figure(content["serving"], path) for path in SERVING.values()),
         " ".join(caution["code"] for caution in content["cautions"]),
         content["reason"],
         content["started_at"],
     ]
 
 
-def _served(content: dict[str, Any], path: Sequence[str]) -> Any:
-    """A figure of a server's row; None if it is unknown."""
-    found: Any = content["serving"]
+def _figure(found: Any, path: Sequence[str]) -> Any:
+    """A figure in a part of a row; None if it is unknown."""
     for name in path:
         found = found.get(name) if isinstance(found, dict) else None
     return found

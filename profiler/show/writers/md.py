@@ -11,7 +11,7 @@ from functools import singledispatch
 from urllib.parse import quote
 
 from profiler.results.measurement import Measurement
-from profiler.show.columns import Column, fastest, figures, heading, legend, path_lines, plain
+from profiler.show.columns import Column, fastest, figures, heading, legend, path_lines, plain, told_apart
 from profiler.show.notes import few, notes, rows_of_models
 from profiler.show.report.blocks import Bars, Code, Figures, Listing, Map, MapCell, Page, PageBlock, Table, Text
 from profiler.show.writers.table import blocks
@@ -28,6 +28,7 @@ def render(run: str | None, measurements: Sequence[Measurement]) -> str:
     """Heading, table and notes."""
     if not measurements:
         return "no rows\n"
+    measurements = told_apart(measurements)
     found_notes, cells = few(*notes(measurements), None)
     columns = [Column("model", lambda m: plain(m.case.model), 9, right=False), *figures(cells, measurements)]
     lines = [

@@ -21,6 +21,7 @@ from profiler.show.columns import (
     legend,
     path_lines,
     plain,
+    told_apart,
 )
 from profiler.show.notes import Note, few, notes, rows_of_models
 from profiler.show.output import MOST_NOTES
@@ -51,7 +52,7 @@ def render(
     width = width or WIDTH
     if not measurements:
         return f"run {plain(run)}: no rows\n" if run else "no rows\n"
-    grouped = [measurement for group in _by_model(measurements) for measurement in group]
+    grouped = [measurement for group in _by_model(told_apart(measurements)) for measurement in group]
     every, numbers = notes(grouped)
     found_notes, cells = few(every, numbers, most_notes)
     lines = _wrap(" · ".join(heading(run, grouped)), width, "")

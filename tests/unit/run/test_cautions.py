@@ -65,6 +65,18 @@ def test_a_busy_machine_is_answered_by_as_many_threads_as_there_are_free_cores(
     assert (found.code, found.help) == ("decode-busy", advice + QUIETER)
 
 
+@pytest.mark.parametrize(("busy_s", "threads", "found"), [(20.0, 2, True), (14.0, 2, False), (20.0, None, False)])
+def test_without_a_count_of_waits_the_cpu_time_of_the_threads_shows_a_busy_machine(
+    busy_s: float, threads: int | None, found: bool
+) -> None:
+    """Two threads that spin use two cores; these used 1.2, and others the rest."""
+    sample = Sample("decode", 10.0, 1, cpu_s=12.0)
+    after = Pressure(10.0, busy_s=busy_s, own_s=12.0)
+    measured = Measured((sample,), "reps", Pressure(0.0, busy_s=0.0, own_s=0.0), after)
+    codes = [caution.code for caution in disturbances({"decode": measured}, 2, threads)]
+    assert codes == (["decode-busy"] if found else [])
+
+
 def test_a_used_up_quota_is_reported_and_is_not_other_work() -> None:
     waited = Sample("decode", 10.0, 1, cpu_s=5.0, wait_s=5.0)
     start = Pressure(0.0, 0.0, busy_s=0.0, own_s=0.0, period_s=0.1, periods=0, throttled=0, throttled_s=0.0)

@@ -45,7 +45,10 @@ def test_rows_are_grouped_by_model_in_the_order_models_come(measurements):
 def test_two_models_of_one_name_are_two_groups(measurements):
     twin = replace(measurements[0], case=replace(measurements[0].case, model_id="other"))
     lines = table.render("r", [measurements[0], twin]).splitlines()
-    assert lines.count("gemma-3-270m") == 2
+    assert [line for line in lines if line.startswith("gemma-3-270m #")] == [
+        "gemma-3-270m #g3",
+        "gemma-3-270m #other",
+    ]
 
 
 def test_every_reason_is_shown_in_words_with_its_case(measurements):
@@ -255,3 +258,16 @@ def sample_row(model: str, context: int) -> Measurement:
     case = Case(model, model, "synthetic", "fp32", "fp32", "cpu", "hf", "eager", context, 1, 4)
     samples = (Sample("prefill", 1.0, context), Sample("decode", 1.0, 4, (0.25,) * 4))
     return Measurement(case, {}, "ok", samples=samples)
+
+
+def test_models_of_one_name_are_told_apart_in_tables(measurements):
+    folder = measurements[0]
+    file = replace(
+        folder, case=replace(folder.case, model_id="other", context=256), checkpoint={"dtypes": {"Q4_K": 1, "F32": 1}}
+    )
+    for output in ("table", "md"):
+        text, _ = rendered(output, "r", [folder, file])
+        assert text.count("gemma-3-270m (GGUF)") >= 1 and "gemma-3-270m #" not in text
+        both = replace(file, checkpoint={})
+        assert "gemma-3-270m #other" in rendered(output, "r", [folder, both])[0].replace("\\#", "#")
+        assert "(GGUF)" not in rendered(output, "r", [file])[0]
