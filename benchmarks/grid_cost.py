@@ -20,9 +20,9 @@ The profiler's own cost per case in a long sweep: CPU time of the sweep's proces
 takes none, by the number of cases. Aim: 5 ms per case at 10,000 cases, and no more than at 300, so no code may
 iterate over all cases for each of them. CPU time of the worker and of a dry run are printed as well.
 
-The checkpoint is ``--model``, or random weights with the shapes of Gemma 3 270M in a temporary folder, in bf16. A saves
-loading time, so the ratio falls with longer cases and rises with the size of the model; the output says how long a
-load took.
+The checkpoint is ``--model``, or random weights with the shapes of Gemma 3 270M in a temporary folder, in bf16. A
+saves loading time, so the ratio falls with longer cases and rises with the size of the model; the output says how
+long a load took.
 """
 
 from __future__ import annotations
@@ -93,14 +93,8 @@ def beside_scripts(scratch: Path, options: argparse.Namespace) -> int:
     plains: list[Spent] = []
     loads: list[float] = []
     folder = options.model or write_checkpoint(scratch / "model")
-    grid = {"-c": CONTEXTS, "-b": BATCHES, "-n": STEPS}
-    words = [
-        "-m",
-        str(folder),
-        "-q",
-        "bf16",
-        *(word for flag, values in grid.items() for word in (flag, joined(values))),
-    ]
+    words = ["-m", str(folder), "-q", "bf16"]
+    words += ["-c", joined(CONTEXTS), "-b", joined(BATCHES), "-n", joined(STEPS)]
 
     def plain() -> None:
         start = Spent.now()
