@@ -367,10 +367,10 @@ def compute(request: Mapping[str, Any], say: Beat) -> None:
     made = {"device": case.device, "torch": torch.__version__, "transformers": transformers.__version__}
     for number, window in enumerate(cut, 1):
         say(f"reference {number}/{len(cut)}")
-        keeper, started = Keeper(window), time.monotonic()
+        keeper = Keeper(window)
         quality.read_window(session.model, window.tokens, keeper, say)
         name = kept.key(case.model_id, case.dtype, window.tokens, window.unscored)
-        kept.write(name, keeper.arrays(made | {"seconds": time.monotonic() - started}))
+        kept.write(name, keeper.arrays(made))
 
 
 def main() -> None:
