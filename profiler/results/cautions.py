@@ -142,7 +142,8 @@ def _cut_short(measurement: Measurement, phase: Phase) -> Iterator[Caution]:
     took = statistics.median(measurement.samples.seconds(phase))
     enough = f"--max-phase {ceil(took * (wanted + 1))}s"
     if stopped == "cold":
-        text = f"{phase}: measured once, unwarmed: that alone took {seconds_text(took)}, which exceeds --max-phase"
+        alone = f"that alone took {seconds_text(took)}, more than --max-phase"
+        text = f"{phase}: measured once, without a warm-up, because {alone}"
         yield Caution(f"{phase}-cold", text, enough)
     else:
         of = f" of {wanted}" if measurement.asked.get("reps") else ""

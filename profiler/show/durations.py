@@ -68,7 +68,10 @@ def _gap(row: Measurement, until: str) -> float | None:
 
 
 def _cells(row: output.JsonRow) -> dict[str, str]:
-    names = {
-        name: plain(UNKNOWN if row[name] is None else row[name]) for name in ("model", "quant", "context", "batch")
-    }
-    return names | {name: UNKNOWN if row[name] is None else seconds_text(row[name]) for name in ("total", *PARTS)}
+    names = {name: plain(UNKNOWN if row[name] is None else row[name]) for name in ("model", "quant")}
+    counts = {name: UNKNOWN if row[name] is None else f"{row[name]:,}" for name in ("context", "batch")}
+    return (
+        names
+        | counts
+        | {name: UNKNOWN if row[name] is None else seconds_text(row[name]) for name in ("total", *PARTS)}
+    )

@@ -210,7 +210,7 @@ def windows(case: Case, source: Source, wanted: Mapping[str, Any]) -> list[TextW
         start, tokens = encode(document.text)
         if encode_reference is not None and encode_reference(document.text) != (start, tokens):
             raise ProfileError(
-                f"{printable(other['name'])} and {printable(case.model)} have different tokens, so that their"
+                f"{printable(other['name'])} and {printable(case.model)} have different tokens, so their"
                 " predictions cannot be compared"
             )
         cut += texts.windows(document.kind, document.name, start, tokens, _size(case))
