@@ -86,7 +86,11 @@ def _instead(about: About) -> list[str]:
         return lines
     other = about.instead
     if other is None or other.decode is None:
-        return [*lines, "nothing of it fits in 4 bits or more; what fits here:", f"  {about.explains}"]
+        return [
+            *lines,
+            "no quantization of this model with 4 bits or more fits; what fits here:",
+            f"  {about.explains}",
+        ]
     needs = f"{other.request.quant} in {other.engine.name} needs {bytes_text(other.terms.needed.value)}"
     rate = f"decodes at {rate_text(other.decode.tps.value)} t/s"
     return [*lines, f"instead, {needs} and {rate}:", f"  {about.explains}"]

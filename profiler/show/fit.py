@@ -252,7 +252,8 @@ def notes(result: FitResult, most: int | None = None) -> list[str]:
     found = result.predictions
     together = "all sequences together; " if any(each.prediction.request.batch > 1 for each in found) else ""
     lines = [*_sentences(result), *_problems(found)]
-    lines.append(f"t/s: {together}in parentheses, the range that should hold nine cases in ten.")
+    if any(each.prediction.decode is not None for each in found):
+        lines.append(f"t/s: {together}in parentheses, the range that should hold nine cases in ten.")
     if any(each.prediction.machine.target.count > 1 for each in found):
         lines.append("weights, cache and peak: of the fullest device; t/s: of all devices together.")
     if any(each.prediction.host_bytes for each in found):

@@ -248,7 +248,9 @@ def test_a_mixture_in_four_bits_says_what_stays_unpacked_and_what_fits_instead()
 
 def test_what_does_not_fit_at_all_leads_to_what_does() -> None:
     text = run("explain", "qwen3.5-122b-a10b", "--on", "rtx 4090", "-q", "nf4").stdout
-    assert "nothing of it fits in 4 bits or more; what fits here:\n  profile --on 'rtx 4090'\n" in text
+    assert (
+        "no quantization of this model with 4 bits or more fits; what fits here:\n  profile --on 'rtx 4090'\n" in text
+    )
 
 
 @pytest.mark.parametrize("words", [("gemma-4-31b", "-q", "nf4"), ("gemma-4-e2b", "-q", "nf4"), ("qwen3.5-9b",)])

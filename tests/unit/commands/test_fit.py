@@ -148,6 +148,12 @@ def test_notes_fit_the_screen_of_a_terminal(lines: int, monkeypatch: pytest.Monk
         assert ("--notes all" in text) == (lines == 24 or text.count("more note") == 1)
 
 
+def test_a_range_is_explained_only_where_one_is_shown() -> None:
+    words = ("gemma-4-31b", "--on", "rtx 4090", "-q")
+    assert "in parentheses" in fit(*words, "nf4").stdout
+    assert "in parentheses" not in fit(*words, "bf16").stdout
+
+
 def test_a_scenario_gives_contexts_batches_and_models_that_options_override(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     text = 'description = "mine"\ncontexts = "1k,4k"\nbatches = [1, 2]\nsteps = 8\nquants = ["bf16"]\n'

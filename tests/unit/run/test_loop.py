@@ -180,7 +180,10 @@ def test_a_first_repetition_as_long_as_the_limit_is_the_only_one_and_noted() -> 
     assert [len(counted(result, "prefill")), len(counted(result, "decode"))] == [1, 3]
     assert result.stopped == {"prefill": "cold", "decode": "reps"}
     (caution,) = cautions(row(case, effort, result))
-    assert caution.code == "prefill-cold" and "measured once, without a warm-up, because that alone took 10.1 s" in caution.text
+    assert (
+        caution.code == "prefill-cold"
+        and "measured once, without a warm-up, because that alone took 10.1 s" in caution.text
+    )
     assert caution.help == "--max-phase 41s"
 
 
