@@ -385,7 +385,7 @@ def test_any_other_value_is_an_error_that_names_the_argument(kind: str, model: M
         ("fit", {"goal": "5 tok/s at 4k", "contexts": 64}, "among the contexts Leave out contexts or scenario."),
         ("sweep", {"batches": "1-8"}, "batches: '1-8' is a range without a step"),
         ("sweep", {"reps": 3, "precision": 0.02}, "reps and precision contradict each other"),
-        ("sweep", {"quants": "q4_k_m"}, 'Give the file with models="FILE.gguf"'),
+        ("sweep", {"quants": "q4_k_m"}, 'use backend="llama.cpp"'),
         ("sweep", {"device": "tpu"}, "device"),
         ("load", {"store": "/dev/null"}, "Give the file itself with store or PROFILER_STORE."),
     ],

@@ -433,7 +433,7 @@ def test_without_pytest_benchmark_cases_are_measured_and_gated(pytester: pytest.
         ("model='gemma-3-270m', colour=1", "profile_case has no argument colour"),
         ("model='gemma-3-270m', delta='5'", "needs a percent sign"),
         ("model='gemma-3-270m', context='x'", "context: 'x' is not a count"),
-        ("model='gemma-3-270m', quant='q4_k_m'", "Give the file with model FILE.gguf; its weights are unpacked"),
+        ("model='gemma-3-270m', quant='q4_k_m'", "To run it as a GGUF file, use backend llama.cpp"),
         ("model='gemma-3-270m', weights='real'", "Without weights real, the model is measured with random values"),
     ],
 )
@@ -585,7 +585,7 @@ def test_the_documented_suite_works_in_a_fresh_project(pytester: pytest.Pytester
     """Copied and pasted; only the backend is another, so that it takes no minute."""
     page = (Path(__file__).parents[3] / "docs" / "gates.md").read_text(encoding="utf-8")
     (suite_text,) = re.findall(r"```python\n(.*?profile_case.*?)```", page, re.DOTALL)
-    (named,) = re.findall(r"`(test_\w+\.py)` in the folder `tests`:", page)
+    (named,) = re.findall(r"`(test_\w+\.py)` in the folder\s+`tests`:", page)
     commands = [shlex.split(line, comments=True) for line in page.splitlines() if line.startswith("pytest tests ")]
     assert len(commands) == 2
     Path("tests").mkdir()
