@@ -433,7 +433,7 @@ OPTION = re.compile(
     r"profile [a-z]+(?:(?![.;](?:\s|$)).)*"  # a command, to the end of its sentence
     r"|(?<![\w/-])(?P<option>--?[a-z][a-z-]*)"
     r"(?: (?P<value>\d*x?\"[^\"]*\"|'[^']*'|[^\s;\"']*\d[^\s;\"']*?(?=[.,;:)]?(?:\s|$))"
-    r"|(?:eager|static|graph|layer|tensor|real|synthetic|cpu|vllm|FILE\.gguf)\b))?(?![\w-])"
+    r"|(?:eager|static|graph|layer|tensor|real|synthetic|cpu|vllm|llama\.cpp|FILE\.gguf)\b))?(?![\w-])"
 )
 
 

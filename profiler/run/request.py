@@ -494,7 +494,7 @@ def _quant(name: str) -> Quant:
     if GGUF_FORMAT.match(name) and name.casefold().replace("_", "-") not in known:
         raise NotFound(
             f"unknown quantization of transformers: {printable(name)}, which is a type of GGUF files",
-            f"--backend llama.cpp has it. Known: {', '.join(known)}; a GGUF file is unpacked into one of these.",
+            f"Add --backend llama.cpp. Known: {', '.join(known)}; with -m FILE.gguf, the file is unpacked into one.",
         )
     found: Quant = registry.load("quants", name, "quantization").QUANT
     return found
