@@ -494,7 +494,7 @@ def _quant(name: str) -> Quant:
     if GGUF_FORMAT.match(name) and name.casefold().replace("_", "-") not in known:
         raise NotFound(
             f"unknown quantization of transformers: {printable(name)}, which is a type of GGUF files",
-            f"Known: {', '.join(known)}. To run it as a GGUF file, use --backend llama.cpp.",
+            f"Add --backend llama.cpp. Known: {', '.join(known)}; with -m FILE.gguf, the file is unpacked into one.",
         )
     found: Quant = registry.load("quants", name, "quantization").QUANT
     return found
