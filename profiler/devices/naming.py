@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from profiler.devices.target import CatalogDevice
 
 # Words in a name that mean another chip. ``RTX 4060`` does not mean the RTX 4060 Ti.
-VARIANTS = frozenset({"ti", "super", "max", "pro", "ultra", "laptop", "xt", "xtx"})
+OTHER_CHIP = frozenset({"ti", "super", "max", "pro", "ultra", "laptop", "xt", "xtx"})
 MAKERS = {"nvidia": "NVIDIA", "geforce": "NVIDIA", "amd": "AMD", "radeon": "AMD", "intel": "Intel", "apple": "Apple"}
 FILLERS = frozenset({"gpu", "graphics"})
 SHARED = ("desktop-soc", "edge", "igpu")  # kinds that share the memory of their host
@@ -143,7 +143,9 @@ def _matches(words: Sequence[str], known: Sequence[CatalogDevice]) -> list[Catal
     titled = [device for device in known if words in [_words(title) for title in device.titles]]
     exact = [device for device in known if _words(device.name) == words]
     holding = [device for device in known if all(word in _words(device.name) for word in words)]
-    plain = [device for device in holding if not VARIANTS & (set(_words(device.name.partition("(")[0])) - set(words))]
+    plain = [
+        device for device in holding if not OTHER_CHIP & (set(_words(device.name.partition("(")[0])) - set(words))
+    ]
     if titled or exact or plain:
         return titled or exact or plain
     if holding:

@@ -1,6 +1,6 @@
 """The text set: documents by kind, as shipped in ``scenarios/text/`` or in a person's own folder.
 
-A folder of a set has a folder for each kind of text, such as ``prose``, with text files in it; files that lie in no
+A folder of a set has a folder for each kind of text, such as "prose", with text files in it; files that lie in no
 folder are one more kind, ``own``. Documents are read by the tokens of the model, in windows.
 """
 

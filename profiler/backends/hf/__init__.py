@@ -29,7 +29,7 @@ BACKEND = Backend(
     dtypes=tuple(DTYPE_BYTES),
     refuses=_refuses,
     microbenchmark="profiler.backends.hf.microbenchmark",
-    quality="profiler.backends.hf.text_pass",
+    quality="profiler.backends.hf.quality",
     ceilings="profiler.backends.hf.ceilings",
 )
 

@@ -1,6 +1,6 @@
 """What an engine says about itself.
 
-A file ``cost/engines/NAME.py`` defines one ``ENGINE``, and optionally ``VARIANTS``: engines that share its rules and
+A file ``cost/engines/NAME.py`` defines one ``ENGINE``, and optionally ``RELATED``: engines that share its rules and
 differ in their speed.
 """
 
@@ -141,7 +141,7 @@ class Engine(ABC):
     """
 
     name: str  # as users write it
-    like: str  # the engine whose rules it shares: its own name, unless it is a variant
+    like: str  # the engine whose rules it shares: its own name, unless it is in ``RELATED``
     version: str  # the version that the rules were read from
     usual_quants: tuple[str, ...]  # what people usually run, without -q; the most usual first
     default_kv: str

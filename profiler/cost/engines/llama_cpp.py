@@ -361,4 +361,4 @@ class LlamaCppBuild(LlamaCpp):
 
 
 ENGINE = LlamaCpp()
-VARIANTS = (LlamaCppBuild("llama.cpp-vulkan"), LlamaCppBuild("llamafile"))
+RELATED = (LlamaCppBuild("llama.cpp-vulkan"), LlamaCppBuild("llamafile"))

@@ -203,4 +203,4 @@ class LikeVllm(Vllm):
 
 
 ENGINE = Vllm()
-VARIANTS = (LikeVllm("sglang", "by the rules of vllm 0.26"), LikeVllm("tensorrt-llm", "by the rules of vllm 0.26"))
+RELATED = (LikeVllm("sglang", "by the rules of vllm 0.26"), LikeVllm("tensorrt-llm", "by the rules of vllm 0.26"))
