@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -15,8 +16,10 @@ from profiler.cost.cases import left_plain
 from profiler.cost.machine import SPLITS, Split
 from profiler.cost.prediction import Prediction
 from profiler.decode_path import PATHS
+from profiler.errors import ProfileError
 from profiler.models.resolve import Model
 from profiler.results import reading
+from profiler.results.environment import LIBRARIES
 from profiler.results.measurement import Measurement
 from profiler.run import choice
 from profiler.run.fit import FitRequest, OneCase, one_case
@@ -142,6 +145,17 @@ def _instead(
     return left, other, command("profile", "explain", case.named.argument, asked, shared, where)
 
 
+def _versions(row: Measurement) -> Mapping[str, str]:
+    """The versions of the programs that a row's backend runs; without them, those of the row, since there are no
+    others to compare it with."""
+    backend = backends.of_row(row.case.backend)
+    try:
+        return {} if backend is None else backend.versions()
+    except ProfileError:
+        libraries = row.environment.get("libraries") or {}
+        return {name: version for name, version in libraries.items() if name not in LIBRARIES}
+
+
 def measurements_of(model: Model, prediction: Prediction, store: Path | None) -> list[Measurement]:
     """The measurements of the case in this engine on this machine with any decode path, the newest first.
 
@@ -163,7 +177,7 @@ def measurements_of(model: Model, prediction: Prediction, store: Path | None) ->
             == (request.quant, request.dtype, request.context, request.batch, target.local, None)
         )
 
-    rows, changed = reading.of_case(store, is_case, devices.find(target.local))
+    rows, changed = reading.of_case(store, is_case, devices.find(target.local), _versions)
     if changed:
         changes = "; ".join(changed[:MOST_CHANGES])
         say(f"this case was measured only on another machine or with other software: {changes}")

@@ -38,7 +38,7 @@ from profiler.units import printable
     "quality",
     type=options.FilePath(),
     metavar="FILE",
-    help="Quality scores of models, with sources, instead of the built-in ones.",
+    help="Quality scores of models, with sources, instead of the built-in ones. --quality is its former name.",
 )
 @click.option("--paths", is_flag=True, help="Show absolute paths in full. They are shortened to names otherwise.")
 @options.store()

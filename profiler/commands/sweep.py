@@ -110,13 +110,13 @@ def llama_cpp_options() -> Decorator:
     ),
     option(
         "fill",
-        "Fill the cache by a real prefill or with random values, which costs no prefill. [default: prefill]",
+        "Fill the cache by a real prefill, or with random values to save that time. [default: prefill]",
         choices=grid.FILLS,
     ),
     click.option(
         "--quality",
         is_flag=True,
-        help="Also measure the KL divergence from the model in fp32, over a set of texts.",
+        help="Also measure what a quantization loses: the KL divergence from the model in fp32, over texts.",
     ),
     click.option(
         "--quality-text", metavar="FOLDER", help="Texts of your own for --quality, in a folder for each kind."
@@ -190,7 +190,8 @@ def sweep(
     """Measure every combination of model, quantization, context and batch.
 
     Separate values with commas or repeat the option: -c 512,4k -b 1 -b 4. Ranges are written '1k-128k*2' or 1-8+1; k
-    is 1024. Without -m, the sweep picks the largest Gemma 4 and Qwen 3.5 that fit and finish in about five minutes.
+    is 1024. Without -m, the sweep picks the largest Gemma 4 and Qwen 3.5 that fit, decode as fast as people read, and
+    finish in about five minutes.
 
     Each row is stored immediately; the same command continues an interrupted sweep. Several sweeps may share a store.
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from profiler.case import PHASES, digest, options_of
 from profiler.cost.interval import Interval, exact
-from profiler.devices.base import DeviceInfo
+from profiler.devices.base import DeviceInfo, kind_of
 from profiler.devices.target import Target
 from profiler.errors import StoreError
 from profiler.quants.base import DTYPE_BYTES
@@ -319,19 +319,17 @@ def _engine(row: Measurement) -> str | None:
 
 
 def _is_of(device: DeviceInfo, environment: Mapping[str, Any]) -> bool:
-    """Whether a row was measured on this device, with the same limits."""
+    """Whether a row was measured on this device; if that is the processor, with the same limits."""
     stated, limits = environment.get("device") or {}, environment.get("limits") or {}
-    cores = (environment.get("cpu") or {}).get("cores")
-    quota = limits.get("cores")
+    named = (stated.get("title"), stated.get("driver"), tuple(stated.get("features") or ()), stated.get("uuid_hash"))
+    if named != (device.title, device.driver, device.features, device.uuid and digest(device.uuid)):
+        return False
+    if not kind_of(device.kind).is_host:
+        return True
+    cores, quota = (environment.get("cpu") or {}).get("cores"), limits.get("cores")
+    quota = quota if quota is not None and cores and quota < cores else None
     confined = None if device.confined is None else list(device.confined)
-    return (
-        (stated.get("title"), stated.get("driver"), tuple(stated.get("features") or ()))
-        == (device.title, device.driver, device.features)
-        and stated.get("uuid_hash") == (None if device.uuid is None else digest(device.uuid))
-        and (limits.get("cpus") or None) == confined
-        and (device.cores is None or cores == device.cores)
-        and (quota if quota is not None and cores and quota < cores else None) == device.quota
-    )
+    return (cores, quota, limits.get("cpus") or None) == (device.cores, device.quota, confined)
 
 
 def _software(environment: Mapping[str, Any]) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def _divergence(
     mean = statistics.fmean(found)
     reason = f"{significant(mean, 2)} nats on average over {len(found)} places, at most {significant(max(found), 2)}"
     if mean > limit:
-        return [GateVerdict(case, "kl", "FAIL", f"{reason}: more than {limit:g}", FAULT)]
+        return [GateVerdict(case, "kl", "FAIL", f"{reason}: more than {significant(limit, 1)}", FAULT)]
     return [GateVerdict(case, "kl", "PASS", reason)]
 
 

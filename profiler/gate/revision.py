@@ -1,4 +1,4 @@
-"""Extracts the code of a git revision into a folder: of this package, or of the user's own project, which is built.
+"""Extracts the code of a git revision into a folder, for a variant that does not run the installed code.
 
 The files are read object by object (``git ls-tree``, ``git cat-file``). The checkout is neither read nor written, and
 the code is that of the commit to the byte: attributes, filters, hooks and end-of-line conversion apply to a checkout,
@@ -9,25 +9,19 @@ where an installation would have them, and the folder goes first on PYTHONPATH, 
 Limits: the libraries are those of this environment, not those that the revision requires. Where they matter, make a
 virtual environment for that revision and pass its folder. The content of submodules and of Git LFS files is not in
 the repository, so revisions that need it are refused.
-
-**The user's own project** (``--build COMMAND``) is extracted as a whole, and the command runs in that folder. The
-folder is in the user's cache, because builds take minutes and gates are repeated. ``KEPT_BUILDS`` are kept.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import profiler
-from profiler import folders, git
-from profiler.case import digest
+from profiler import git
 from profiler.errors import ProfileError
 from profiler.foreign import LFS, toml_value
 from profiler.units import bytes_text, printable
@@ -44,12 +38,7 @@ MAX_PROJECT, MAX_LINK = 256 * 1024, 4096  # bytes of pyproject.toml, and of a li
 INSTEAD = "Make a virtual environment for that revision, and pass its folder: venv:FOLDER"
 DAMAGED = "The clone is damaged or partial. Fetch that revision with git, or pass a virtual environment: venv:FOLDER"
 NAME = re.compile(r"(?P<start>[^\s~^:{}-][^\s~^:{}]*)(?:[~^]\d*)*")  # gitrevisions(7), without its searches
-LINK, SUBMODULE, PROGRAM = "120000", "160000", "100755"
-KEPT_BUILDS = 3
-BUILT = ".built-by-profile"  # in a folder whose command has succeeded
-BATCH = 64 * 1024**2  # bytes of files that are read at a time
-MAX_TREE = 8 * 1024**3  # bytes of a project's files
-LOG_LINES = 12  # of a build that failed
+LINK, SUBMODULE = "120000", "160000"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,94 +101,22 @@ def revision(commit: str, folder: Path, root: Path | None = None) -> Path:
     inside = _mapped(root, commit)
     blobs = [*_files(root, commit, PACKAGE, PurePosixPath(PACKAGE))]
     if not blobs:
-        raise ProfileError(f"{_revision(commit)} has no folder {PACKAGE}/", "It predates this package.")
+        raise ProfileError(f"{in_words(commit)} has no folder {PACKAGE}/", "It predates this package.")
     for name, path in inside.items():
         blobs += _files(root, commit, path, PurePosixPath(*name.split(".")))
     if len(blobs) > MAX_FILES or sum(blob.size for blob in blobs) > MAX_PACKAGE:
         limit = f"{MAX_FILES:,} files or {bytes_text(MAX_PACKAGE)}"
-        raise ProfileError(f"the package of {_revision(commit)} has more than {limit}", INSTEAD)
-    for blob, content in zip(blobs, _contents(root, blobs), strict=True):
+        raise ProfileError(f"the package of {in_words(commit)} has more than {limit}", INSTEAD)
+    for blob, content in zip(blobs, contents(root, blobs), strict=True):
         if content.startswith(LFS):
             raise ProfileError(
-                f"{printable(blob.path)} of {_revision(commit)} is in Git LFS, not in the repository", INSTEAD
+                f"{printable(blob.path)} of {in_words(commit)} is in Git LFS, not in the repository", INSTEAD
             )
         target = folder / blob.path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
     add_run_folder(folder / PACKAGE)
     return folder
-
-
-def built(commit: str, root: Path, line: str, say: Callable[[str], None]) -> Path:
-    """The folder of ``commit`` of the repository at ``root`` in which the shell command ``line`` has succeeded.
-
-    Raises ProfileError with the end of the command's output if it fails.
-    """
-    builds = folders.scratch("gate") / "builds"
-    folder = builds / digest([str(root), commit, line])
-    builds.mkdir(exist_ok=True)
-    with (builds / f"{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another gate may be building it
-        if not (folder / BUILT).exists():
-            _drop(builds, folder)
-            say(f"building {_revision(commit)} of {printable(root)} in {printable(folder)}: {printable(line, 200)}")
-            _export(commit, root, folder)
-            _build(line, folder)
-            (folder / BUILT).touch()
-        os.utime(folder)
-    return folder
-
-
-def _drop(builds: Path, folder: Path) -> None:
-    """Remove what an interrupted build left, and the least recently used builds."""
-    shutil.rmtree(folder, ignore_errors=True)
-    others = sorted((path for path in builds.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
-    for old in others[: max(0, len(others) - KEPT_BUILDS + 1)]:
-        shutil.rmtree(old, ignore_errors=True)
-        (builds / f"{old.name}.lock").unlink(missing_ok=True)
-
-
-def _build(line: str, folder: Path) -> None:
-    log = folder / f"{BUILT}.log"
-    with log.open("wb") as output:
-        done = subprocess.run(line, shell=True, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-    if done.returncode != 0:
-        said = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
-        raise ProfileError(
-            f"the build command ended with code {done.returncode}: {printable(line, 200)}",
-            "\n  ".join([f"The end of {printable(log)}:", *(printable(each, 200) for each in said)]),
-        )
-
-
-def _export(commit: str, root: Path, folder: Path) -> None:
-    """Write all files of a commit below the new folder ``folder``. Raises ProfileError."""
-    blobs = _tree(root, commit, None)
-    if any(blob.mode == SUBMODULE for blob in blobs):
-        path = next(blob.path for blob in blobs if blob.mode == SUBMODULE)
-        what = f"{printable(path)} of {_revision(commit)} is a submodule, whose code is in another repository"
-        raise ProfileError(what, "Build that revision yourself, and pass its folder to --base.")
-    if sum(blob.size for blob in blobs) > MAX_TREE:
-        raise ProfileError(f"the files of {_revision(commit)} take more than {bytes_text(MAX_TREE)}")
-    folder.mkdir(parents=True)
-    for batch in _batches(blobs):
-        for blob, content in zip(batch, _contents(root, batch), strict=True):
-            target = folder / blob.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if blob.mode == LINK:
-                target.symlink_to(os.fsdecode(content))
-            else:
-                target.write_bytes(content)
-                target.chmod(0o755 if blob.mode == PROGRAM else 0o644)
-
-
-def _batches(blobs: Sequence[Blob]) -> Iterator[list[Blob]]:
-    batch: list[Blob] = []
-    for blob in blobs:
-        if batch and sum(each.size for each in batch) + blob.size > BATCH:
-            yield batch
-            batch = []
-        batch.append(blob)
-    yield batch
 
 
 def add_run_folder(package: Path) -> None:
@@ -214,18 +131,18 @@ def add_run_folder(package: Path) -> None:
 
 def _mapped(root: Path, commit: str) -> Mapping[str, str]:
     """Subpackages whose folder is elsewhere in that revision: ``profiler.kernels`` → ``kernels``."""
-    project = [blob for blob in _tree(root, commit, "pyproject.toml") if str(blob.path) == "pyproject.toml"]
+    project = [blob for blob in tree(root, commit, "pyproject.toml") if str(blob.path) == "pyproject.toml"]
     if not project:
-        raise ProfileError(f"{_revision(commit)} has no pyproject.toml", "It predates this package.")
+        raise ProfileError(f"{in_words(commit)} has no pyproject.toml", "It predates this package.")
     if project[0].size > MAX_PROJECT:
-        raise ProfileError(f"pyproject.toml of {_revision(commit)} is larger than {bytes_text(MAX_PROJECT)}", INSTEAD)
-    (content,) = _contents(root, project)
+        raise ProfileError(f"pyproject.toml of {in_words(commit)} is larger than {bytes_text(MAX_PROJECT)}", INSTEAD)
+    (content,) = contents(root, project)
     try:
         mapped = toml_value(content.decode())["tool"]["setuptools"]["package-dir"]
         inside = {name: path for name, path in mapped.items() if name.startswith(f"{PACKAGE}.")}
         whole = all(isinstance(path, str) and _is_inside(PurePosixPath(path)) for path in inside.values())
         if not whole or not all(part.isidentifier() for name in inside for part in name.split(".")):
-            what = f"pyproject.toml of {_revision(commit)} maps a package outside the repository"
+            what = f"pyproject.toml of {in_words(commit)} maps a package outside the repository"
             raise ProfileError(what, INSTEAD)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
@@ -234,24 +151,24 @@ def _mapped(root: Path, commit: str) -> Mapping[str, str]:
 
 def _files(root: Path, commit: str, path: str, place: PurePosixPath, linked: bool = False) -> Iterator[Blob]:
     """The files below ``path``, relocated below ``place``; a link inside the commit becomes what it points to."""
-    for blob in _tree(root, commit, path):
+    for blob in tree(root, commit, path):
         target = place / blob.path.relative_to(path)
         if not _is_inside(target):
-            raise ProfileError(f"{_revision(commit)} has a file outside its folder: {printable(blob.path)}")
+            raise ProfileError(f"{in_words(commit)} has a file outside its folder: {printable(blob.path)}")
         if blob.mode == SUBMODULE:
             raise ProfileError(
-                f"{printable(blob.path)} of {_revision(commit)} is a submodule, whose code is in another repository",
+                f"{printable(blob.path)} of {in_words(commit)} is a submodule, whose code is in another repository",
                 INSTEAD,
             )
         if blob.mode != LINK:
             yield Blob(target, blob.mode, blob.name, blob.size)
             continue
         if blob.size > MAX_LINK:
-            raise ProfileError(f"{printable(blob.path)} of {_revision(commit)} is not a valid link")
-        (named,) = _contents(root, [blob])
+            raise ProfileError(f"{printable(blob.path)} of {in_words(commit)} is not a valid link")
+        (named,) = contents(root, [blob])
         found = PurePosixPath(os.path.normpath(blob.path.parent / os.fsdecode(named)))
         if linked or not _is_inside(found):
-            what = f"{printable(blob.path)} of {_revision(commit)} is a link that points outside the repository"
+            what = f"{printable(blob.path)} of {in_words(commit)} is a link that points outside the repository"
             raise ProfileError(what, INSTEAD)
         yield from _files(root, commit, str(found), target, linked=True)
 
@@ -260,12 +177,12 @@ def _is_inside(path: PurePosixPath) -> bool:
     return bool(path.parts) and not path.is_absolute() and not {"..", ".git"} & set(path.parts)
 
 
-def _tree(root: Path, commit: str, path: str | None) -> list[Blob]:
+def tree(root: Path, commit: str, path: str | None) -> list[Blob]:
     """The files at or below ``path`` in a commit, or all; empty if the path does not exist there."""
     where = () if path is None else ("--", path)
     listed = git.output(root, "ls-tree", "-r", "-z", "-l", "--full-tree", commit, *where)
     if listed is None:
-        raise ProfileError(f"git cannot list {printable(path or 'the files')} of {_revision(commit)}", DAMAGED)
+        raise ProfileError(f"git cannot list {printable(path or 'the files')} of {in_words(commit)}", DAMAGED)
     found = []
     for entry in listed.split(b"\0")[:-1]:
         fields, _, name = entry.partition(b"\t")
@@ -274,7 +191,7 @@ def _tree(root: Path, commit: str, path: str | None) -> list[Blob]:
     return found
 
 
-def _contents(root: Path, blobs: Sequence[Blob]) -> list[bytes]:
+def contents(root: Path, blobs: Sequence[Blob]) -> list[bytes]:
     """The stored content of each blob."""
     printed = git.output(root, "cat-file", "--batch", stdin="".join(f"{blob.name}\n" for blob in blobs).encode())
     at, found = 0, []
@@ -336,5 +253,5 @@ def _common(root: Path) -> str | None:
     return os.path.realpath(os.fsdecode(found).rstrip("\n")) if found else None
 
 
-def _revision(commit: str) -> str:
+def in_words(commit: str) -> str:
     return f"revision {printable(commit[:12])}"

@@ -15,8 +15,8 @@ from profiler import backends, devices
 from profiler.case import Case, Task
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
+from profiler.gate import builds, variants
 from profiler.gate import trial as gate_trial
-from profiler.gate import variants
 from profiler.gate.agreement import KL_LIMIT, KL_LIMIT_F32, agreement
 from profiler.gate.bench import (
     METRICS,
@@ -220,7 +220,7 @@ class _Gate:
         """Measure base and candidate in turns."""
         base = self._variant(request.base, request.build, scratch, "the base")
         candidate = self._variant(request.candidate, request.build, scratch, "the candidate")
-        variants.refuse_shared_libraries(base, candidate)
+        builds.refuse_shared_libraries(base, candidate)
         self._note_variants(base, candidate)
         with self._bench() as bench:
             for variant in (base, candidate):
@@ -266,11 +266,11 @@ class _Gate:
         """What ``--base`` or ``--candidate`` names, built by the shell command ``line``; None: the usual one."""
         find = self._traits.find_build
         if named is not None and line is not None and not Path(named).exists():
-            return variants.of_project(named, line, find, scratch, self._say)
+            return builds.of_project(named, line, find, scratch, self._say)
         if find is not None:
             if named is not None:
-                variants.refuse_unbuilt(named, self._traits.build_command)
-            variant = variants.of_build(named, find)
+                builds.refuse_unbuilt(named, self._traits.build_command)
+            variant = builds.of_build(named, find)
             assert variant.build is not None
             self._say(f"{role} runs the programs in {printable(variant.build.folder)}")
             return variant

@@ -30,7 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,6 @@ print("\\n" + sys.argv[1], json.dumps({"fault": said}))
 """
 
 GIT_NAMES = ("HEAD", "@")  # always the revision, though libwww-perl installs a program called HEAD
-ENVIRONMENTS = (".venv", "venv")  # folders in which --build of a Python project may make its environment
 EXAMPLE = "--build 'python3 -m venv .venv && .venv/bin/pip install -e . torch transformers'"
 KINDS = {"rev": "a git revision", "venv": "an environment", "cmd": "a command"}
 FORMS = "Use a git revision, a virtual environment's folder, an interpreter, or a command that starts one."
@@ -224,71 +223,6 @@ def here() -> Variant:
     return Variant("this installation", launch, about(launch), repository=_repository())
 
 
-def of_build(folder: str | None, find: Callable[[str | None], InstalledBuild]) -> Variant:
-    """The current installation with the build in a folder, or with the usual one. Raises ProfileError."""
-    build, variant = find(folder), here()
-    libraries = (variant.reported.get("libraries") or {}) | dict(build.versions)
-    return replace(
-        variant,
-        name=build.folder if folder is None else folder,
-        launch=replace(variant.launch, environ={**variant.launch.environ, **build.variables}),
-        reported={**variant.reported, "executable": build.program, "libraries": libraries},
-        repository=None,
-        build=build,
-    )
-
-
-def of_project(
-    text: str, line: str, find: Callable[[str | None], InstalledBuild] | None, scratch: Path, say: Say
-) -> Variant:
-    """A revision of the repository that the user stands in, built by the shell command ``line``.
-
-    It gives a build of the engine's programs (``find``), else a virtual environment. Raises ProfileError.
-    """
-    root = revision.toplevel(Path.cwd())
-    if root is None:
-        raise ProfileError(
-            "--build builds a revision of your project, but the current folder is in no git repository"
-        )
-    typed = text.removeprefix("rev:")
-    commit = revision.commit(typed, root)
-    if commit is None:
-        raise ProfileError(f"{_quoted(typed)} is no revision of {printable(root)}, which --build is about")
-    folder = revision.built(commit, root, line, say)
-    name = f"{printable(typed)} ({commit[:12]})"
-    if find is not None:
-        return replace(of_build(str(folder), find), name=name, repository=printable(root))
-    environments = [folder / each for each in ENVIRONMENTS if (folder / each / "bin" / "python").exists()]
-    if not environments:
-        raise ProfileError(
-            f"the build of {name} made no {' or '.join(ENVIRONMENTS)} with an interpreter in {printable(folder)}",
-            f"Let --build make one: {EXAMPLE}",
-        )
-    found = _with_code(text, Launch((str(environments[0] / "bin" / "python"),)), scratch)
-    return replace(found, name=name, repository=printable(root))
-
-
-def refuse_shared_libraries(base: Variant, candidate: Variant) -> None:
-    """Raises ProfileError if two builds in different folders load the same libraries of the engine."""
-    if base.build is None or candidate.build is None or base.build.folder == candidate.build.folder:
-        return
-    shared = sorted({*base.build.libraries} & {*candidate.build.libraries})
-    if shared:
-        folders = f"{printable(base.build.folder)} and {printable(candidate.build.folder)}"
-        raise ProfileError(
-            f"the programs in {folders} load the same {printable(shared[0])}",
-            "Keep the libraries of the old build with its programs: copy the whole folder before you build anew.",
-        )
-
-
-def refuse_unbuilt(text: str, example: str) -> None:
-    """Raises ProfileError if ``text`` is a revision of the repository that the user stands in, not a folder."""
-    root = None if Path(text).exists() else revision.toplevel(Path.cwd())
-    if root is not None and revision.commit(text.removeprefix("rev:"), root) is not None:
-        what = f"{_quoted(text)} is a revision of {printable(root)}, which has to be built"
-        raise ProfileError(what, f"Add the command that does it: --build {quote(example)}")
-
-
 def _repository() -> str | None:
     """The git checkout that this installation runs from."""
     root = Path(revision.__file__).parents[2]
@@ -305,7 +239,7 @@ def resolve(text: str, scratch: Path, say: Say = lambda text: None) -> Variant:
     say(found.words)
     if found.commit is not None:
         return _of_revision(found, found.commit, scratch)
-    return _with_code(text, Launch(found.python), scratch)
+    return with_code(text, Launch(found.python), scratch)
 
 
 def meaning(text: str) -> Meaning:
@@ -329,14 +263,14 @@ def meaning(text: str) -> Meaning:
     if not found:
         reasons = "; ".join(dict.fromkeys(error.message for error in faults))
         hint = next((error.hint for error in faults if error.hint), FORMS)
-        raise ProfileError(f"{_quoted(text)} is not a revision, environment or command we can run: {reasons}", hint)
+        raise ProfileError(f"{quoted(text)} is not a revision, environment or command we can run: {reasons}", hint)
     code = [each for each in found if each.kind == "rev"]
     programs = [each for each in found if each.kind != "rev"]
     if code and programs:
         two = (code[0], programs[0])
         both = " and ".join(f"{KINDS[each.kind]}, which {each.words}" for each in two)
         spelled = " or ".join(quote(f"{each.kind}:{text}") for each in two)
-        raise ProfileError(f"{_quoted(text)} is ambiguous: {both}", f"Say which is meant: {spelled}")
+        raise ProfileError(f"{quoted(text)} is ambiguous: {both}", f"Say which is meant: {spelled}")
     return found[0]
 
 
@@ -453,7 +387,7 @@ def _refuse_other_repository(text: str, found: str | None) -> None:
     ours = revision.checkout()
     where = f"its own repository {printable(ours)}" if ours else "its own repository, which it does not run from here"
     raise OtherRepository(
-        f"{_quoted(text)} is a revision, and the current folder is in the repository {printable(other)}: a gate"
+        f"{quoted(text)} is a revision, and the current folder is in the repository {printable(other)}: a gate"
         f" compares versions of profile itself and of the libraries, with revisions of {where}",
         f"To build that revision of your project and compare with it: {EXAMPLE}. To compare two environments of"
         " your own: --base OLD/.venv --candidate NEW/.venv. To compare a server before and after a change: profile"
@@ -462,7 +396,7 @@ def _refuse_other_repository(text: str, found: str | None) -> None:
     )
 
 
-def _with_code(text: str, launch: Launch, scratch: Path) -> Variant:
+def with_code(text: str, launch: Launch, scratch: Path) -> Variant:
     """A variant that runs its own llm-hwprofile, or a copy of ours if it has none."""
     reported = about(launch)
     if reported.get("worker"):
@@ -492,7 +426,8 @@ def _of_revision(found: Meaning, commit: str, scratch: Path) -> Variant:
     return Variant(name, launch, reported, True, printable(revision.checkout()))
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """What the user typed, for a message."""
     return repr(printable(text))
 
 

@@ -218,10 +218,15 @@ def sources(names: Sequence[str], store: Path | None) -> Iterator[list[RowSource
 
 
 def of_case(
-    store: Path | None, is_case: Callable[[Case], bool], device: DeviceInfo
+    store: Path | None,
+    is_case: Callable[[Case], bool],
+    device: DeviceInfo,
+    versions: Callable[[Measurement], Mapping[str, str]],
 ) -> tuple[list[Measurement], list[str]]:
     """The ``ok`` rows of the cases for which ``is_case`` is true, measured on this machine with this software, the
     newest first. If there are only others, what differs here from the newest of them. Raises StoreError.
+
+    ``versions``: of the programs that are here now and ran the newest row (``Backend.versions``).
     """
     if store is None and existing(store) is None:
         return [], []
@@ -229,7 +234,7 @@ def of_case(
         rows = [row for row in opened.newest_per_environment() if row.outcome == "ok" and is_case(row.case)]
     if not rows:
         return [], []
-    snapshot = environment.snapshot(device)
+    snapshot = environment.snapshot(device, versions(rows[-1]))
     key = environment.environment_key(snapshot)
     here = [row for row in rows if environment.environment_key(row.environment) == key]
     return here[::-1], [] if here else environment.differences(rows[-1].environment, snapshot)

@@ -3,7 +3,7 @@
 A goal, and a command without models, choose by the same order:
 
 1. the quality class of the model: its size, in doublings. A mixture of experts counts as a dense model of
-   total^⅔ · active^⅓ parameters.
+   total^⅔ · active^⅓ parameters, and tables of embeddings do not count.
 2. the loss of quality by the quantization, by its bits per weight; from 8 bits on there is none.
 3. what is surer to fit and to be fast enough.
 
@@ -69,8 +69,11 @@ def loss(quant: str) -> float:
 
 def dense_size(geometry: Geometry) -> float:
     """Parameters of a dense model of about the same quality: a rule of thumb, checked against
-    ``scenarios/quality.toml`` by the tests."""
-    return float(geometry.parameters ** (2 / 3) * geometry.active_parameters ** (1 / 3))
+    ``scenarios/quality.toml`` by the tests. Tables in which a token looks up a row do not count, as in the names of
+    Gemma 4 E2B and E4B."""
+    tables = sum(weight.parameters for weight in geometry.outside if weight.role == "embedding")
+    whole = max(geometry.active_parameters, geometry.parameters - tables)
+    return float(whole ** (2 / 3) * geometry.active_parameters ** (1 / 3))
 
 
 def quality_class(geometry: Geometry, quant: str) -> int:

@@ -493,8 +493,8 @@ def _quant(name: str) -> Quant:
     known = registry.names("quants")
     if GGUF_FORMAT.match(name) and name.casefold().replace("_", "-") not in known:
         raise NotFound(
-            f"unknown quantization: {printable(name)}, which is a type of GGUF files",
-            f"Give the file with -m FILE.gguf; its weights are unpacked and stored in one of {', '.join(known)}.",
+            f"unknown quantization of transformers: {printable(name)}, which is a type of GGUF files",
+            f"--backend llama.cpp has it. Known: {', '.join(known)}; a GGUF file is unpacked into one of these.",
         )
     found: Quant = registry.load("quants", name, "quantization").QUANT
     return found

@@ -71,9 +71,9 @@ def render(
         ]
     lines += memory_lines(found, measured, output, prediction)
     if about.serving is not None:
-        lines += ["", "to run it as predicted:", *fit.serving_lines(about.serving)]
+        lines += ["", "To run it, as predicted:", *fit.serving_lines(about.serving)]
     if about.check is not None and measured is None:
-        lines += ["", "to check it:", *fit.command_lines(about.check)]
+        lines += ["", "To check it:", *fit.command_lines(about.check)]
     if others := _others(stored, predicted):
         lines += ["", "measurements with other decode paths:", *others]
     return "\n".join(lines) + "\n"
@@ -81,7 +81,7 @@ def render(
 
 def _instead(about: About) -> list[str]:
     """What the quantization leaves unquantized, and what fits instead."""
-    lines = [] if about.left is None else [f"{about.left}, which it does not pack"]
+    lines = [] if about.left is None else [about.left]
     if about.explains is None:
         return lines
     other = about.instead

@@ -66,9 +66,10 @@ def _table(found: Sequence[tuple[str, Candidate]]) -> list[str]:
     reads = all(each.reads for _, each in found)
     rule = "largest that decodes as fast as people read" if reads else "fastest, but slower than people read"
     notes = [f"best: the {rule} ({choice.READING_TPS} t/s)"]
-    notes += ["other: the same of the other family"] * (len(found) > 1)
+    notes += ["other: the same for the other family"] * (len(found) > 1)
     notes += [THIRD[pick] for pick, _ in found if pick in THIRD]
-    context = f"Predicted at {choice.CONTEXT // 1024}k of context; in parentheses, where nine cases in ten should be."
+    at = f"Predicted at {choice.CONTEXT // 1024}k of context"
+    context = f"{at}; in parentheses, the range that should hold nine cases in ten."
     return [*text.splitlines(), "", f"{'; '.join(notes)}.", " ".join([context, *_twins([e.name for _, e in found])])]
 
 

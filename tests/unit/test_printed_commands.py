@@ -188,7 +188,7 @@ def test_explain_ends_in_the_check_that_fit_prints(engine: str) -> None:
     quant = "q6_k" if engine == "llama.cpp" else "nf4"
     asked = ("gemma-3-270m", "--engine", engine, "-q", quant, "-c", "64", "--on", "rtx 3060")
     (row,) = json.loads(run("fit", *asked, "-o", "json").stdout)
-    assert run("explain", *asked).stdout.endswith(f"\nto check it:\n  {row['verify']}\n")
+    assert run("explain", *asked).stdout.endswith(f"\nTo check it:\n  {row['verify']}\n")
 
 
 @pytest.mark.parametrize("typed", ["gemma-3-270m", "Gemma-3-270M", "google/gemma-3-270m"])

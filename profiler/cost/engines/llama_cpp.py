@@ -152,7 +152,7 @@ class LlamaCpp(Engine):
             ("--kv", kv, "--flash-attn", "on") if kv else (),
             ("--gpu-layers", str(whole)) if placed.on_host and target.vendor != "CPU" else (),
             ("--n-cpu-moe", str(placed.experts_on_host)) if placed.experts_on_host else (),
-            ("--tensor-split", "/".join("1" * target.count)) if several else (),
+            ("--tensor-split", _shares(machine).replace(",", "/")) if several else (),
             ("--device", target.local) if target.local else (),
             **blanks,
         )

@@ -106,7 +106,7 @@ def test_a_table_says_neither_a_compute_dtype_nor_a_path_that_llama_cpp_does_not
 def test_rows_teach_later_predictions_and_accuracy_shows_what(
     sweep: Sweep, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("profiler.results.cautions.cautions", lambda row: ())  # this machine may be busy
+    monkeypatch.setattr("profiler.results.cautions.cautions", lambda row, centres=None: ())  # busy or not
     monkeypatch.setattr("profiler.commands.accuracy.disturbed", lambda row, figure: False)
 
     def asked(*words: str) -> str:
@@ -126,6 +126,10 @@ def test_rows_teach_later_predictions_and_accuracy_shows_what(
     assert "learned" not in asked("explain", str(model), *case, "--no-learned")
     (row,) = sweep(folder, *case, "-n", "32", "-r", "3")
     assert row["predicted"]["decode_tps"]["rows"] == 4
+    for known in (True, False):  # without a build, there is nothing to compare the row's with
+        monkeypatch.setenv(build.VARIABLE, str(folder if known else tmp_path))
+        explained = CliRunner().invoke(main, ["explain", str(model), *case], catch_exceptions=False)
+        assert "measured" in explained.stdout and "only on another machine" not in explained.stderr
     (plain,) = sweep(folder, "-c", "300", "-n", "32", "-r", "3", "--no-learned")
     assert plain["predicted"]["decode_tps"]["basis"] == "prior"
     found = [json.loads(line) for line in asked("accuracy", "-o", "jsonl").splitlines()]

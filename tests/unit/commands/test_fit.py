@@ -339,6 +339,13 @@ def test_a_command_to_check_is_printed_only_where_it_runs(words: tuple[str, ...]
     assert all((row["verify"] is not None) == runs for row in rows(*words))
 
 
+@pytest.mark.parametrize(("on", "shares"), [("2x3090", "1/1"), ("3090, 4060 ti 16gb", "24/16")])
+def test_the_command_to_check_splits_the_model_as_the_prediction_does(on: str, shares: str) -> None:
+    (row,) = rows("gemma-4-31b", "--on", on, "--engine", "llama.cpp")
+    assert f" --tensor-split {shares}" in row["verify"]
+    assert f" -ts {shares.replace('/', ',')}" in row["serve"]
+
+
 def test_each_machine_has_commands_and_figures_of_its_own() -> None:
     words = ("gemma-3-270m", "-q", "bf16", "--on", "rtx 4090", "--on", "cpu", "--ram", "8GiB")
     text = fit(*words).stdout

@@ -262,6 +262,14 @@ def test_a_row_of_something_else_teaches_nothing(what: str, here: DeviceInfo, ro
     assert told == () or "4 rows that were measured here do not correct these speeds: they are from before" in told[0]
 
 
+def test_rows_of_a_gpu_are_those_of_the_card_whatever_cpus_its_process_may_use() -> None:
+    card = DeviceInfo("cuda:0", "cuda", "A card", 2**34, 2**34, "bf16", features=("sm_89",), uuid="GPU-1", driver="1")
+    stated = {"title": "A card", "driver": "1", "features": ["sm_89"], "uuid_hash": digest("GPU-1")}
+    for limits in ({}, {"cores": 0.5, "cpus": [1, 2]}):
+        assert learned._is_of(card, {"device": stated, "limits": limits})
+    assert not learned._is_of(replace(card, uuid="GPU-2"), {"device": stated})
+
+
 def test_only_rows_of_the_newest_build_teach(here: DeviceInfo, rows: list[Measurement]) -> None:
     other = changed(rows[0], libraries={**rows[0].environment["libraries"], "llama.cpp": "b2"})
     slower = [replace(measured(case(64), here, 0.5), environment=other.environment)]
@@ -288,7 +296,7 @@ def test_a_phase_with_a_caution_that_doubts_it_teaches_nothing(
 
 
 def test_rows_that_teach_nothing_are_counted_with_the_reason(here: DeviceInfo, rows: list[Measurement]) -> None:
-    noisy = tuple(Caution(f"{phase}-noisy", f"{phase}: a reason") for phase in learned.PHASES)
+    noisy = tuple(Caution(f"{phase}-noisy", f"{phase}: a reason") for phase in ("prefill", "decode"))
     taught = learned.from_rows([replace(rows[0], cautions=noisy)], here, host_of(here, None))
     (told,) = taught.notes("llama.cpp")
     assert told.startswith("the row that was measured here does not correct these speeds: other work disturbed")

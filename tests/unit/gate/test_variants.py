@@ -13,7 +13,7 @@ from fakes.lab import QUICK, make_case, source
 
 from profiler.case import Task
 from profiler.errors import ProfileError
-from profiler.gate import bench, revision, trial, variants
+from profiler.gate import bench, builds, revision, trial, variants
 from profiler.gate.bench import Interrupted, WorkerBench
 from profiler.gate.trial import Noise, NoiseCache
 from profiler.gate.variants import Variant
@@ -137,14 +137,14 @@ def test_a_python_project_of_the_user_is_built_into_an_environment(
     monkeypatch.chdir(repository)
     line = f"ln -s {sys.prefix} .venv"
     said: list[str] = []
-    found = variants.of_project("HEAD", line, None, tmp_path / "scratch", said.append)
+    found = builds.of_project("HEAD", line, None, tmp_path / "scratch", said.append)
     assert (found.name.partition(" ")[0], found.repository) == ("HEAD", str(repository))
     assert found.launch.python[0].startswith(str(tmp_path / "cache")) and "building revision" in said[0]
     with pytest.raises(ProfileError, match=r"made no .venv or venv"):
-        variants.of_project("HEAD", "true", None, tmp_path / "scratch", said.append)
+        builds.of_project("HEAD", "true", None, tmp_path / "scratch", said.append)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ProfileError, match="in no git repository"):
-        variants.of_project("HEAD", line, None, tmp_path / "scratch", said.append)
+        builds.of_project("HEAD", line, None, tmp_path / "scratch", said.append)
 
 
 def test_a_worktree_of_the_same_repository_is_not_another(
