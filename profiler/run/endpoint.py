@@ -43,7 +43,7 @@ IDLE_S = 120.0  # between two tokens
 TOKENS_PER_WORD, OVERHEAD = 1.4, 40.0  # until the server has counted
 SPARE_TOKENS = 256  # of a context beyond prompt and answer: the chat template, and words that take more than expected
 KEPT_SHARE = 0.85  # of the tokens sent that must have been processed; calibration is good to a few percent
-MOST_CHARACTERS = 8  # a token, on average and without repeated ones: vocabularies of 262k reach 5
+MAX_CHARACTERS_PER_TOKEN = 8  # on average, without repeated characters: vocabularies of 262k reach 5
 NONCE_BYTES = 6  # of what makes a prompt unique
 MAX_REQUESTS = 20_000  # of a case: each keeps the times of its tokens
 MAX_STREAMS = 512  # each takes a connection, and 1,024 open files are a usual limit
@@ -427,7 +427,7 @@ class _Bench:
             return round(KEPT_SHARE * prompt.tokens) if self.warm and self.warm.exchange.usage.prompt else 0
         if self.asked.count is not None and prompt.written is not None and not prompt.written.tools:
             return round(KEPT_SHARE * self.asked.count(prompt.written.text))
-        return round(prompt.characters / MOST_CHARACTERS)
+        return round(prompt.characters / MAX_CHARACTERS_PER_TOKEN)
 
     def _result(
         self,

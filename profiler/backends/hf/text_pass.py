@@ -26,7 +26,7 @@ from profiler.backends.hf import cache as caches
 from profiler.decode_path import EAGER
 from profiler.errors import ProfileError
 from profiler.kernels.runner import StaticRunner
-from profiler.quality.definition import LEAST, NO_REST, SAMPLES, TOP
+from profiler.quality.definition import MIN_REST, NO_REST, SAMPLES, TOP
 from profiler.quality.references import INTEGERS, ReferenceArrays
 from profiler.quality.texts import TextWindow
 
@@ -227,7 +227,7 @@ def compared(logits: torch.Tensor, kept: dict[str, torch.Tensor], expected: torc
     log_p, log_q = kept["logs"].double(), log_probabilities(logits, ids, most, total).double()
     kl = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
     rest = 1 - log_p.exp().sum(dim=-1)
-    left = (1 - log_q.exp().sum(dim=-1)).clamp_(min=LEAST)
+    left = (1 - log_q.exp().sum(dim=-1)).clamp_(min=MIN_REST)
     has_rest = rest > NO_REST
     rest = rest.clamp(min=NO_REST)
     log_v = log_probabilities(logits, kept["sampled"].long(), most, total).double() - left.log()[:, None]

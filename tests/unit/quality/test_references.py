@@ -56,13 +56,13 @@ def test_the_files_that_were_not_used_for_the_longest_time_make_room(
         os.utime(cache / name, (1e9 - age, 1e9 - age))
     references.read("oldest")  # now it was used last
     size = (cache / "newest").stat().st_size
-    monkeypatch.setattr(references, "MOST_BYTES", 3 * size)
+    monkeypatch.setattr(references, "MAX_FOLDER_BYTES", 3 * size)
     references.write("fourth", reference())
     assert sorted(path.name for path in cache.iterdir()) == ["fourth", "newest", "oldest"]
 
 
 def test_a_full_disk_is_one_clear_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(references, "LEFT_FREE", 1 << 60)
+    monkeypatch.setattr(references, "MIN_FREE_BYTES", 1 << 60)
     with pytest.raises(ProfileError, match="left to others"):
         references.write("name", reference())
 
