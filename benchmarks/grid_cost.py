@@ -20,9 +20,9 @@ The profiler's own cost per case in a long sweep: CPU time of the sweep's proces
 takes none, by the number of cases. Aim: 5 ms per case at 10,000 cases, and no more than at 300, so no code may
 iterate over all cases for each of them. CPU time of the worker and of a dry run are printed as well.
 
-The checkpoint is ``--model``, or random weights with the shapes of Gemma 3 270M in a temporary folder. A saves
-loading time, so the ratio falls with longer cases and rises with the size of the model; the output says how long a
-load took.
+The checkpoint is ``--model``, or random weights with the shapes of Gemma 3 270M in a temporary folder, in bf16. A
+saves loading time, so the ratio falls with longer cases and rises with the size of the model; the output says how
+long a load took.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ start = time.perf_counter()
 import torch
 from transformers import AutoModelForCausalLM
 torch.set_num_threads(threads)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
 print(time.perf_counter() - start)
 ids = torch.randint(model.config.vocab_size, (batch, context))
 with torch.inference_mode():
@@ -93,14 +93,8 @@ def beside_scripts(scratch: Path, options: argparse.Namespace) -> int:
     plains: list[Spent] = []
     loads: list[float] = []
     folder = options.model or write_checkpoint(scratch / "model")
-    grid = {"-c": CONTEXTS, "-b": BATCHES, "-n": STEPS}
-    words = [
-        "-m",
-        str(folder),
-        "-q",
-        "fp32",
-        *(word for flag, values in grid.items() for word in (flag, joined(values))),
-    ]
+    words = ["-m", str(folder), "-q", "bf16"]
+    words += ["-c", joined(CONTEXTS), "-b", joined(BATCHES), "-n", joined(STEPS)]
 
     def plain() -> None:
         start = Spent.now()
@@ -108,7 +102,7 @@ def beside_scripts(scratch: Path, options: argparse.Namespace) -> int:
         plains.append(start.until_now())
 
     in_turn(options.pairs, lambda: sweeps.append(sweep_s(words, scratch / f"{len(sweeps)}.sqlite", options)), plain)
-    print(f"{len(CONTEXTS) * len(BATCHES) * len(STEPS)} cases, {REPS} repetitions, {folder.name}, fp32 on the CPU")
+    print(f"{len(CONTEXTS) * len(BATCHES) * len(STEPS)} cases, {REPS} repetitions, {folder.name}, bf16 on the CPU")
     print(seconds_line("one quick sweep", [each.wall_s for each in sweeps]))
     print(seconds_line("one script per case", [each.wall_s for each in plains]))
     print(seconds_line("  each import and load in it", loads))

@@ -35,6 +35,8 @@ LOG_LINES = 12  # of a build that failed
 
 def of_build(folder: str | None, find: Callable[[str | None], InstalledBuild]) -> Variant:
     """The current installation with the build in a folder, or with the usual one. Raises ProfileError."""
+    if folder is not None and not folder.strip():  # such as an unset variable, not the current folder
+        raise ProfileError("--base or --candidate is empty", "Name the folder of a build.")
     build, variant = find(folder), here()
     libraries = (variant.reported.get("libraries") or {}) | dict(build.versions)
     return replace(

@@ -72,7 +72,7 @@ def test_calibrate_accepts_everything_that_is_measured() -> None:
     assert all(1e-7 < COUNTS.call_s(known, dtype) < 0.1 for dtype in own)  # stalls on a busy machine included
     assert all(0.99e-14 < COUNTS.activation_s(known, dtype) < 1e-6 for dtype in own)  # slower on a busy machine
     assert 1e-4 < known.delta_s < 10
-    assert known.process_bytes > 100 * 2**20
+    assert known.process_bytes > 100 * 2**20 and "profiler.backends.hf.session" in sys.modules
     assert torch.get_num_threads() == 1
 
 

@@ -9,6 +9,7 @@ settled.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import statistics
 import sys
@@ -61,6 +62,7 @@ class Microbenchmark(CeilingBenchmark):
 
     def all(self) -> dict[str, Any]:
         """Measures everything. The keys are those of ``calibration.Ceilings``, with ``how`` for a person."""
+        importlib.import_module("profiler.backends.hf.session")  # as a worker has before it loads a model
         idle, doing = process_bytes("VmRSS") if sys.platform == "linux" else 0, self.watch.doing
         with torch.inference_mode():
             before = self.ceilings()

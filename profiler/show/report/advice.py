@@ -31,10 +31,11 @@ from profiler.units import bytes_text, seconds_text, significant
 NEAR = 0.5  # of the ceiling; above it, other software can gain little
 RULE = (
     "Among measured cases that fit with headroom and whose repetitions are comparable, the rule chooses the largest"
-    " model, by doublings of its size, that generates faster than people read, and of its quantizations the one that"
-    f" loses least and still does; from {LOSSLESS_BITS} bits on there is no loss. If none is fast enough, it chooses"
-    " the fastest. A predicted case that ranks higher is what to measure next. People read"
-    f" {READING_TPS} tokens per second. Cases whose intervals overlap may be equally fast. Larger is not always"
+    f" model that decodes as fast as people read ({READING_TPS} tokens per second), and of its quantizations the one"
+    f" that loses least and is still fast enough; {LOSSLESS_BITS} bits and more count as lossless. Sizes count in"
+    " doublings, so 27 and 31 billion parameters are equal. If none is fast enough, the rule chooses the fastest. A"
+    " predicted case that ranks higher should be measured next. Cases whose intervals overlap may be equally fast."
+    " Larger is not always"
     " better: the section on quality below compares models with known scores."
 )
 

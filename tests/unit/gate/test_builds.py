@@ -109,6 +109,8 @@ def test_a_folder_without_a_build_is_a_usage_error(gate: Gate, tmp_path: Path) -
     ran = gate(tmp_path / "nothing", install(tmp_path / "new"))
     assert ran.exit_code == 2
     assert f"there is no llama-bench in {tmp_path}/nothing" in ran.stderr
+    with pytest.raises(ProfileError, match="is empty"):
+        builds.of_build("", build.installed)
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ CHOSEN = {
     "laptop CPU, 8 cores, 16 GB": (
         "gemma-4-e2b bf16, qwen3.5-2b fp32",
         "gemma-4-e4b q8_0, qwen3.5-9b q6_k",
-        "the next larger models are slower than reading; the 9B is too in q8_0",
+        "the next larger models are slower than reading, and so is the 9B in q8_0",
     ),
     "desktop CPU, 8 cores with AVX-512, 32 GB": (
         "gemma-4-e4b nf4, qwen3.5-9b nf4",
@@ -74,7 +74,7 @@ CHOSEN = {
     "RTX 3060 12GB": (
         "gemma-4-12b nf4, qwen3.5-9b nf4",
         "gemma-4-12b q5_k_m, qwen3.5-9b q8_0",
-        "the 12B in 4 bits before E4B in 16; the mixtures do not fit",
+        "the 12B in 4 bits ranks above E4B in 16 bits; the mixtures do not fit",
     ),
     "RTX 4060 Ti 16GB": (
         "gemma-4-12b nf4, qwen3.5-9b nf4",
@@ -99,7 +99,7 @@ CHOSEN = {
     "RTX 6000 Ada": (
         "gemma-4-31b nf4, qwen3.5-27b nf4",
         "gemma-4-31b q8_0, qwen3.5-27b q8_0",
-        "as two cards of 24 GB",
+        "the same as on two cards of 24 GB",
     ),
     "H100 SXM": (
         "gemma-4-31b bf16, qwen3.5-27b bf16",
@@ -109,7 +109,7 @@ CHOSEN = {
     "Strix Halo 128GB": (
         None,
         "gemma-4-31b q8_0, qwen3.5-122b-a10b q6_k",
-        "memory for the 122B, which reads 10 billion weights a token",
+        "the 122B fits, and reads only 10 billion weights a token",
     ),
 }
 
