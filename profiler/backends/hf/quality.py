@@ -368,10 +368,10 @@ def compute(request: Mapping[str, Any], say: Beat) -> None:
     made = {"device": case.device, "torch": torch.__version__, "transformers": transformers.__version__}
     for number, window in enumerate(cut, 1):
         say(f"reference {number}/{len(cut)}")
-        keeper, started = Keeper(window), time.monotonic()
+        keeper = Keeper(window)
         text_pass.read_window(session.model, window.tokens, keeper, say)
         name = references.key(case.model_id, case.dtype, window.tokens, window.unscored)
-        references.write(name, keeper.arrays(made | {"seconds": time.monotonic() - started}))
+        references.write(name, keeper.arrays(made))
 
 
 def main() -> None:

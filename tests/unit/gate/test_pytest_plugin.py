@@ -433,7 +433,7 @@ def test_without_pytest_benchmark_cases_are_measured_and_gated(pytester: pytest.
         ("model='gemma-3-270m', colour=1", "profile_case has no argument colour"),
         ("model='gemma-3-270m', delta='5'", "needs a percent sign"),
         ("model='gemma-3-270m', context='x'", "context: 'x' is not a count"),
-        ("model='gemma-3-270m', quant='q4_k_m'", "Give the file with model FILE.gguf; its weights are unpacked"),
+        ("model='gemma-3-270m', quant='q4_k_m'", "backend llama.cpp has it. Known: bf16"),
         ("model='gemma-3-270m', weights='real'", "Without weights real, the model is measured with random values"),
     ],
 )
