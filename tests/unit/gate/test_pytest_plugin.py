@@ -585,7 +585,7 @@ def test_the_documented_suite_works_in_a_fresh_project(pytester: pytest.Pytester
     """Copied and pasted; only the backend is another, so that it takes no minute."""
     page = (Path(__file__).parents[3] / "docs" / "gates.md").read_text(encoding="utf-8")
     (suite_text,) = re.findall(r"```python\n(.*?profile_case.*?)```", page, re.DOTALL)
-    (named,) = re.findall(r"`(test_\w+\.py)` in the folder `tests`:", page)
+    (named,) = re.findall(r"`(test_\w+\.py)` in the folder\s`tests`:", page)
     commands = [shlex.split(line, comments=True) for line in page.splitlines() if line.startswith("pytest tests ")]
     assert len(commands) == 2
     Path("tests").mkdir()
