@@ -23,7 +23,7 @@ def audit(model: str, quant: tuple[str, ...]) -> int:
     poisoned intermediate results, compares consecutive steps and compiles them. It needs no GPU, weights or download.
     On a CPU, a graph is compiled code around our C++ loops and needs a compiler.
 
-    Exit codes: 0 all can be captured, 1 CUDA refuses one or one cannot be built, 2 usage error.
+    Exit codes: 0 all can run as a CUDA graph, 1 one cannot or cannot be built, 2 usage error.
     """
     from profiler.models.resolve import resolve
 

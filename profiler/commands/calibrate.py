@@ -42,6 +42,8 @@ def calibrate(device: str | None, show: bool, fresh: bool, output: str) -> int:
     not stop, nothing is stored. The five latest calibrations are combined, taking the best of each ceiling and the
     median of each rate. Under a CPU quota, the figures are for the time in which the process runs; predictions
     account for the rest.
+
+    Exit codes: 0 success, 2 usage error, 3 the machine was too busy.
     """
     found = devices.find(device)
     known = calibration.load(found)

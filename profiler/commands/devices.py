@@ -18,10 +18,10 @@ def devices(from_catalog: bool, output: str) -> None:
 
     The first one is the default of profile sweep.
 
-    In the catalog, GB/s is the memory bandwidth, and the column "source" says where each figure comes from. verified:
-    checked against the source named after it; third-party DB: TechPowerUp's database, not the maker; derived:
-    computed from units and clock rates; unverified: from one source only. It calls the figures bw (memory
-    bandwidth), tensor (TFLOP/s and TOP/s), tdp (watts), l2 (cache size) and pcie (bandwidth to the host).
+    In the catalog, GB/s is the memory bandwidth. The column "source" says where the figures come from: bw (memory
+    bandwidth), tensor (TFLOP/s and TOP/s), tdp (watts), l2 (cache size) and pcie (bandwidth to the host). They are
+    verified (checked against the source that is named), from a third-party DB (TechPowerUp's, not the maker's),
+    derived (computed from the number of units and clock rates) or unverified (from one source only).
     """
     if from_catalog:
         click.echo(lists.catalog(target.data_sheets(), output), nl=False)

@@ -59,13 +59,13 @@ def _slo(text: str) -> Any:
         "--on",
         metavar="DEVICE",
         help="The hardware that the server runs on, as for profile fit, for MBU by its data sheet. [default: this "
-        "machine's, if the server runs here]",
+        "machine, if the server runs here]",
     ),
     click.option("--cached", is_flag=True, help="Send the same prompt repeatedly, to measure the prefix cache."),
 )
 @options.group(
     "How to measure",
-    options.many("--concurrency", metavar="N", help="Requests at a time, such as 1,2,4. [default: 1]"),
+    options.many("--concurrency", metavar="N", help="Streams: requests at a time, such as 1,2,4. [default: 1]"),
     options.count("-r", "--reps", help="Requests of each stream. [default: 5]", most=10_000),
     click.option(
         "--slo",
@@ -77,7 +77,7 @@ def _slo(text: str) -> Any:
     click.option(
         "--insecure",
         is_flag=True,
-        help="Do not check the server's certificate, so that others could read everything.",
+        help="Do not check the server's certificate. Others could then read everything, even the key.",
     ),
 )
 @options.group(
@@ -86,7 +86,7 @@ def _slo(text: str) -> Any:
         "--keep",
         type=options.FilePath(file_okay=False, dir_okay=True),
         metavar="FOLDER",
-        help="Keep the answers in this folder, and show all that are in it side by side in its answers.html.",
+        help="Keep the answers in this folder, and show all answers in it side by side, in answers.html.",
     ),
     options.store(),
     options.output(),
@@ -95,11 +95,11 @@ def endpoint(url: str | None, keep: Path | None, store: Path | None, output: str
     """Measure a running OpenAI-compatible server: LM Studio, Ollama, llama-server, vLLM, SGLang and others.
 
     Without URL, it tries the usual ports of this machine. Each prompt is unique, so that no prefix cache helps. The
-    first request of a model loads it and never counts. Token counts are those in the server's `usage`; without it,
-    figures in tokens are unknown.
+    first request of a model loads it and never counts. The server counts the tokens. If it does not, the tokenizer
+    in the folder that --config names counts them; otherwise figures in tokens are unknown.
 
-    Each row is stored immediately. A server may have changed, so everything is measured again each time; profile
-    compare latest~1 latest compares the last two runs.
+    Each row is stored immediately. Everything is measured again each time, because a server may have changed;
+    profile compare latest~1 latest compares the last two runs.
 
     An API key is read from the environment variable PROFILE_API_KEY and from nowhere else. It is sent to the server
     that URL names, and never stored or shown.

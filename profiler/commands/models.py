@@ -18,9 +18,9 @@ def models(output: str) -> None:
     A model can also be a folder with config.json, a .gguf file or a Hugging Face id.
 
     Parameters are those of the text decoder; active ones are those that a single token uses. Layers are listed by how
-    they attend: full layers to every token, sliding ones to a window, chunked ones within a chunk; gated delta layers
-    have a recurrent state instead, and shared layers use the K and V of an earlier layer. Cache sizes are those of
-    transformers in a 16-bit dtype: KV/token grows with every token, the fixed cache (full windows, recurrent state)
-    is the rest, per sequence.
+    they attend: full layers to every token, sliding ones to a window, and chunked ones within a chunk. Gated delta
+    layers have a recurrent state instead, and shared layers use the K and V of an earlier layer. Cache sizes are
+    those of transformers in a 16-bit dtype, for one sequence: KV/token is added by every token, and the fixed cache
+    (full windows, recurrent state) does not grow.
     """
     click.echo(lists.models([(name, geometry(hub.shipped_config(name))) for name in hub.names()], output), nl=False)

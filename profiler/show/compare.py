@@ -32,6 +32,10 @@ LEGEND = (
     " much to compare. Two runs at different times can differ by more than this; profile gate detects regressions."
 )
 WIDTH = 110  # of sentences, unless the terminal is narrower
+REUSED = (
+    "{same:,} of {all:,} cases have the same row in A and B, because a run reused it. profile sweep --fresh measures"
+    " again."
+)
 NARROW = "Process-to-process variation is unknown for {rows:,} of {all:,} rates: their intervals are too narrow."
 
 NAME_LENGTH = 60
@@ -214,7 +218,22 @@ def _summary(found: Comparison) -> list[str]:
         for phase in pair.rates
         for row in (pair.a, pair.b)
     ]
+    same = sum(_reused(pair) for pair in found.pairs)
+    lines += [REUSED.format(same=same, all=len(found.pairs))] if same else []
     return [*lines, LEGEND, *([] if all(known) else [NARROW.format(rows=known.count(False), all=len(known))])]
+
+
+def _reused(pair: ComparedCase) -> bool:
+    """Whether both sides are one measurement. Stored repetitions and a start in UTC are copied with a reused row."""
+    return (
+        pair.a.started_at is not None
+        and pair.a.started_at == pair.b.started_at
+        and _seconds(pair.a) == _seconds(pair.b)
+    )
+
+
+def _seconds(row: Measurement) -> list[float]:
+    return [sample.seconds for sample in row.samples]
 
 
 def benchstat(found: Comparison, names: tuple[str, str]) -> str:

@@ -255,7 +255,7 @@ def test_a_quantization_that_nobody_has_a_file_of_is_a_blank_with_the_way_to_it(
     (made,) = other["serve_blanks"].values()
     assert f"llama-quantize --allow-requantize '{gguf}' MODEL-Q5_K_M.gguf Q5_K_M" in made
     page = run("fit", str(gguf), "--engine", "llama.cpp", "-c", "64", "-q", "q5_k_m").stdout
-    assert "  # MODEL-Q5_K_M.gguf: what this makes: llama-quantize --allow-requantize" in page
+    assert "  # MODEL-Q5_K_M.gguf: made by: llama-quantize --allow-requantize" in page
 
 
 def test_a_file_is_measured_as_a_mix_only_where_its_tensors_are_that_mix(tmp_path: Path) -> None:

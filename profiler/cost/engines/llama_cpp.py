@@ -304,13 +304,13 @@ def _file(model: Named, quant: str) -> tuple[str, dict[str, str]]:
     blank = f"MODEL-{kind}.gguf"
     if source.kind == "gguf":
         made = command("llama-quantize", "--allow-requantize", model.argument, blank, kind)
-        return blank, {blank: f"what this makes: {made}"}
+        return blank, {blank: f"made by: {made}"}
     if source.kind == "folder":
         direct = quant in CONVERTED
         first = (blank, quant) if direct else ("MODEL-F16.gguf", "f16")
         made = command(*CONVERT, source.location, "--outfile", first[0], "--outtype", first[1])
         then = "" if direct else f" && {command('llama-quantize', first[0], blank, kind)}"
-        return blank, {blank: f"what this makes, in a checkout of llama.cpp: {made}{then}"}
+        return blank, {blank: f"made in a checkout of llama.cpp by: {made}{then}"}
     return blank, {blank: f"a GGUF file of {model.title} in {kind}"}
 
 

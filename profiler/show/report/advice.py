@@ -149,17 +149,17 @@ def _opening(
         return f"Only {what} has comparable measurements. It decodes at {figure}{slow}."
     if not fast:
         return (
-            f"Nothing measured here certainly generates as fast as people read. The closest is {what}: it decodes at"
+            f"Nothing measured here certainly decodes as fast as people read. The closest is {what}: it decodes at"
             f" {figure}."
         )
     others = {each.group.settings for each in fast if each.model == best.model}
-    which = "the largest measured model that writes faster than people read"
+    which = "the largest measured model that decodes as fast as people read"
     if len({each.model for each in fast}) == 1:
-        which = "it writes faster than people read"
+        which = "it decodes as fast as people read"
     elif unsized:
         which = f"the fastest one measured, because the size of {selection.several(unsized, 2)} is not known"
     if len(others) > 1 and not unsized:
-        which += ", in the quantization that loses least of those that do"
+        which += ", in the quantization that loses least of those that are fast enough"
     return f"Run {what}: {which}. It decodes at {figure}."
 
 
@@ -211,7 +211,7 @@ def _why_next(found: NextCase, best: CaseResult | None, told: Command | None) ->
     how = ":" if told is not None else f", with {file} in {found.line.quant}."
     return (
         f"{found.line.model} in {found.line.series} {better}is predicted to decode at {span} at"
-        f" {selection.tokens_text(found.context)} of context, faster than people read. Measure this next{how}"
+        f" {selection.tokens_text(found.context)} of context, as fast as people read. Measure this next{how}"
     )
 
 

@@ -284,6 +284,14 @@ def test_the_page_for_people(profile: Any, runs: Any) -> None:
     ]
 
 
+def test_a_row_that_a_run_reused_is_no_second_measurement(profile: Any, runs: Any) -> None:
+    start = "2026-11-29T12:00:00Z"
+    reused, again = measured(started_at=start), measured(256, started_at=start)
+    stored = runs([reused, again], [reused, measured(256, slower=1.01, started_at=start)])
+    assert "1 of 2 cases have the same row in A and B" in profile("compare", *stored).out
+    assert "same row" not in profile("compare", *runs([measured()], [measured()])).out
+
+
 def test_repetitions_that_differ_too_much_have_no_ratio(profile: Any, runs: Any) -> None:
     noisy = replace(measured(), samples=tuple(Sample("decode", seconds, 16) for seconds in (0.01, 9.0, 1.0)))
     stored = runs([noisy], [measured(slower=2.0)])

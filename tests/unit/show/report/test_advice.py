@@ -48,7 +48,7 @@ def test_the_largest_model_that_writes_as_fast_as_people_read_is_advised():
     middle = measured(model="middle", decode=(9.0, 9.1, 8.9), memory=weighing(2))
     large = measured(model="large", decode=(2.0, 2.01, 1.99), memory=weighing(3))
     found = advised(small, middle, large)
-    assert found.startswith("Run middle in bf16: the largest measured model that writes faster than people read")
+    assert found.startswith("Run middle in bf16: the largest measured model that decodes as fast as people read")
     assert "The fastest is small bf16" in found
 
 
@@ -60,14 +60,14 @@ def test_a_rate_counts_by_the_lower_end_of_its_interval():
 
 def test_a_batch_is_as_fast_as_people_read_only_if_each_of_its_sequences_is():
     rows = [measured(model=model, batch=8, decode=(10.0, 10.1, 9.9)) for model in ("a", "b")]
-    assert advised(*rows).startswith("Nothing measured here certainly generates as fast as people read.")
+    assert advised(*rows).startswith("Nothing measured here certainly decodes as fast as people read.")
     rows = [measured(model=model, batch=8, decode=(80.0, 80.1, 79.9)) for model in ("a", "b")]
     assert advised(*rows).startswith("Run ") and "t/s for 8 sequences together, at 512 tokens" in advised(*rows)
 
 
 def test_where_nothing_is_fast_enough_the_fastest_is_named_as_such():
     found = advised(measured(model="a", decode=(1.0, 1.01)), measured(model="b", decode=(2.0, 2.01)))
-    assert found.startswith("Nothing measured here certainly generates as fast as people read. The closest is b")
+    assert found.startswith("Nothing measured here certainly decodes as fast as people read. The closest is b")
 
 
 def test_a_tight_case_and_incomparable_repetitions_are_not_advised():
@@ -99,7 +99,8 @@ def test_of_the_quantizations_of_a_model_the_one_that_loses_least_and_is_fast_en
         for quant, rate in rates.items()
     ]
     assert advised(*rows).startswith(
-        "Run m in int8: it writes faster than people read, in the quantization that loses least of those that do."
+        "Run m in int8: it decodes as fast as people read, in the quantization that loses least of those"
+        " that are fast enough."
     )
     assert "The fastest is m nf4" in advised(*rows)
 
@@ -194,7 +195,7 @@ def served(prompt: str, rate: float):
 def test_a_prompt_is_not_a_setting_to_run():
     rows = [served(prompt, rate) for prompt, rate in (("fast", 90.0), ("usual", 50.0), ("slow", 20.0))]
     page = report_page.page(rows)
-    assert said(page).startswith("Run some-135M in q4_1 llama-server: it writes faster than people read.")
+    assert said(page).startswith("Run some-135M in q4_1 llama-server: it decodes as fast as people read.")
     assert "It decodes at 50" in said(page)
     assert "with the prompt usual" in said(page)
     (shown,) = [block for block in page.sections[1].blocks if isinstance(block, Map)]
