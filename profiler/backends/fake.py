@@ -300,7 +300,7 @@ class Fault:
         return self.when == when and mine and first <= call <= last
 
     def happen(self, generation: FakeGeneration) -> None:
-        """Fail."""
+        """Cause the fault."""
         FAULTS[self.kind](self.value, generation)
 
 

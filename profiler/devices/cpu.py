@@ -336,7 +336,7 @@ _counted: tuple[int | None, int] = (None, 0)  # resident file pages, and those o
 
 
 def _resident_weights() -> int:
-    """As ``mapped_weights_bytes``. Raises OSError."""
+    """Resident bytes of mapped weight files (``mapped_weights_bytes``). Raises OSError."""
     resident, is_weights = 0, False
     with SMAPS.open(errors="replace") as lines:  # the whole text would add megabytes to the peak
         for line in lines:

@@ -271,7 +271,7 @@ class _Bench:
             return warm if failure is not None or exchange.usage.prompt is None else await self._calibrated(warm)
 
     async def _calibrated(self, warm: WarmUp) -> WarmUp:
-        """The same with what a word takes, by a second prompt that is short."""
+        """``warm`` with the tokens that a word takes, from a second, short prompt."""
         prompt = EndpointPrompt("warm-up", words=FEW_WORDS, answer_tokens=1)
         short = (await self._send(prompt, None, warm.dropped, warm.completions)).usage.prompt
         long = warm.exchange.usage.prompt or 0
@@ -413,7 +413,7 @@ class _Bench:
         return await self.client.stream(path, {name: v for name, v in body.items() if name not in (dropped or ())})
 
     def _counted(self, exchange: Exchange) -> Exchange:
-        """The same; if the server sent no counts, the answer's tokens by the tokenizer."""
+        """``exchange``, with the answer's tokens by the tokenizer if the server sent no counts."""
         if exchange.failure is not None or exchange.usage.completion is not None or self.asked.count is None:
             return exchange
         tokens = sum(map(self.asked.count, filter(None, (exchange.reasoning, exchange.answer))))
@@ -467,7 +467,7 @@ class _Bench:
 
 
 def _whole(exchange: Exchange, fewest: int) -> Exchange:
-    """The same, as a failure if the server processed fewer tokens than the prompt has."""
+    """``exchange``, as a failure if the server processed fewer tokens than the prompt has."""
     counted = exchange.usage.prompt
     if exchange.failure is not None or counted is None or counted >= fewest:
         return exchange

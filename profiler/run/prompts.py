@@ -162,7 +162,7 @@ class EndpointPrompt:
 
     @property
     def characters(self) -> int:
-        """Of all messages that somebody wrote; a repeated space or mark counts once, as in an indent or a rule."""
+        """Characters of all written messages; a repeated space or mark counts once, as in an indent or a rule."""
         written = self.written.messages if self.written else ()
         return sum(len(_REPEATED.sub(r"\1", message.get("content") or "")) for message in written)
 

@@ -364,7 +364,7 @@ def served(result: EndpointResult, results: Sequence[EndpointResult] = ()) -> di
 
 
 def _bounded(content: Any) -> Any:
-    """The same without numbers that no row may have, which a server may cause by what it states."""
+    """``content`` without numbers that no row may have, which a server may have stated."""
     if isinstance(content, dict):
         return {name: _bounded(value) for name, value in content.items()}
     if isinstance(content, list):

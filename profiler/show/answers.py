@@ -82,7 +82,7 @@ class AnswerSettings:
 
 @dataclass(frozen=True, slots=True)
 class AnswerFigures:
-    """Of one request; unknown is ``None``."""
+    """Figures of one request; unknown is ``None``."""
 
     ttft_s: float | None
     ttft_answer_s: float | None

@@ -136,7 +136,7 @@ def wrapped(lines: Sequence[str], width: int | None) -> list[str]:
 
 
 def constant(columns: Columns, *names: str) -> list[str]:
-    """Those of ``names`` with one value in all rows, which a narrow table can drop without confusing its rows."""
+    """The columns among ``names`` with one value in all rows, which a narrow table can drop without confusion."""
     return [name for name in names if len(set(columns.get(name, ()))) <= 1]
 
 

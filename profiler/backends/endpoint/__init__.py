@@ -251,7 +251,7 @@ def _ratio(above: float | None, below: float | None) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Percentiles:
-    """Of ``n`` values. A tail is ``None`` where less than one value is expected beyond it: p95 takes 20, p99 100."""
+    """Percentiles of ``n`` values; ``None`` if less than one value is expected beyond it: p95 takes 20, p99 100."""
 
     n: int
     p50: float

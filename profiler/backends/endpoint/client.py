@@ -373,7 +373,7 @@ class Client:
         return StreamStopped("cut", f"the server closed the connection {words}")
 
     def _cleaned(self, exchange: Exchange) -> Exchange:
-        """The same without the key, which a server may have repeated anywhere."""
+        """``exchange`` without the key, which a server may have repeated anywhere."""
         if not self._key:
             return exchange
         failure = exchange.failure

@@ -32,7 +32,7 @@ from profiler.quality.texts import TextWindow
 
 CHUNK = 512  # tokens of a pass, whatever --ubatch: sums in another order would not be equal to the last bit
 STEPS = 64  # the last tokens of a window are a pass of their own, because decode steps may read them, too
-_NOTHING = object()
+_NOTHING = object()  # stands for an attribute that is not set
 LOGITS_BYTES = 128 << 20  # of logits at a time, counted as fp32
 BLOCK = {"cpu": 1 << 19}  # logits of which the exponentials are summed at a time: 2 MiB stay in a core's cache
 Rows = Callable[[int, torch.Tensor], None]  # takes the first position and the logits ``[rows, vocabulary]``
@@ -119,6 +119,7 @@ def _through_head(model: PreTrainedModel, output: ModelOutput, at: int, take: Ro
 
 
 def _instead(output: ModelOutput, *args: Any, **named: Any) -> ModelOutput:
+    """Stands for the decoder: returns ``output``, whatever it is called with."""
     return output
 
 
@@ -143,7 +144,7 @@ def log_probabilities(
 
 
 class Keeper:
-    """Collects what is kept of a reference over one window of ``tokens``."""
+    """Collects what is kept of a reference over one window; it is called with rows of logits, as ``Rows``."""
 
     def __init__(self, window: TextWindow, top: int = TOP, samples: int = SAMPLES) -> None:
         self._next = torch.tensor(window.tokens[1:])
@@ -196,7 +197,7 @@ class Keeper:
 
 
 class Scorer:
-    """Compares a model with what is kept of its reference, over one window."""
+    """Compares a model with what is kept of its reference over one window; it is called as ``Rows``."""
 
     def __init__(self, window: TextWindow, kept: ReferenceArrays, device: torch.device) -> None:
         self._next = torch.tensor(window.tokens[1:])
@@ -275,7 +276,7 @@ def _eager_step(model: PreTrainedModel, kv: DynamicCache, token: torch.Tensor) -
 
 @torch.inference_mode()
 def _static_step(runner: StaticRunner, token: torch.Tensor) -> torch.Tensor:
-    """The same by our own step, whatever token it chose itself."""
+    """The logits ``[1, vocabulary]`` after ``token [1, 1]``, by our own step, which would have chosen one itself."""
     runner.state.token.copy_(token)
     with runner.patches:
         return runner.advance()

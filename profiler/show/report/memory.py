@@ -329,7 +329,7 @@ def _cache(memory: Memory, total: int) -> dict[str, int]:
 
 
 def predicted_parts(prediction: Prediction, cache: CacheBytes | None) -> dict[str, int]:
-    """The same parts for a prediction; ``cache`` is given by kind of layer, or None to leave it undivided."""
+    """The parts of a predicted peak, in bytes; ``cache`` is given by kind of layer, or None to leave it undivided."""
     terms = prediction.terms
     kinds = {"cache": terms.cache.value}
     if cache is not None:
