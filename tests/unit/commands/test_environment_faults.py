@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import resource
 import shutil
 import subprocess
@@ -335,16 +334,15 @@ def test_few_files_are_named_as_the_cause_from_the_first_import_on(files: int) -
     assert ended.returncode == 0 or "Too many open files" in ended.stderr, ended
 
 
-def test_charts_that_cannot_be_drawn_end_in_one_line(place: Path) -> None:
+def test_a_page_with_charts_is_written_in_little_memory(place: Path) -> None:
     """In a process of its own: a fork of the tests may have more address space already than the limit leaves."""
     page = place / "page.html"
-    script = f'ulimit -v {3 << 20}; exec "$0" -c "from profiler.cli import main; main()" report --html "$1"'
+    script = f'ulimit -v {512 << 10}; exec "$0" -c "from profiler.cli import main; main()" report --html "$1"'
     ended = subprocess.run(
         ["sh", "-c", script, sys.executable, str(page)], capture_output=True, text=True, check=False
     )
-    assert ended.returncode == 2
-    assert re.fullmatch(r"Error: the charts cannot be drawn: .*\n  .*ulimit -v 3145728.*\n", ended.stderr), ended
-    assert not page.exists()
+    assert ended.returncode == 0, ended
+    assert "<svg" in page.read_text(encoding="utf-8")
 
 
 def test_a_folder_that_this_user_may_not_read_is_one_refused_model_and_the_others_run(seeded: Path) -> None:
