@@ -41,11 +41,12 @@ if TYPE_CHECKING:  # what reads rows takes as long to import as all of a predict
 PLAIN_VERSION = 1  # of plain predictions: raise it when they change, so that rows of the version before teach nothing
 SAME_RATES = 1.15  # a calibration that moves the ceilings by a larger factor has changed the plain predictions
 
-# Shares of the variance that two cases have in common: any two of an engine, both plain or both packed, the same
-# quantization, the same model. And by how many doublings of batch and context they become less alike.
+# The likeness of two cases is the share of the variance that they have in common: a part for being of one engine, for
+# being both plain or both packed, for the same quantization and for the same model. It falls to 1/e where batches or
+# contexts are so many doublings apart; in decode batches count most, because few tokens take other kernels than one.
 ENGINE, KIND, QUANT, MODEL = 0.15, 0.15, 0.35, 0.35
-BATCHES = {"prefill": 8.0, "decode": 2.0, "memory": 30.0}  # few tokens at once take other kernels than one
-CONTEXTS = 30.0
+BATCH_DOUBLINGS = {"prefill": 8.0, "decode": 2.0, "memory": 30.0}
+CONTEXT_DOUBLINGS = 30.0
 NOISE = 0.12  # standard deviation of a row's logarithm that is not the case's: processes and minutes differ
 MAX_SPREAD = 1.0  # of the logarithm before anything is learned: a factor of 5 either way in nine of ten cases
 MAX_ERROR = 3.0  # of a row that teaches, in standard deviations of what is usual: the usual limit for outliers
@@ -78,8 +79,8 @@ class LearnedCase(NamedTuple):
         kinds = (self.quant in PLAIN_QUANTS) == (other.quant in PLAIN_QUANTS)
         shared = ENGINE + KIND * kinds + QUANT * (self.quant == other.quant)
         shared += MODEL * (self.parameters == other.parameters)
-        apart = abs(math.log2(self.batch / other.batch)) / BATCHES[phase]
-        return shared * math.exp(-apart - abs(math.log2(self.context / other.context)) / CONTEXTS)
+        apart = abs(math.log2(self.batch / other.batch)) / BATCH_DOUBLINGS[phase]
+        return shared * math.exp(-apart - abs(math.log2(self.context / other.context)) / CONTEXT_DOUBLINGS)
 
 
 class Lesson(NamedTuple):

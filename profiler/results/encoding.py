@@ -71,8 +71,8 @@ NULL, EMPTY = Raw(b"null"), Raw(b"{}")
 NEEDED = {"phase", "seconds", "tokens", "step_s"}  # required columns of samples
 
 SAMPLE_FIELDS = SAMPLE_DEFAULTS.keys()
-MAX_CACHED_PARTS = 1000  # of rows that are cached
-MAX_PART_BYTES = 4096  # bytes
+MAX_CACHED_PARTS = 1000  # parts that rows share, such as a case or an environment
+MAX_PART_BYTES = 4096  # a larger part is not cached
 _parts: dict[tuple[str, bytes], Any] = {}
 EncodedSteps = bytes | Callable[[], bytes]  # packed, or a function that returns them
 

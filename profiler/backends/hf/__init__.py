@@ -43,7 +43,8 @@ def audited(source: Source, quant: Quant) -> AuditReport:
     import transformers
 
     from profiler.backends.hf import synthetic
-    from profiler.backends.hf.load import DTYPES, text_config
+    from profiler.backends.hf.ceilings import DTYPES
+    from profiler.backends.hf.load import text_config
     from profiler.kernels.audit import audit, miniature
 
     transformers.logging.set_verbosity_error()
