@@ -29,6 +29,7 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+MAX_TOKENIZER_BYTES = 256 << 20  # of a tokenizer.json; that of Gemma 3, with 262,144 tokens, has 33 MB
 MAX_SHOWN_CHARACTERS = 40  # of a number in a message
 TOML_INTEGERS = range(-(2**63), 2**63)  # the range that the specification requires (toml.io/en/v1.0.0#integer)
 

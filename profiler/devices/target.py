@@ -23,10 +23,8 @@ from profiler.devices.base import DeviceInfo, DeviceKind, Slice, kind_of, repack
 from profiler.devices.calibration import Ceilings, QuickCeilings
 from profiler.errors import ProfileError
 from profiler.registry import unknown
-from profiler.units import GIB, printable
+from profiler.units import GIB, GIGA, TERA, printable
 
-GIGA = 1e9
-TERA = 1e12
 MEMORY_TOLERANCE = 0.15  # relative: a driver keeps some of a card's memory, but an 8 GB card is not a 16 GB card
 
 MAX_DEVICES = 64  # in one machine

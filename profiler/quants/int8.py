@@ -18,7 +18,8 @@ from profiler.quants.base import (
     StoredForm,
     plain_bytes,
 )
-from profiler.quants.bitsandbytes import LINEAR_ROLES, MIB, PATTERN_WEIGHTS
+from profiler.quants.bitsandbytes import LINEAR_ROLES, PATTERN_WEIGHTS
+from profiler.units import MIB
 
 SCALE_BYTES = 4
 CAPABILITY = 75

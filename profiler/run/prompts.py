@@ -39,7 +39,7 @@ from typing import Any, Literal
 from profiler import registry
 from profiler.case import Source
 from profiler.errors import ProfileError
-from profiler.foreign import BadContent, Budget, exists, json_value, read_bytes, why
+from profiler.foreign import MAX_TOKENIZER_BYTES, BadContent, Budget, exists, json_value, read_bytes, why
 from profiler.run import documents, grid
 from profiler.units import bytes_text, printable
 
@@ -51,7 +51,6 @@ MAX_FILE_BYTES = 4 << 20  # a million tokens, which is the longest window that i
 MAX_FILES = 1000
 MAX_TOTAL_BYTES = 64 << 20
 TOKENIZER = "tokenizer.json"
-MAX_TOKENIZER_BYTES = 256 << 20
 BUDGET = Budget(nbytes=MAX_FILE_BYTES, depth=32)
 ROLES = ("system", "user", "assistant", "tool")
 FORMS = "Write <!-- document: seed 1, 28000 tokens -->, <!-- questions -->, <!-- user --> or <!-- language: el -->."

@@ -72,7 +72,7 @@ def exact(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 def test_logits_of_blocks_are_those_of_the_whole_model(any_tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every family, with its own scaling and soft capping, in chunks and blocks that do not divide the length."""
     monkeypatch.setattr(text_pass, "CHUNK", 24)
-    monkeypatch.setattr(text_pass, "STEPS", 13)
+    monkeypatch.setattr(text_pass, "DECODED_TOKENS", 13)
     monkeypatch.setattr(text_pass, "LOGITS_BYTES", 4 * 512 * 7)
     model, of = loaded(any_tiny_model), window(61)
     rows: dict[int, torch.Tensor] = {}

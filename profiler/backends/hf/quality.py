@@ -5,8 +5,9 @@ models are never in this one's memory, and before this process loads its model. 
 with them. The reference has the same weights, or those of ``--reference``, in fp32 if the device has the memory for
 that, else in bf16, else on the CPU.
 
-Prompts and decode steps are computed by different kernels. All tokens are scored as a prompt; the last ``STEPS``
-tokens of one window of each kind are read a second time by decode steps of the case's path, after the same tokens.
+Prompts and decode steps are computed by different kernels. All tokens are scored as a prompt; the last
+``DECODED_TOKENS`` of one window of each kind are read a second time by decode steps of the case's path, after the
+same tokens.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ import transformers
 from profiler import devices, folders
 from profiler.backends.base import Beat
 from profiler.backends.hf import text_pass
-from profiler.backends.hf.text_pass import STEPS, Keeper, PositionFigures, Scorer
+from profiler.backends.hf.text_pass import Keeper, PositionFigures, Scorer
 from profiler.case import Case, Source
 from profiler.decode_path import EAGER
 from profiler.devices.base import kind_of
 from profiler.errors import ProfileError
-from profiler.foreign import exists, read_bytes
+from profiler.foreign import MAX_TOKENIZER_BYTES, exists, read_bytes
 from profiler.models import families, hub
 from profiler.quality import references, texts
 from profiler.quality.definition import DEFINITION, ERRORS
-from profiler.quality.texts import TextWindow
+from profiler.quality.texts import DECODED_TOKENS, TextWindow
 from profiler.quants.base import DTYPE_BYTES
 from profiler.results.quality import ALL, BLOCK, Block, columns
 from profiler.results.stats import percentile
@@ -50,7 +51,6 @@ DTYPES = ("fp32", "bf16")  # of a reference, the best first
 ROOM_BYTES = 1 << 30  # beyond the weights: logits, cache and framework
 MARGIN = 1.1  # on the bytes of the weights, for what the allocator wastes
 TOKENIZER = "tokenizer.json"
-MAX_TOKENIZER_BYTES = 256 << 20
 BEAT, DONE = "beat ", "done"  # lines of the process that computes a reference
 LAST_LINES = 20  # of its output that are kept for an error message
 
@@ -82,7 +82,7 @@ def measure(session: Any, case: Case, source: Source, wanted: Mapping[str, Any],
     made: dict[str, Any] = {}
     for number, (window, name) in enumerate(zip(cut, names, strict=True), 1):
         beat(f"quality {number}/{len(cut)}")
-        first = window.kind not in decode.kinds and window.scored >= 2 * STEPS
+        first = window.kind not in decode.kinds and window.scored >= 2 * DECODED_TOKENS
         if first or name not in known:
             arrays = references.read(name)
             if arrays is None:

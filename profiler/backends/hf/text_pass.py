@@ -28,10 +28,9 @@ from profiler.errors import ProfileError
 from profiler.kernels.runner import StaticRunner
 from profiler.quality.definition import MIN_REST, NO_REST, SAMPLES, TOP
 from profiler.quality.references import INTEGERS, ReferenceArrays
-from profiler.quality.texts import TextWindow
+from profiler.quality.texts import DECODED_TOKENS, TextWindow
 
 CHUNK = 512  # tokens of a pass, whatever --ubatch: sums in another order would not be equal to the last bit
-STEPS = 64  # the last tokens of a window are a pass of their own, because decode steps may read them, too
 _NOTHING = object()  # stands for an attribute that is not set
 LOGITS_BYTES = 128 << 20  # of logits at a time, counted as fp32
 BLOCK = {"cpu": 1 << 19}  # logits of which the exponentials are summed at a time: 2 MiB stay in a core's cache
@@ -60,11 +59,11 @@ def read_window(
 ) -> tuple[str, str | None]:
     """Read a window as a prompt, and give ``prompt`` the logits at each position.
 
-    With ``decoded``, the last ``STEPS`` tokens are read a second time, by decode steps of ``path``, whose logits it
+    With ``decoded``, the last ``DECODED_TOKENS`` are read a second time, by decode steps of ``path``, whose logits it
     gets. Returns the path that ran, and why it is another one.
     """
     ids = torch.tensor([tokens], device=model.device)
-    first, kv = max(0, len(tokens) - STEPS), new_cache(model)
+    first, kv = max(0, len(tokens) - DECODED_TOKENS), new_cache(model)
     _read(model, ids[:, :first], kv, prompt, 0, beat)
     with torch.inference_mode():
         saved = None if decoded is None else caches.save(kv)
@@ -261,7 +260,7 @@ def _runner(
 
     runner = runner_for(model, path)
     try:
-        runner.adopt(kv, token, STEPS)
+        runner.adopt(kv, token, DECODED_TOKENS)
     except ProfileError as error:
         return None, error.message
     return runner, None

@@ -34,9 +34,8 @@ from profiler.errors import ProfileError
 from profiler.foreign import BadContent, json_value
 from profiler.models import families
 from profiler.results.measurement import PHASES, Caution, DecodePath, Memory, Phase, Sample
-from profiler.units import bytes_text, printable
+from profiler.units import MIB, bytes_text, printable
 
-MIB = 1024**2
 # "CPU_Mapped model buffer size =   235.16 MiB"; before 2024-12 without the word "model".
 BUFFER = re.compile(
     r"(?P<device>[A-Za-z]\w*) +(?:(?P<kind>model|KV|RS|compute|output) +)?buffer size *= *(?P<mib>[\d.]+) MiB"

@@ -25,7 +25,6 @@ from profiler.models.stored import Stored
 from profiler.shell import Command
 from profiler.units import printable
 
-MIB = 1024**2
 NO_BYTES = exact(0)
 SAFETENSORS, GGUF = "safetensors", "gguf"  # kinds of checkpoints: see ``Engine.reads``
 

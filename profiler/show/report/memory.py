@@ -38,7 +38,7 @@ from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import GIB, UNKNOWN, bytes_text, significant
 
 CONTEXTS = (2048, 8192, 32_768, 131_072)  # predicted in addition, up to the model's largest context
-FORMATS = {  # predicted in addition, because people try them when a model does not fit
+USUAL_QUANTS = {  # by engine, predicted in addition because people try them when a model does not fit
     "transformers": ("int8", "nf4"),
     "llama.cpp": ("q8_0", "q4_k_m"),
 }
@@ -205,7 +205,7 @@ def _map_lines(machine: MachineRows, model: str, forecast: Forecast) -> list[Map
         if like is None and known.like is not None:
             found[group.series] = replace(known, like=None)
     if model in forecast.shapes:
-        for engine, quants in FORMATS.items():
+        for engine, quants in USUAL_QUANTS.items():
             alike = [group.case for group in mine if _engine_of(group.case) == engine]
             measured = {case.quant for case in alike}
             words = "" if engine == engines.DEFAULT or len({_engine_of(g.case) for g in mine}) == 1 else f" {engine}"
