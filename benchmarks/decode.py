@@ -34,7 +34,7 @@ from transformers.utils import logging as transformers_logging
 
 from profiler import registry
 from profiler.backends.hf import synthetic
-from profiler.backends.hf.load import DTYPES
+from profiler.backends.hf.ceilings import DTYPES
 from profiler.kernels.graph import CompiledRunner
 from profiler.kernels.runner import EagerRunner, StaticRunner
 from profiler.quants.base import Quant

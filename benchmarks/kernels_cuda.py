@@ -27,7 +27,7 @@ SHAPES = {
 }  # query heads, K/V heads, head size
 PRODUCTS = ((256, 1536), (1536, 256), (2048, 1536), (1536, 6144), (4096, 4096), (12288, 4096))  # rows, columns
 CALLS, ROUNDS = 10, 15
-POOL_BYTES, MOST_CALLS = 256 * 1024**2, 100
+POOL_BYTES, MAX_CALLS = 256 * 1024**2, 100
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def _products(rows: int, columns: int) -> None:
         return lambda: product(x, next(turn), None)
 
     ours, torchs = torch.ops.hwprofile_cuda.matvec, torch.nn.functional.linear
-    _compare(f"{rows}×{columns}", {"ours": over(ours), "torch": over(torchs)}, size, min(many, MOST_CALLS))
+    _compare(f"{rows}×{columns}", {"ours": over(ours), "torch": over(torchs)}, size, min(many, MAX_CALLS))
 
 
 def _attention(name: str, heads: int, kv_heads: int, width: int, slots: int) -> None:

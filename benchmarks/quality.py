@@ -75,7 +75,7 @@ def cost(options: argparse.Namespace) -> int:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from profiler.backends.hf import quality as passes
+    from profiler.backends.hf import text_pass
     from profiler.quality.texts import TextWindow
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.dtype]
@@ -83,23 +83,23 @@ def cost(options: argparse.Namespace) -> int:
     vocabulary = model.config.get_text_config().vocab_size
     random_ids = torch.randint(vocabulary, (options.tokens,), generator=torch.Generator().manual_seed(0))
     window = TextWindow("random", "tokens", tuple(random_ids.tolist()), 1)
-    keeper = passes.Keeper(window)
+    keeper = text_pass.Keeper(window)
 
     def quiet(text: str) -> None:
         pass
 
-    passes.read_window(model, window.tokens[:8], lambda at, logits: None, quiet)  # mapped weights become resident
-    keep_s, keep_bytes = timed(lambda: passes.read_window(model, window.tokens, keeper, quiet))
+    text_pass.read_window(model, window.tokens[:8], lambda at, logits: None, quiet)  # mapped weights become resident
+    keep_s, keep_bytes = timed(lambda: text_pass.read_window(model, window.tokens, keeper, quiet))
     print(f"the reference: {keep_s:.1f} CPU s, {keep_bytes / 1024**2:.0f} MiB above the model")
     kept = keeper.arrays({})
 
     def score() -> Any:
-        return passes.read_window(model, window.tokens, passes.Scorer(window, kept, model.device), quiet)
+        return text_pass.read_window(model, window.tokens, text_pass.Scorer(window, kept, model.device), quiet)
 
     @torch.inference_mode()
     def prefill() -> None:
-        cache = passes.new_cache(model)
-        for part in random_ids[None].split(passes.CHUNK, dim=1):
+        cache = text_pass.new_cache(model)
+        for part in random_ids[None].split(text_pass.CHUNK, dim=1):
             model(
                 input_ids=part, past_key_values=cache, use_cache=True, logits_to_keep=int(options.against == "last")
             )

@@ -22,16 +22,16 @@ from . import native
 SOURCES = Path(__file__).parent / "fused"
 ARCHITECTURES = (80, 86, 89, 90, 120)  # compiled in tests: A100, RTX 30 series, RTX 40 series, H100, RTX 50 series
 DTYPES: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
-LARGEST_KEY = 256  # kLargestKey in delta_step.cu
+MAX_KEY = 256  # kLargestKey in delta_step.cu
 COLUMNS, PARTS = 32, 8  # kColumns and kParts there
 WIDTHS = (16, 32, 64, 128, 256, 512)  # of attention heads
 GROUPS = (4, 2, 1)  # query heads per block
 THREADS, JOINERS, MORE = 128, 512, 4  # kThreads, kJoiners and kPart - WIDTH in attention.cu
-MOST_CHUNKS, LEAST_CHUNK = JOINERS, 64  # the most chunks, and the fewest slots per chunk
+MAX_CHUNKS, MIN_CHUNK_SLOTS = JOINERS, 64  # the most chunks, and the fewest slots per chunk
 BLOCKS_EACH = 8  # per multiprocessor, so that none is idle towards the end
 NORM_THREADS = 256  # kThreads in rms_norm.cu
 MATVEC_WARPS, VECTOR_BYTES = 4, 16  # of matvec.cu
-MOST_TOKENS, MOST_WEIGHT_BYTES = 4, 32 * 1024**2  # beyond either, cuBLAS is as fast
+MAX_TOKENS, MAX_WEIGHT_BYTES = 4, 32 * 1024**2  # beyond either, cuBLAS is as fast
 Defines = tuple[str, ...]
 
 LIBRARY = torch.library.Library("hwprofile_cuda", "DEF")
@@ -154,7 +154,7 @@ def _index(tensor: torch.Tensor) -> int | None:
 
 def serves_delta(query: torch.Tensor, value: torch.Tensor, state: torch.Tensor) -> bool:
     """Whether ``gated_delta_step`` supports this case."""
-    shapes = query.shape[-1] <= LARGEST_KEY and value.dtype == query.dtype and state.is_contiguous()
+    shapes = query.shape[-1] <= MAX_KEY and value.dtype == query.dtype and state.is_contiguous()
     return shapes and query.dtype in DTYPES and missing(_index(query)) is None
 
 
@@ -237,7 +237,7 @@ def _(
 
 def serves_matvec(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether ``matvec`` computes ``x [..., columns]`` times ``weight`` faster than cuBLAS does."""
-    few = x.numel() <= MOST_TOKENS * x.shape[-1] and weight.nbytes <= MOST_WEIGHT_BYTES
+    few = x.numel() <= MAX_TOKENS * x.shape[-1] and weight.nbytes <= MAX_WEIGHT_BYTES
     aligned = weight[0].nbytes % VECTOR_BYTES == 0
     return few and aligned and x.dtype == weight.dtype == torch.bfloat16
 
@@ -300,8 +300,8 @@ def attention_defines(dtype: torch.dtype, width: int, shared_by: int) -> tuple[D
 
 def chunk_slots(slots: int, rows: int, multiprocessors: int) -> int:
     """Slots per chunk if a chunk of all sequences and head groups takes ``rows`` blocks."""
-    chunks = max(1, min(MOST_CHUNKS, BLOCKS_EACH * multiprocessors // rows))
-    return max(LEAST_CHUNK, -(-slots // chunks))
+    chunks = max(1, min(MAX_CHUNKS, BLOCKS_EACH * multiprocessors // rows))
+    return max(MIN_CHUNK_SLOTS, -(-slots // chunks))
 
 
 @cache

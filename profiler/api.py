@@ -43,8 +43,8 @@ Counts: TypeAlias = int | str | Iterable[int | str]
 Size: TypeAlias = int | str  # bytes, or text such as "8GiB"
 Duration: TypeAlias = float | str  # seconds, or text such as "10m"
 
-LEAST_RAM_BANDWIDTH = 0.1  # GB/s
-LARGEST = 2**63  # of any number
+MIN_RAM_GB_S = 0.1  # any memory is faster; 0 would make predictions infinite
+MAX_NUMBER = 2**63  # of any argument
 
 
 def fit(
@@ -343,7 +343,7 @@ def _number(name: str, value: Any) -> int | float:
         number = math.nan
     if math.isnan(number):
         raise ProfileError(f"{name}: {_shown(value)} is not a number")
-    if abs(number) > LARGEST:
+    if abs(number) > MAX_NUMBER:
         raise ProfileError(f"{name}: {_shown(value)} is too large")
     return int(value) if int(value) == value else number
 
@@ -360,8 +360,8 @@ def _bandwidth(name: str, value: Any) -> float:
     """In GB/s."""
     value = _plain(value)
     number = float(_number(name, value)) if _is_number(value) else 0.0
-    if number < LEAST_RAM_BANDWIDTH:
-        raise ProfileError(f"{name}: {_shown(value)} is not at least {LEAST_RAM_BANDWIDTH} GB/s")
+    if number < MIN_RAM_GB_S:
+        raise ProfileError(f"{name}: {_shown(value)} is not at least {MIN_RAM_GB_S} GB/s")
     return number
 
 

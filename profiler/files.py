@@ -36,7 +36,7 @@ LINKS = 40  # the kernel's limit on following links
 
 WHOLE_BYTES = GIB  # a second or two
 SAMPLE_BYTES = 4096
-SAMPLES, FEWEST = 16, 2  # per tensor, including its first and last bytes
+SAMPLES, MIN_SAMPLES = 16, 2  # per tensor, including its first and last bytes
 ALL_SAMPLES = 2**14  # per checkpoint, unless it has more tensors
 CHUNK = 2**20
 EVERY_BYTE, SAMPLED = "every byte", "samples of every tensor"
@@ -289,7 +289,7 @@ def content_id(spans: Iterable[FileSpan]) -> str:
 
 def _hashed(spans: Sequence[FileSpan]) -> str:
     whole = covers(sum(span.nbytes for span in spans)) == EVERY_BYTE
-    samples = max(FEWEST, min(SAMPLES, ALL_SAMPLES // max(1, len(spans))))
+    samples = max(MIN_SAMPLES, min(SAMPLES, ALL_SAMPLES // max(1, len(spans))))
     parts = []
     for path, group in groupby(spans, key=attrgetter("path")):
         with _read_error(spans), path.open("rb") as file:

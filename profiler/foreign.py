@@ -29,7 +29,8 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-MOST_SHOWN = 40  # characters of a number in a message
+MAX_TOKENIZER_BYTES = 256 << 20  # of a tokenizer.json; that of Gemma 3, with 262,144 tokens, has 33 MB
+MAX_SHOWN_CHARACTERS = 40  # of a number in a message
 TOML_INTEGERS = range(-(2**63), 2**63)  # the range that the specification requires (toml.io/en/v1.0.0#integer)
 
 # Signs that a number may be out of range. Without them, no number of the text needs a check.
@@ -214,7 +215,7 @@ def _hooks(content: bytes | str, budget: Budget, odd: list[str]) -> dict[str, An
     """
 
     def strange(text: str) -> _Odd:
-        odd.append(text if len(text) <= MOST_SHOWN else f"a number of {len(text):,} characters")
+        odd.append(text if len(text) <= MAX_SHOWN_CHARACTERS else f"a number of {len(text):,} characters")
         return _Odd(odd[-1])
 
     def whole(text: str) -> Any:

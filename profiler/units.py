@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 
 UNKNOWN = "–"
 KIB = 1024
+MIB = 1024**2
 GIB = 1024**3
+GIGA, TERA = 1e9, 1e12
 MAX_SHOWN = 200  # characters of outside text in one line of ours
 MAX_DIGITS = 12  # of a count: more than any real number of tokens or bytes
 MAX_BYTES = 1 << 60  # an exbibyte: anything larger is a typing error and would overflow the kernel's numbers

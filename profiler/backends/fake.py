@@ -31,9 +31,8 @@ from profiler.devices.base import Consumed, FigureOrReason, Lap, Meter, Overview
 from profiler.errors import ProfileError
 from profiler.foreign import json_value
 from profiler.results.measurement import Caution, DecodePath
-from profiler.units import bytes_text, printable
+from profiler.units import MIB, bytes_text, printable
 
-MIB = 1024**2
 BASELINE_BYTES = 64 * MIB  # of the simulated process before its model is loaded
 STAGES = ("load", "prefill", "fill", "decode")
 PIECE = 16 * MIB  # a real allocation grows by this much, so that it meets a limit and does not jump over it
@@ -300,7 +299,7 @@ class Fault:
         return self.when == when and mine and first <= call <= last
 
     def happen(self, generation: FakeGeneration) -> None:
-        """Fail."""
+        """Cause the fault."""
         FAULTS[self.kind](self.value, generation)
 
 

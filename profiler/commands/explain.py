@@ -27,7 +27,7 @@ from profiler.shell import Command, command
 from profiler.show import explain as show_explain
 from profiler.show import output as show_output
 
-MOST_CHANGES = 3
+MAX_CHANGES = 3  # differences of machine and software that a message names
 
 
 @click.command(
@@ -179,6 +179,6 @@ def measurements_of(model: Model, prediction: Prediction, store: Path | None) ->
 
     rows, changed = reading.of_case(store, is_case, devices.find(target.local), _versions)
     if changed:
-        changes = "; ".join(changed[:MOST_CHANGES])
+        changes = "; ".join(changed[:MAX_CHANGES])
         say(f"this case was measured only on another machine or with other software: {changes}")
     return rows

@@ -16,7 +16,7 @@ from profiler import registry, settings
 from profiler.console import say
 from profiler.settings import Setting
 from profiler.shell import quote
-from profiler.show.output import MOST_NOTES
+from profiler.show.output import MAX_NOTES
 from profiler.units import counted, printable, some_bytes, some_seconds, some_share
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -187,10 +187,10 @@ def notes() -> Decorator:
         "--notes",
         "most_notes",
         type=click.Choice(("few", "all"), case_sensitive=False),
-        callback=lambda ctx, param, value: None if value == "all" else MOST_NOTES,
+        callback=lambda ctx, param, value: None if value == "all" else MAX_NOTES,
         default="few",
         show_default=True,
-        help=f"Notes below a table: the {MOST_NOTES} most important ones, or all.",
+        help=f"Notes below a table: the {MAX_NOTES} most important ones, or all.",
     )
 
 

@@ -9,7 +9,7 @@ how alike two cases of an engine are: by quantization, model, batch and context.
   prediction that was calibrated less than a guess.
 - Rows of a phase with a caution that doubts its figure teach nothing, and neither do rows that the others contradict:
   the process predicts each row from all others, and leaves the worst one out as long as it is off by more than
-  ``CUT`` times what is usual among them.
+  ``MAX_ERROR`` times what is usual among them.
 - The interval is as wide as the rows' errors in predicting each other, and wider for cases that are less like them.
 
 Rows of another machine, device, driver or library version than now teach nothing, nor do those whose plain prediction
@@ -41,20 +41,22 @@ if TYPE_CHECKING:  # what reads rows takes as long to import as all of a predict
 PLAIN_VERSION = 1  # of plain predictions: raise it when they change, so that rows of the version before teach nothing
 SAME_RATES = 1.15  # a calibration that moves the ceilings by a larger factor has changed the plain predictions
 
-# Shares of the variance that two cases have in common: any two of an engine, both plain or both packed, the same
-# quantization, the same model. And by how many doublings of batch and context they become less alike.
+# The likeness of two cases is the share of the variance that they have in common: a part for being of one engine, for
+# being both plain or both packed, for the same quantization and for the same model. It falls to 1/e where batches or
+# contexts are so many doublings apart; in decode batches count most, because few tokens take other kernels than one.
 ENGINE, KIND, QUANT, MODEL = 0.15, 0.15, 0.35, 0.35
-BATCHES = {"prefill": 8.0, "decode": 2.0, "memory": 30.0}  # few tokens at once take other kernels than one
-CONTEXTS = 30.0
+BATCH_DOUBLINGS = {"prefill": 8.0, "decode": 2.0, "memory": 30.0}
+CONTEXT_DOUBLINGS = 30.0
 NOISE = 0.12  # standard deviation of a row's logarithm that is not the case's: processes and minutes differ
-MOST_SPREAD = 1.0  # of the logarithm before anything is learned: a factor of 5 either way in nine of ten cases
-CUT = 3.0
-USUAL = 4  # as many rows weigh as much as the assumption that the process describes their errors well
-KNOWN = 0.25  # the least share of the variance that rows must explain to change a prediction
-ALIKE = 0.3  # a row as like a case as this is counted when we say from how many rows its prediction is learned
-MOST = 40  # rows of a phase that teach, the newest: the time to learn grows with their cube
-READ = 200  # rows of the store that are looked at, the newest
-Z_90 = 1.645
+MAX_SPREAD = 1.0  # of the logarithm before anything is learned: a factor of 5 either way in nine of ten cases
+MAX_ERROR = 3.0  # of a row that teaches, in standard deviations of what is usual: the usual limit for outliers
+PRIOR_ROWS = 4  # the assumption that the process describes the errors well weighs as much as so many rows
+MIN_EXPLAINED = 0.25  # share of the variance that rows must explain to change a prediction
+MIN_LIKENESS = 0.3  # of a row to a case, to count among the rows from which its prediction is learned
+MAX_ROWS = 40  # rows of a phase that teach, the newest: the time to learn grows with their cube
+MAX_ROWS_READ = 200  # rows of the store that are looked at, the newest
+Z_90 = 1.645  # standard deviations on either side that hold 90% of a normal distribution
+MAD = 0.6745  # the median absolute error of a normal distribution, in standard deviations
 RATES = ("prefill_tps", "decode_tps")
 PLAIN_QUANTS = frozenset({*DTYPE_BYTES, "f32", "f16"})
 HARMLESS = frozenset({"few", "cold", "imprecise", "power-capped", "retained", "launch-bound"})  # endings of codes
@@ -77,8 +79,8 @@ class LearnedCase(NamedTuple):
         kinds = (self.quant in PLAIN_QUANTS) == (other.quant in PLAIN_QUANTS)
         shared = ENGINE + KIND * kinds + QUANT * (self.quant == other.quant)
         shared += MODEL * (self.parameters == other.parameters)
-        apart = abs(math.log2(self.batch / other.batch)) / BATCHES[phase]
-        return shared * math.exp(-apart - abs(math.log2(self.context / other.context)) / CONTEXTS)
+        apart = abs(math.log2(self.batch / other.batch)) / BATCH_DOUBLINGS[phase]
+        return shared * math.exp(-apart - abs(math.log2(self.context / other.context)) / CONTEXT_DOUBLINGS)
 
 
 class Lesson(NamedTuple):
@@ -113,7 +115,7 @@ class Process:
     def __init__(self, phase: str, lessons: Sequence[Lesson]) -> None:
         self._phase = phase
         self._kept = list(lessons)
-        self._spread = min(MOST_SPREAD, median(each.spread for each in lessons))
+        self._spread = min(MAX_SPREAD, median(each.spread for each in lessons))
         self._noise = NOISE**2 + (self._spread / len(lessons)) ** 2  # the fewer rows, the less each of them says
         self._inverse = _inverse([[self._covariance(a, b) for b in lessons] for a in lessons])
         while True:
@@ -122,10 +124,10 @@ class Process:
                 abs(w) / math.sqrt(row[n])
                 for n, (w, row) in enumerate(zip(self._weights, self._inverse, strict=True))
             ]
-            usual = (median(errors) / 0.6745) ** 2
-            self._scale = math.sqrt((USUAL + len(errors) * usual) / (USUAL + len(errors)))
+            usual = (median(errors) / MAD) ** 2
+            self._scale = math.sqrt((PRIOR_ROWS + len(errors) * usual) / (PRIOR_ROWS + len(errors)))
             worst = max(range(len(errors)), key=errors.__getitem__)
-            if len(errors) < USUAL or errors[worst] <= CUT * self._scale:
+            if len(errors) < PRIOR_ROWS or errors[worst] <= MAX_ERROR * self._scale:
                 return
             self._leave_out(worst)
 
@@ -159,11 +161,13 @@ class Process:
 
     def _made(self, case: LearnedCase, mean: float, known: float, without: Lesson | None = None) -> Correction | None:
         """The correction by the logarithm's ``mean``, of whose variance the rows explain the share ``known``."""
-        if known < KNOWN:
+        if known < MIN_EXPLAINED:
             return None
         scale = known * self._scale + (1 - known)
         deviation = scale * math.sqrt(self._spread**2 * max(0.0, 1 - known) + NOISE**2)
-        rows = sum(case.likeness(each.case, self._phase) >= ALIKE for each in self._kept if each is not without)
+        rows = sum(
+            case.likeness(each.case, self._phase) >= MIN_LIKENESS for each in self._kept if each is not without
+        )
         return Correction(math.exp(mean), math.exp(Z_90 * deviation), max(1, rows))
 
 
@@ -200,7 +204,7 @@ class Learned:
         """The key of each row that taught, the phase, and what the other rows say about it."""
         for (engine, path, phase), lessons in self._lessons.items():
             process = self._process((engine, path, phase))
-            for lesson in lessons[-MOST:]:
+            for lesson in lessons[-MAX_ROWS:]:
                 if process is not None and (found := process.of_others(lesson)) is not None:
                     yield lesson.key, phase, found
 
@@ -208,7 +212,7 @@ class Learned:
         if key not in self._lessons:
             return None
         if key not in self._processes:
-            self._processes[key] = Process(key[2], self._lessons[key][-MOST:])
+            self._processes[key] = Process(key[2], self._lessons[key][-MAX_ROWS:])
         return self._processes[key]
 
 
@@ -267,7 +271,7 @@ def from_store(
 
     try:
         with Store.read_only(place) as store:
-            rows = (row for row in store.newest(READ) if row.case.threads == threads)
+            rows = (row for row in store.newest(MAX_ROWS_READ) if row.case.threads == threads)
             return from_rows(rows, device, target, software)
     except StoreError:
         return NOTHING

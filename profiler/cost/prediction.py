@@ -45,7 +45,7 @@ LIMITS: dict[object, str] = {  # what each of them means; the vocabulary of ever
 }
 OFFLOAD_SPREAD = 1.8  # which weights are offloaded depends on the user's settings, which are unknown
 POWER = (0.4, 0.75, 1.0)  # share of the board's power limit: low, usual and full load
-MOST_BATCH = 4096
+MAX_BATCH = 4096  # sequences; the search for the largest batch ends here
 
 GoalAnswer = Literal["yes", "likely", "unlikely", "no"]
 EXAMPLE = '--goal "20 tok/s at 64k"'
@@ -303,7 +303,7 @@ class Predictor:
 
     def largest_batch(self, context: int, kv: str | None = None) -> int:
         """The most sequences of ``context`` tokens that fit; 0 if none do."""
-        return largest(MOST_BATCH, lambda n: self._fits(context, n, kv))
+        return largest(MAX_BATCH, lambda n: self._fits(context, n, kv))
 
     def _fits(self, context: int, batch: int, kv: str | None) -> bool:
         return judge(self.terms(self.request(context, batch, kv)), self.machine).word in ("fits", "tight")

@@ -32,7 +32,7 @@ OWN_ROWS = {
 }  # the limits of ``calibrated.OwnKernels``: kernels/patches.py, cuda.py
 PLAIN = ("fp32", "bf16", "fp16", "f32", "f16")
 OF_CHECKPOINTS = ("int8", "fp8", "nvfp4", "int4")  # types that checkpoint weights are read like: ``Scheme.rate``
-MOST_BANDWIDTH = 0.95  # of a data sheet's: refresh and turning the bus around take the rest
+MAX_BANDWIDTH_SHARE = 0.95  # of a data sheet's: refresh and turning the bus around take the rest
 AS_THEY_ARE = (*PLAIN, "cache", "state")  # types that are multiplied without unpacking
 OTHERS = (*AS_THEY_ARE, *OF_CHECKPOINTS, "copy", *(name for name in TYPES if name not in PLAIN))
 
@@ -147,7 +147,9 @@ def rates(
     bandwidth = rule.bandwidth()
     read_s = {scheme: 1 / (bandwidth * formats.get(group(scheme), 1.0)) for scheme in known}
     cache_s = read_s["cache"] * rule.value("cache", 1.0)
-    read_s["cache"] = cache_s if maker == "CPU" else max(cache_s, 1 / (MOST_BANDWIDTH * target.bandwidth_bytes_s))
+    read_s["cache"] = (
+        cache_s if maker == "CPU" else max(cache_s, 1 / (MAX_BANDWIDTH_SHARE * target.bandwidth_bytes_s))
+    )
     flop_s = {scheme: 1 / rule.flops(scheme, dtype) for scheme in known}
     flop_s |= {scheme: 1 / (share * _peak(target, "fp32")) for scheme, share in of_fp32.items()}
     vector_s = dict.fromkeys(vector_schemes(own), 0.5 / (multiply_slots(target, content) * rule.per_slot()))
@@ -203,7 +205,7 @@ class Efficiency:
     def bandwidth(self) -> float:
         """Bytes per second at which weights are read."""
         share = self.content["bandwidth"][self.maker] * self.own["bandwidth"] * self.factor("bandwidth")
-        most = 1.0 if self.maker == "CPU" else MOST_BANDWIDTH
+        most = 1.0 if self.maker == "CPU" else MAX_BANDWIDTH_SHARE
         return float(self.target.bandwidth_bytes_s * min(share, most))
 
     def flops(self, scheme: str, dtype: str) -> float:

@@ -202,7 +202,7 @@ class QuickCeilings:
     basis: str = "quick"  # calibrated: they are part of a calibration
 
     def at_duty_cycle(self, share: float) -> QuickCeilings:
-        """As ``Ceilings.at_duty_cycle``."""
+        """These ceilings on a CPU that may work for this share of the time, as ``Ceilings.at_duty_cycle``."""
         return replace(self, read_bytes_s=self.read_bytes_s * share, flops=_divided(self.flops, 1 / share))
 
 

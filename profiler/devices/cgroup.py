@@ -28,9 +28,9 @@ MEMORY_LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
 _ESCAPED = re.compile(r"\\([0-7]{3})")  # a blank in a path of mountinfo is \040
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 _OOM_KILLS = re.compile(r"^oom_kill (\d+)$", re.M)
-MOST_NAME = 48  # characters of a group's name in messages; longer paths are cut to their last part
-MOST_GROUPS = 4096  # searched per level; with more, the search would take too long
-MOST_NUMBERS = 1 << 16  # a longer list is not a list of CPUs or memory nodes
+MAX_NAME_CHARACTERS = 48  # of a group's name in messages; longer paths are cut to their last part
+MAX_GROUPS = 4096  # searched per level; with more, the search would take too long
+MAX_NUMBERS = 1 << 16  # a longer list is not a list of CPUs or memory nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,14 +228,14 @@ def _up(mount: _Mount, group: PurePosixPath, pid: int) -> Iterator[tuple[Path, s
 def _name(group: PurePosixPath) -> str:
     """For messages: orchestrators create long paths, and names may contain anything."""
     whole = printable(group)
-    return whole if len(whole) <= MOST_NAME else f"…/{printable(group.name, MOST_NAME)}"
+    return whole if len(whole) <= MAX_NAME_CHARACTERS else f"…/{printable(group.name, MAX_NAME_CHARACTERS)}"
 
 
 def _where(place: Path, depth: int, pid: int) -> PurePosixPath:
     """The group at this depth below ``place`` that contains the process; ``place`` itself if it is not found."""
     level = [place]
     for _ in range(depth):
-        level = [child for folder in level for child in _children(folder)][:MOST_GROUPS]
+        level = [child for folder in level for child in _children(folder)][:MAX_GROUPS]
     found = (each for each in level if str(pid) in (_read(each / "cgroup.procs") or "").split())
     return PurePosixPath(next(found, place).relative_to(place))
 
@@ -281,7 +281,7 @@ def numbers(text: str) -> frozenset[int]:
     found: set[int] = set()
     for part in filter(None, text.split(",")):
         match = _RANGE.fullmatch(part.strip())
-        if match is None or not int(match[1]) <= int(match[2] or match[1]) < MOST_NUMBERS:
+        if match is None or not int(match[1]) <= int(match[2] or match[1]) < MAX_NUMBERS:
             return frozenset()
         found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return frozenset(found)

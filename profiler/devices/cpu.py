@@ -57,7 +57,7 @@ FEATURES = (
 # Rates of PyTorch's kernels per core on a CPU that was not calibrated: measured on two cores of server CPUs with AVX2
 # and with AMX under torch 2.13 and 2.14, within a factor of ``SPREAD`` in either direction.
 READ_BYTES_S = 10e9  # weights of one token; two cores read them at 14 to 21 GB/s
-READ_MOST = 60e9  # all cores of a socket with two to four memory channels
+MAX_READ_BYTES_S = 60e9  # all cores of a socket with two to four memory channels
 FP32_FLOPS = {
     "amx_bf16": 180e9,
     "avx512f": 90e9,
@@ -234,7 +234,7 @@ def watcher(device: str) -> Watcher:
 
 def assumed_read_bytes_s(device: DeviceInfo) -> float:
     """Bytes per second of the threads that run at once, while a quota lets them run."""
-    return min(READ_BYTES_S * device.at_once, READ_MOST)
+    return min(READ_BYTES_S * device.at_once, MAX_READ_BYTES_S)
 
 
 def assumed_flops(device: DeviceInfo) -> dict[str, float]:
@@ -336,7 +336,7 @@ _counted: tuple[int | None, int] = (None, 0)  # resident file pages, and those o
 
 
 def _resident_weights() -> int:
-    """As ``mapped_weights_bytes``. Raises OSError."""
+    """Resident bytes of mapped weight files (``mapped_weights_bytes``). Raises OSError."""
     resident, is_weights = 0, False
     with SMAPS.open(errors="replace") as lines:  # the whole text would add megabytes to the peak
         for line in lines:

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from profiler.devices.target import CatalogDevice
 
 # Words in a name that mean another chip. ``RTX 4060`` does not mean the RTX 4060 Ti.
-VARIANTS = frozenset({"ti", "super", "max", "pro", "ultra", "laptop", "xt", "xtx"})
+OTHER_CHIP = frozenset({"ti", "super", "max", "pro", "ultra", "laptop", "xt", "xtx"})
 MAKERS = {"nvidia": "NVIDIA", "geforce": "NVIDIA", "amd": "AMD", "radeon": "AMD", "intel": "Intel", "apple": "Apple"}
 FILLERS = frozenset({"gpu", "graphics"})
 SHARED = ("desktop-soc", "edge", "igpu")  # kinds that share the memory of their host
-MOST_NAMED = 8  # devices that a message lists
+MAX_NAMED = 8  # devices that a message lists
 _WORD = re.compile(r"[a-z]+|\d+")
 _FORM = re.compile(r"\s*\(.*\)")  # how many cores, in a name
 _SIZE = re.compile(r"(?<![\d.])(\d{1,4})\s*gi?b\b")
@@ -78,13 +78,13 @@ def _taken(
 ) -> tuple[CatalogDevice, tuple[str, ...]]:
     """One of the devices that a name may mean; the one with the shortest name."""
     if len(found) > 1 and not any(map(str.isdigit, text)):
-        rest = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
-        some = ", ".join(device.name for device in found[:MOST_NAMED])
+        rest = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
+        some = ", ".join(device.name for device in found[:MAX_NAMED])
         raise NotFound(f"{printable(text)} matches {len(found)} devices of the catalog", f"Name one: {some}{rest}.")
     device = min(found, key=lambda each: len(_FORM.sub("", each.name)))  # the first in the catalog among equals
     name = printable(text.strip())
     cautions = []
-    others = [each.name for each in found if each is not device][:MOST_NAMED]
+    others = [each.name for each in found if each is not device][:MAX_NAMED]
     if others:
         also = listed(others)
         cautions.append(f'{name}: taken as {device.name}; the catalog also has {also}: --on "{others[0]}"')
@@ -143,7 +143,9 @@ def _matches(words: Sequence[str], known: Sequence[CatalogDevice]) -> list[Catal
     titled = [device for device in known if words in [_words(title) for title in device.titles]]
     exact = [device for device in known if _words(device.name) == words]
     holding = [device for device in known if all(word in _words(device.name) for word in words)]
-    plain = [device for device in holding if not VARIANTS & (set(_words(device.name.partition("(")[0])) - set(words))]
+    plain = [
+        device for device in holding if not OTHER_CHIP & (set(_words(device.name.partition("(")[0])) - set(words))
+    ]
     if titled or exact or plain:
         return titled or exact or plain
     if holding:
@@ -161,7 +163,7 @@ def _words(name: str) -> list[str]:
 def _missing(text: str, known: Sequence[CatalogDevice]) -> NotFound:
     """The error for a name that means none. Names that share its number are near, otherwise those spelled alike."""
     numbers = {word for word in _WORD.findall(_SIZE.sub(" ", text.casefold())) if word.isdigit() and len(word) > 2}
-    near = [device.name for device in known if numbers & set(_words(device.name))][:MOST_NAMED]
+    near = [device.name for device in known if numbers & set(_words(device.name))][:MAX_NAMED]
     if near:
         hint = f"The catalog has {listed(near)}, whose figures differ. "
     else:

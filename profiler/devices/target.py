@@ -23,13 +23,11 @@ from profiler.devices.base import DeviceInfo, DeviceKind, Slice, kind_of, repack
 from profiler.devices.calibration import Ceilings, QuickCeilings
 from profiler.errors import ProfileError
 from profiler.registry import unknown
-from profiler.units import GIB, printable
+from profiler.units import GIB, GIGA, TERA, printable
 
-GIGA = 1e9
-TERA = 1e12
 MEMORY_TOLERANCE = 0.15  # relative: a driver keeps some of a card's memory, but an 8 GB card is not a 16 GB card
 
-MOST = 64  # devices in one machine
+MAX_DEVICES = 64  # in one machine
 LINK_BYTES_S = 16e9  # PCIe 4.0 x8 to x16, if the data sheet has no figure
 FIGURES = ("vram", "bandwidth", "bf16", "fp16", "fp32", "int8", "fp8", "fp4", "watts", "link")
 UNKNOWN_GPU = (300e9, {"bf16": 20e12, "fp32": 10e12})  # a small card of 2020, for GPUs that are not in the catalog
@@ -183,8 +181,8 @@ def find(text: str | None = None) -> Target:
     match = _COUNT.match(wanted)
     if match and not wanted.casefold().startswith("0"):
         count = int(match[1])
-        if count > MOST:
-            raise ProfileError(f"--on {printable(text)}: at most {MOST} devices")
+        if count > MAX_DEVICES:
+            raise ProfileError(f"--on {printable(text)}: at most {MAX_DEVICES} devices")
         each = find(match[2].strip("\"' "))
         if each.count > 1 or each.vendor == "CPU":
             raise ProfileError(
@@ -210,8 +208,8 @@ def _several(text: str) -> Target:
         raise ProfileError(f"--on {printable(text)}: a device is missing", 'For example: --on "3090, 4090"')
     found = [find(part) for part in parts]
     members = [replace(each, count=1) for each in found for _ in range(each.count)]
-    if len(members) > MOST:
-        raise ProfileError(f"--on {printable(text)}: at most {MOST} devices")
+    if len(members) > MAX_DEVICES:
+        raise ProfileError(f"--on {printable(text)}: at most {MAX_DEVICES} devices")
     if any(each.vendor == "CPU" for each in members):
         raise ProfileError(f"--on {printable(text)}: only GPUs can share a model", 'For example: --on "3090, 4090"')
     if all(each == members[0] for each in members):

@@ -31,8 +31,8 @@ SLOWED = {  # a repetition under one of these does not count
 }
 
 STILL_S = 1.0  # counters update every 20 to 100 ms: one without an update for this long is ignored
-MOST_W = 20_000.0  # a counter that implies more has jumped: no board or package draws a tenth of it
-SHORTEST_S = 0.2  # shortest time over which MOST_W is judged: a coarse counter adds the energy of 100 ms at once
+MAX_W = 20_000.0  # a counter that implies more has jumped: no board or package draws a tenth of it
+SHORTEST_S = 0.2  # shortest time over which MAX_W is judged: a coarse counter adds the energy of 100 ms at once
 TimeSpan = tuple[float, float]
 Points = Sequence[tuple[float, float]]
 
@@ -118,7 +118,7 @@ def of_counter(points: Points, coarse: bool) -> Curve:
     for (earlier, before), (at_s, now) in pairwise(points):
         if now < before:
             raise Unknown("the energy counter went backwards")
-        if now - before > MOST_W * max(at_s - earlier, SHORTEST_S):
+        if now - before > MAX_W * max(at_s - earlier, SHORTEST_S):
             raise Unknown("the energy counter jumped")
         if now > before:
             moves.append(((earlier + at_s) / 2, now))

@@ -30,7 +30,7 @@ from profiler.units import printable, significant
 # Correct kernels (flash attention on or off, with or without vector instructions), and a factor that the next norm
 # cancels, gave a mean divergence of up to 0.0063 nats in 4-bit models of 135M and 270M, and of up to 1.5e-6 in f32.
 KL_LIMIT, KL_LIMIT_F32 = 1e-2, 1e-5  # nats, mean
-FAULT = "check the build: kernels that only round differently do not differ as much"
+ADVICE = "check the build: kernels that only round differently do not differ as much"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Difference:
     prompt: int  # from 1
     place: int  # token, from 1
     texts: tuple[str, str]  # of the base's token and the candidate's
-    apart: float | None  # nats between the two tokens, the larger of both sides; None if not known
+    apart: float | None  # nats between both tokens, by the variant in which it is more; None if not known
 
     def __str__(self) -> str:
         base, candidate = (printable(repr(text[:20]), 40) for text in self.texts)
@@ -63,7 +63,7 @@ def agreement(
         reason = f"other tokens, as kernels that round differently may give: {'; '.join(map(str, different))}"
         tokens = GateVerdict(case, "tokens", "PASS", reason)
     else:
-        tokens = GateVerdict(case, "tokens", "FAIL", "; ".join(map(str, different)), FAULT)
+        tokens = GateVerdict(case, "tokens", "FAIL", "; ".join(map(str, different)), ADVICE)
     return [replace(tokens, before=total, now=same), *kl]
 
 
@@ -83,7 +83,7 @@ def _at(texts: Sequence[str], place: int) -> str:
 
 
 def _apart(base: Completion, candidate: Completion, place: int) -> float | None:
-    """By how much each side prefers its own token, the larger of the two."""
+    """By how many nats a variant prefers its own token, the larger of both."""
     if place >= min(len(base.logprobs), len(candidate.logprobs)):
         return None
     a, b = base.tokens[place], candidate.tokens[place]
@@ -110,7 +110,7 @@ def _divergence(
     mean = statistics.fmean(found)
     reason = f"{significant(mean, 2)} nats on average over {len(found)} places, at most {significant(max(found), 2)}"
     if mean > limit:
-        return [GateVerdict(case, "kl", "FAIL", f"{reason}: more than {significant(limit, 1)}", FAULT)]
+        return [GateVerdict(case, "kl", "FAIL", f"{reason}: more than {significant(limit, 1)}", ADVICE)]
     return [GateVerdict(case, "kl", "PASS", reason)]
 
 

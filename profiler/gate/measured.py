@@ -1,7 +1,7 @@
 """Cases measured for a stored baseline, and the comparison with it.
 
-A ``BaselineGate`` holds the measurements of one comparison. The command measures its cases or takes
-stored rows of a server; the pytest plugin measures one case per test.
+A ``BaselineGate`` holds the measurements of one comparison. The command measures its cases or takes stored rows of a
+server; the pytest plugin measures one case per test.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from profiler.results import measurement, stats
 from profiler.results.environment import differences
 from profiler.results.measurement import Measurement, Phase
 
-BLOCKS = 6  # in two processes: an interval needs several blocks, and a single process may be slow throughout
-KINDS = ("workload", "machine", "time")  # of what is compared: exact figures, those of the machine, and times
+BLOCKS = 6  # of two processes in turns: an interval needs several, and a single process may be slow throughout
+KINDS = ("workload", "machine", "time")  # of figures: of the case alone, of the machine as well, and times
 
 
 @dataclass(frozen=True, slots=True)
 class GateMeasurement:
     """The blocks of one case. If one failed, its row is the last of ``rows``."""
 
-    name: str
+    name: str  # its name in the baseline
     task: Task
     environment: Mapping[str, Any]
     rows: tuple[Measurement, ...]

@@ -47,7 +47,7 @@ def headline(verdicts: Sequence[GateVerdict]) -> str:
 
 
 def cells(verdict: GateVerdict) -> dict[str, str]:
-    """The texts of one line."""
+    """The cells of the table row of one verdict."""
     figures = (
         UNKNOWN if verdict.ratio is None else significant(verdict.ratio, 4),
         interval(verdict.low, verdict.high),

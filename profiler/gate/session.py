@@ -1,5 +1,5 @@
-"""``profile gate`` from its options to its result: base and candidate measured in turns, or one of them against a
-baseline.
+"""``profile gate`` from its options to its result: base and candidate are measured in turns, or this installation is
+measured and compared with a stored baseline.
 """
 
 from __future__ import annotations

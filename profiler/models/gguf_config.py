@@ -79,7 +79,7 @@ def config(header: GgufHeader) -> Raw:
 
 
 def named_config(header: GgufHeader) -> tuple[Raw, Mapping[str, str]]:
-    """The same config, with the key that each field came from, for error messages."""
+    """The config of a GGUF file, and the key that each of its fields came from, for error messages."""
     keys = _Keys(header)
     if header.is_split and not header.parts:
         raise keys.error(f"this is one of {printable(header.metadata['split.count'])} parts of a split file")

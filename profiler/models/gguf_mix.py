@@ -111,7 +111,7 @@ def tensors(geometry: Geometry, name: str) -> Iterator[MixTensor]:
 
 
 def each(geometry: Geometry, name: str) -> Iterator[tuple[int | None, Weight, str]]:
-    """The same tensors one by one: the number of the layer (``None``: outside the layers), weight and type."""
+    """The tensors of a mix one by one: the number of the layer (``None``: outside the layers), weight and type."""
     spelled = mix(name)
     for weight in geometry.outside:
         yield None, weight, _outside(geometry, weight, spelled)

@@ -155,7 +155,7 @@ FALLBACK = {  # for rows that do not fill the blocks of a type (``tensor_type_fa
     "iq1_m": "iq4_nl", "iq2_xxs": "iq4_nl", "iq2_xs": "iq4_nl", "iq2_s": "iq4_nl", "iq3_xxs": "iq4_nl",
     "iq3_s": "iq4_nl", "iq4_xs": "iq4_nl", "tq1_0": "q4_0", "tq2_0": "q4_0",
 }  # fmt: skip
-MOSTLY = 0.9  # share of the layers' parameters that makes a type the file's quantization
+MIN_MAIN_SHARE = 0.9  # share of the layers' parameters that makes a type the file's quantization
 MIXED = "mixed"
 DRAFTING = "mtp."  # before the names of weights in multi-token-prediction layers
 
@@ -297,12 +297,12 @@ def file_type(header: GgufHeader) -> str:
     if not sizes:
         return "unknown"
     most, size = sizes.most_common(1)[0]
-    return most if size >= MOSTLY * sizes.total() else MIXED
+    return most if size >= MIN_MAIN_SHARE * sizes.total() else MIXED
 
 
 def _agrees(types: frozenset[str], sizes: Counter[str]) -> bool:
     """Whether the types of the layers' matrices fit a mix of ``types``. A few unquantized ones fit any mix."""
     allowed = types | {FALLBACK[name] for name in types if name in FALLBACK}
-    small = (1 - MOSTLY) * sizes.total()
+    small = (1 - MIN_MAIN_SHARE) * sizes.total()
     odd = {name for name in sizes if name not in allowed}
     return odd <= PLAIN and sum(sizes[name] for name in odd) <= small and any(name in allowed for name in sizes)

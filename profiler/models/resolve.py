@@ -30,7 +30,7 @@ from profiler.units import bytes_text, printable
 
 WITHOUT_WEIGHTS = "Without --weights real, the model is measured with random values of the same shapes."
 ONLY = "A model is a folder with config.json and safetensors, or a .gguf file."
-MOST_LISTED = 10_000  # entries of a folder that are looked at for a hint
+MAX_LISTED = 10_000  # entries of a folder that are looked at for a hint
 PIPELINE = "model_index.json"  # of diffusers: its folders hold parts, not language models
 CHECKPOINT_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json")
 
@@ -210,14 +210,14 @@ def _newest(folder: Path, pattern: str, preferred: str = "") -> Path | None:
         step = each.name.rpartition("-")[2]
         return each.name == preferred, int(step) if step.isdecimal() else -1, each.stat().st_mtime
 
-    found = islice(folder.glob(pattern), MOST_LISTED)
+    found = islice(folder.glob(pattern), MAX_LISTED)
     models = [each for each in found if (each / "config.json").is_file() or (each / ADAPTER).is_file()]
     return max(models, key=order, default=None)
 
 
 def _instead_of(folder: Path) -> str:
     """What to pass instead of a folder without config.json and without checkpoints."""
-    names = sorted(each.name for each in islice(folder.iterdir(), MOST_LISTED))
+    names = sorted(each.name for each in islice(folder.iterdir(), MAX_LISTED))
     if not names:
         return "The folder is empty. Download the model into it, or pass another folder."
     ggufs = [name for name in names if name.casefold().endswith(".gguf")]

@@ -32,7 +32,7 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
 """The types that transformers supports, with their required fields."""
 EXTENDING = ("linear", "dynamic", "proportional")  # the factor multiplies max_position_embeddings
 WITH_ORIGINAL = ("yarn", "longrope", "llama3")
-LARGEST_FACTOR = 100_000  # far above any published one
+MAX_FACTOR = 100_000  # far above any published one
 SHARE = "partial_rotary_factor"
 POSITIONS = "max_position_embeddings"
 ORIGINAL = "original_max_position_embeddings"
@@ -152,7 +152,7 @@ class _Scaling:
         if self.kind == "default":
             return
         nullable = self.kind in ("yarn", "longrope")
-        self.expect("factor", _is_factor, f"a number from 1 to {LARGEST_FACTOR:,}", nullable)
+        self.expect("factor", _is_factor, f"a number from 1 to {MAX_FACTOR:,}", nullable)
         if self.kind in WITH_ORIGINAL:
             self.original()
         if self.kind == "llama3":
@@ -214,7 +214,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_factor(value: object) -> bool:
-    return _is_number(value) and 1 <= value <= LARGEST_FACTOR  # type: ignore[operator]
+    return _is_number(value) and 1 <= value <= MAX_FACTOR  # type: ignore[operator]
 
 
 def _is_share(value: object) -> bool:

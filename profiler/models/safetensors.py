@@ -23,7 +23,7 @@ from profiler.units import printable
 MAX_HEADER = 16 * 1024 * 1024  # the largest real headers are a few MiB
 MAX_HEADERS = 4 * MAX_HEADER  # for all files of a model
 MAX_SHARDS = 1000
-MOST_INTEGERS = 8  # in a tensor that holds a shape
+MAX_INTEGERS = 8  # in a tensor that holds a shape
 HEADER = Budget(nbytes=MAX_HEADER, values=2**21, depth=8)
 INDEXED = Budget(nbytes=2 * MAX_HEADER, values=2**20, depth=8)  # an index of 210,000 tensors takes 20 MiB
 INDEX = "model.safetensors.index.json"
@@ -235,7 +235,7 @@ def integers(tensor: SafetensorsTensor) -> tuple[int, ...] | None:
     Raises ProfileError if the file cannot be read.
     """
     size = {"I32": 4, "I64": 8}.get(tensor.dtype)
-    if size is None or tensor.file is None or tensor.nbytes > MOST_INTEGERS * size:
+    if size is None or tensor.file is None or tensor.nbytes > MAX_INTEGERS * size:
         return None
     with open_file(tensor.file) as file:
         content = os.pread(file.fileno(), tensor.nbytes, tensor.data + tensor.begin)

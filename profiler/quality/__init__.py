@@ -1,5 +1,6 @@
 """Quality: how far a quantized model's predictions are from those of the weights it was made from.
 
-``definition`` has the figures of one position, ``figures`` those of a text set with their intervals, ``kept`` the
-reference on disk, and ``texts`` the text set. No module here imports torch: a backend gives the logits.
+``definition`` has the figures of one position, ``references`` the references on disk, and ``texts`` the text set.
+The figures of a whole text set, with their intervals, follow from stored rows and are in ``results/quality.py``. No
+module here imports torch: a backend gives the logits.
 """

@@ -42,11 +42,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-DEFINITION = 1  # changes with anything on this page: figures of different definitions are not compared
-TOP, SAMPLES = 128, 64  # 1.5 kB a position
+DEFINITION = 1  # raise it with any change of this definition: figures of different ones are not compared
+TOP, SAMPLES = 128, 64  # tokens; together 1.5 kB per position
 ERRORS = 4  # standard errors that bound the error of what is kept
 NO_REST = 1e-6  # mass of a rest that counts as none: what rounding the logarithms to float32 leaves of 1 − Σ p
-LEAST = 1e-9  # mass that q gives the rest at least, as far as rounding shows
+MIN_REST = 1e-9  # smallest mass of the rest under q, whose logarithm must exist even if rounding leaves nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def divergence(kept: Reference, log_q: Sequence[float]) -> Divergence:
     """KL(p ‖ q) by what is kept of p; ``log_q`` are the log-probabilities of all tokens."""
     top_q = [log_q[token] for token in kept.ids]
     certain = math.fsum(math.exp(p) * (p - q) for p, q in zip(kept.logs, top_q, strict=True))
-    rest, left = kept.rest, max(1 - math.fsum(map(math.exp, top_q)), LEAST)
+    rest, left = kept.rest, max(1 - math.fsum(map(math.exp, top_q)), MIN_REST)
     if not rest:
         return Divergence(max(0.0, certain), 0.0, certain, certain)
     certain += rest * (math.log(rest) - math.log(left))

@@ -1,6 +1,6 @@
 """The text set: documents by kind, as shipped in ``scenarios/text/`` or in a person's own folder.
 
-A folder of a set has a folder for each kind of text, such as ``prose``, with text files in it; files that lie in no
+A folder of a set has a folder for each kind of text, such as "prose", with text files in it; files that lie in no
 folder are one more kind, ``own``. Documents are read by the tokens of the model, in windows.
 """
 
@@ -21,7 +21,8 @@ from profiler.units import bytes_text, printable
 SHIPPED = "profile-text-1"  # a change of the texts is another set, with another name
 LICENSE = "Apache-2.0"
 OWN = "own"
-MOST_BYTES, MOST_BYTES_TOGETHER, MOST_FILES = 4 << 20, 16 << 20, 1000
+DECODED_TOKENS = 64  # the last ones of a window of each kind, which decode steps read a second time
+MAX_FILE_BYTES, MAX_SET_BYTES, MAX_FILES = 4 << 20, 16 << 20, 1000  # the shipped set has 80 kB in 27 files
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class TextSet:
 
     @property
     def hash(self) -> str:
-        """Of the kinds, names and texts."""
+        """The first 16 hex digits of a SHA-256 over kinds, names and texts."""
         total = hashlib.sha256()
         for document in self.documents:
             for part in (document.kind, document.name, document.text):
@@ -71,14 +72,14 @@ def of_folder(folder: Path) -> TextSet:
     files = list(_files(folder, shown))
     if not files:
         raise ProfileError(f"--quality-text: {shown} holds no text files", "Put UTF-8 text files into it.")
-    if len(files) > MOST_FILES:
-        raise ProfileError(f"--quality-text: {shown} holds more than {MOST_FILES:,} files")
+    if len(files) > MAX_FILES:
+        raise ProfileError(f"--quality-text: {shown} holds more than {MAX_FILES:,} files")
     found, size = [], 0
     for kind, path in files:
-        data = read_bytes(path, MOST_BYTES)
+        data = read_bytes(path, MAX_FILE_BYTES)
         size += len(data)
-        if size > MOST_BYTES_TOGETHER:
-            raise ProfileError(f"--quality-text: {shown} holds more than {bytes_text(MOST_BYTES_TOGETHER)}")
+        if size > MAX_SET_BYTES:
+            raise ProfileError(f"--quality-text: {shown} holds more than {bytes_text(MAX_SET_BYTES)}")
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError:
@@ -91,7 +92,7 @@ def of_folder(folder: Path) -> TextSet:
 
 
 def _files(folder: Path, shown: str) -> Iterator[tuple[str, Path]]:
-    """Each file with its kind, in order; hidden ones aside."""
+    """Each file with its kind, in order, without hidden files."""
     try:
         entries = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
         for entry in entries:

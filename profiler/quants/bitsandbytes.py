@@ -23,6 +23,7 @@ from profiler.quants.base import (
     StoredForm,
     plain_bytes,
 )
+from profiler.units import MIB
 
 METHOD = "bitsandbytes"  # ``quant_method`` in the config of a checkpoint
 LINEAR_ROLES: frozenset[Role] = frozenset({"linear"})
@@ -39,7 +40,6 @@ NESTED_LEVELS_BYTES = 256 * 4 + OFFSET_BYTES  # and a table of 256 levels
 PATTERN_WEIGHTS = 257 * 256 * 64  # quantized once and repeated; a whole number of blocks, also of nested scales
 TIMED = "nf4"  # the 4-bit quantization that is calibrated, since all of them use the same kernels
 # Measured on CPUs (low, usual, high): temporary bytes of 4-bit products, and copies of the largest matrix in fp32.
-MIB = 1024**2
 UNPACKING, UNPACKED_COPIES = (0, 40 * MIB, 120 * MIB), (1.0, 1.5, 3.0)
 TENSORS = ("absmax", "code", "offset"), ("CB", "SCB")  # attributes of a 4-bit weight's state, and of an 8-bit weight
 

@@ -46,8 +46,8 @@ CHECKPOINT_DTYPES = {
     "double": "fp64",
 }
 PLAIN_EXPRESSION = re.compile(r"re:(?:\.\*|[\w.^$-]|\\\.)*")  # a regular expression that is quick to match,
-MOST_WILDCARDS = 4  # with at most this many wildcards
-MOST_SKIPPED = 4096  # modules that a config may exclude one by one, since each is compared with every weight
+MAX_WILDCARDS = 4  # if it has no more wildcards than this
+MAX_SKIPPED = 4096  # modules that a config may exclude one by one, since each is compared with every weight
 SCALE_BYTES = 2  # of AWQ, GPTQ, MLX and most of compressed-tensors
 
 
@@ -184,7 +184,7 @@ class _Rule:
     def __init__(self, scheme: Scheme) -> None:
         self.scheme = scheme
         self.skipped = scheme.left_out.words if scheme.left_out is not None else ()
-        if len(self.skipped) > MOST_SKIPPED:
+        if len(self.skipped) > MAX_SKIPPED:
             raise ProfileError(f"{len(self.skipped):,} modules that are not quantized")
 
     def __call__(self, weight: Weight, path: str) -> int | None:
@@ -323,7 +323,7 @@ class _Compressed(_Rule):
 def _bounded(word: str) -> bool:
     """Whether an expression in a config is a plain name, or simple enough to be matched quickly."""
     return not word.startswith("re:") or (
-        PLAIN_EXPRESSION.fullmatch(word) is not None and word.count(".*") <= MOST_WILDCARDS
+        PLAIN_EXPRESSION.fullmatch(word) is not None and word.count(".*") <= MAX_WILDCARDS
     )
 
 

@@ -18,14 +18,16 @@ from profiler.quants.base import (
     StoredForm,
     plain_bytes,
 )
-from profiler.quants.bitsandbytes import LINEAR_ROLES, MIB, PATTERN_WEIGHTS
+from profiler.quants.bitsandbytes import LINEAR_ROLES, PATTERN_WEIGHTS
+from profiler.units import MIB
 
 SCALE_BYTES = 4
 CAPABILITY = 75
 SCRATCH = (0, 160 * MIB, 450 * MIB)  # temporary bytes of products on a CPU (low, usual, high)
 # With torch._int_mm (AVX-512), the temporary bytes stay as holes in the heap and grow with the tokens of a pass: 7e5
-# to 9e5 per token were measured. The tensors of longer passes are too large for the heap.
-INTEGER_HOLES, HOLES_MOST = (2e5, 8e5, 2e6), 4096
+# to 9e5 per token were measured. The tensors of passes of more than
+# ``MAX_HOLE_ROWS`` tokens are too large for the heap.
+INTEGER_HOLES, MAX_HOLE_ROWS = (2e5, 8e5, 2e6), 4096
 
 
 def weight_bytes(weight: Weight, dtype: str, repacks: bool = False) -> int:
@@ -56,7 +58,7 @@ def scratch(rows: int, matrix_bytes: int, features: tuple[str, ...]) -> tuple[fl
     """Temporary bytes of products on a CPU (low, usual, high), from measurements."""
     if "avx512f" not in features:
         return SCRATCH
-    low, usual, high = (min(rows, HOLES_MOST) * each for each in INTEGER_HOLES)
+    low, usual, high = (min(rows, MAX_HOLE_ROWS) * each for each in INTEGER_HOLES)
     return low, usual, high
 
 

@@ -32,7 +32,7 @@ from profiler.errors import NoStore, StoreError
 from profiler.shell import Command, command
 from profiler.units import GIB, KIB, bytes_text, printable
 
-MAX_VALUE_BYTES = 32 * KIB**2  # bytes of one text or blob: four million step times, twice what a worker may send
+MAX_VALUE_BYTES = 32 * KIB**2  # of one text or blob: four million step times, twice what a worker may send
 TICK = 50_000  # SQLite VM steps between two checks of the budget: a few milliseconds
 STEPS = 10_000_000  # allowed for any query
 STEPS_PER_BYTE = 1  # additional steps per byte of the file; a row takes a few thousand bytes and some hundred steps
@@ -41,7 +41,7 @@ BYTES_PER_BYTE = 2  # additional bytes per byte of the file, which contains ever
 Tables = Mapping[str, tuple[str, str]]  # by name: table or index, and the normalized SQL that creates it
 
 BESIDE = ("wal", "shm", "journal")  # endings of the names of the files that SQLite writes next to a store
-MAX_COPIED_BYTES = 4 * GIB  # bytes copied to a temporary folder
+MAX_COPIED_BYTES = 4 * GIB  # copied to a temporary folder
 SIGNS = ("unable to open database file", "readonly")  # SQLite's messages if it cannot write
 NO_INDEX = "SQLITE_IOERR_SHMSIZE"  # it cannot create the index of the log, which is 32 KiB
 OTHER_LOG = "SQLITE_IOERR_SHORT_READ"  # the log lacks pages that the index says it has

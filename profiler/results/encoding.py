@@ -59,7 +59,7 @@ from profiler.results.validity import (
     shown,
 )
 
-LARGEST_INT = 2**63 - 1  # the largest integer that msgspec compares
+MAX_INT = 2**63 - 1  # the largest integer that msgspec compares
 CONFIG = Budget(nbytes=1 << 20, values=1 << 15, depth=12)  # of a config that is kept; most have 1,000 values
 JSON = frozenset(
     {"energy", "cautions", "asked", "stopped", "expected", "decode_path", "checkpoint", "serving", "quality"}
@@ -71,8 +71,8 @@ NULL, EMPTY = Raw(b"null"), Raw(b"{}")
 NEEDED = {"phase", "seconds", "tokens", "step_s"}  # required columns of samples
 
 SAMPLE_FIELDS = SAMPLE_DEFAULTS.keys()
-MAX_CACHED_PARTS = 1000  # of rows that are cached
-MAX_PART_BYTES = 4096  # bytes
+MAX_CACHED_PARTS = 1000  # parts that rows share, such as a case or an environment
+MAX_PART_BYTES = 4096  # a larger part is not cached
 _parts: dict[tuple[str, bytes], Any] = {}
 EncodedSteps = bytes | Callable[[], bytes]  # packed, or a function that returns them
 
@@ -184,7 +184,7 @@ def _type(rule: Allowed) -> Any:
     """The type of what ``rule`` allows, or of slightly less."""
     kinds: list[Any] = []
     if int in rule.kinds:
-        low, high = math.ceil(rule.low), min(math.floor(rule.high), LARGEST_INT)
+        low, high = math.ceil(rule.low), min(math.floor(rule.high), MAX_INT)
         kinds.append(Annotated[int, Meta(ge=low, le=high)])
     if float in rule.kinds:
         kinds.append(Annotated[float, Meta(ge=rule.low, le=rule.high)])

@@ -36,7 +36,7 @@ def consumption(measurement: Measurement, phase: Phase) -> Consumption | None:
 
 
 def of_part(energy: Energy, part: PhaseEnergy) -> Consumption | None:
-    """The same of one part, whose source and idle power ``energy`` has."""
+    """The energy of one phase or request, whose source and idle power ``energy`` has; None if it is unknown."""
     if (taken := _joules(energy, part)) is None or why_unknown(energy, part):
         return None
     watts = taken / part.window_s
@@ -90,7 +90,7 @@ def content(measurement: Measurement) -> dict[str, Any] | None:
 
 
 def _of_requests(serving: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of a server, whose prefill and decode cannot be told apart."""
+    """The fields for a server, whose prefill and decode cannot be told apart."""
     return {
         "request_j": serving.get("energy_j_per_request"),
         "request_j_per_token": serving.get("energy_j_per_token"),

@@ -12,7 +12,7 @@ the KL divergence, of the agreement with the reference's top token, and of −lo
 kinds are fixed: n − 1 of n with replacement, which makes the variance unbiased (Rao & Wu 1988). The standard
 deviation of the logarithm of the figure over ``REPLICATES`` draws, times Student's t, gives the 95% interval. The
 degrees of freedom are Satterthwaite's, because a few blocks of the kind that loses most may have most of the
-variance. ``benchmarks/quality_interval.py`` measures the coverage. An interval needs two blocks of each kind.
+variance. ``benchmarks/quality.py interval`` measures the coverage. An interval needs two blocks of each kind.
 
 ``error`` bounds what the stored form of the reference adds, and is not part of the interval.
 """

@@ -47,7 +47,7 @@ PART = Budget(nbytes=1 << 24, values=1 << 18, depth=16)  # of an environment or 
 RUN_ID = "%y%m%d-%H%M%S"
 LATEST = re.compile(r"latest(?:~(\d{1,9}))?")
 CHUNK = 500  # rows that are decoded together
-MAX_CACHED_ROWS = 500  # rows that are cached when they are read again
+MAX_CACHED_ROWS = 500  # for reading them again
 
 
 @dataclass(frozen=True, slots=True)

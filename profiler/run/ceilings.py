@@ -39,7 +39,7 @@ class BusyMachine(ProfileError):
 
 
 def unheard(text: str) -> None:
-    """Ignores what is being timed."""
+    """Ignores what is being timed: an ``OnTick`` for callers that show nothing."""
 
 
 def measure(device: DeviceInfo, on_tick: OnTick = unheard) -> Ceilings:

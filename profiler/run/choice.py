@@ -42,17 +42,19 @@ USUAL = (
     *("q6_k", "6bit", "q5_k_m", "5bit", "q4_k_m", "nf4", "int4", "4bit", "iq4_xs"),
     *("q3_k_m", "3bit", "iq3_xxs", "q2_k", "2bit", "iq2_xxs"),
 )
-FILES = frozenset({"q8_0", "8bit"})  # where there are these, nobody runs 16 bits, which take more and lose as little
-LEAST_BITS = 4  # of a choice without a goal
+IN_8_BITS = frozenset(
+    {"q8_0", "8bit"}
+)  # an engine that has one is not run in 16 bits: as little loss, twice the size
+MIN_BITS = 4  # of a choice without a goal: see the loss below
 # Perplexity of LLaMA 7B and 13B in llama.cpp (pull request 1684, and the help of llama-quantize): q8_0 adds 0.01%,
 # q4_k_m 0.9%. 7B has 5.91 in f16 and 6.78 in q2_k, 13B 5.85 in q2_k: 2 bits cost a doubling of the size.
 LOSSLESS_BITS = 8
-COSTS_A_CLASS = 3  # quantizations of fewer bits
-SHRINKS = 0.75  # of the bytes in 16 bits, at most: in nf4 a mixture of experts keeps 95%, and Gemma 4 E2B 71%
+CLASS_BITS = 3  # fewer bits cost a quality class
+MAX_SIZE_SHARE = 0.75  # of the bytes in 16 bits: in nf4 a mixture of experts keeps 95%, and Gemma 4 E2B 71%
 HOST_SHARE = 0.75  # of a host's memory; the rest is for the system and other programs
-FASTER = (2.0, 1.5)  # times the rates of the slowest and of the fastest choice: what is worth a line for being fast
-CLASSES_BELOW = 2  # quality classes that it may be below the best
-ANSWER = 256  # tokens of an answer, by which speeds are compared
+FASTER = (2.0, 1.5)  # a third choice is named if it is this many times as fast as the slowest and the fastest one
+CLASSES_BELOW = 2  # how many quality classes that third choice may be below the best
+ANSWER_TOKENS = 256  # of an answer, by which speeds are compared
 
 
 def bits(quant: str) -> int:
@@ -83,7 +85,7 @@ def quality_class(geometry: Geometry, quant: str) -> int:
 
 def size_class(parameters: float, quant: str) -> int:
     """Doublings of 2.5 billion parameters, dense: 0 for 2.5 to 5, 3 for 20 to 40. One less in fewer than 3 bits."""
-    return floor(log2(parameters / 2.5e9)) - (bits(quant) < COSTS_A_CLASS)
+    return floor(log2(parameters / 2.5e9)) - (bits(quant) < CLASS_BITS)
 
 
 def names() -> tuple[str, ...]:
@@ -102,7 +104,9 @@ def usual_quants(engine: Engine, target: Target) -> tuple[str, ...]:
     """The quantizations of an engine that are considered without -q, the least loss first."""
     of_engine = frozenset(engine.quants)
     known = [quant for quant in USUAL if quant in of_engine]
-    plain = {"bf16", target.default_dtype} - {*target.unsupported_dtypes} if FILES.isdisjoint(known) else frozenset()
+    plain = (
+        {"bf16", target.default_dtype} - {*target.unsupported_dtypes} if IN_8_BITS.isdisjoint(known) else frozenset()
+    )
     found = tuple(quant for quant in known if quant not in DTYPE_BYTES or quant in plain)
     return found or (engine.usual_quants[0],)
 
@@ -184,19 +188,19 @@ def answer_s(prediction: Prediction) -> float:
     """Seconds for a prompt that fills the context, and an answer; infinite if it does not fit."""
     if prediction.prefill is None or prediction.decode is None:
         return inf
-    return prediction.prefill.seconds.value + ANSWER * prediction.decode.seconds.value
+    return prediction.prefill.seconds.value + ANSWER_TOKENS * prediction.decode.seconds.value
 
 
 def shrinks(found: Predictor) -> bool:
     """Whether the quantization is a plain dtype, or makes the model really smaller."""
     storage = found.storage
     stored = storage.device_bytes + storage.host_bytes
-    return storage.plain or stored <= SHRINKS * found.geometry.parameters * DTYPE_BYTES["bf16"]
+    return storage.plain or stored <= MAX_SIZE_SHARE * found.geometry.parameters * DTYPE_BYTES["bf16"]
 
 
 def rule(quants: Sequence[str] = ()) -> str:
     """How ``Choices`` choose, in a sentence."""
-    limit = " or ".join(quants) if quants else f"{LEAST_BITS} bits or more"
+    limit = " or ".join(quants) if quants else f"{MIN_BITS} bits or more"
     return (
         f"Chosen: the largest model of each family that fits at {CONTEXT // 1024}k in {limit} and decodes as fast as"
         f" people read ({READING_TPS} t/s), in the quantization that loses least"
@@ -206,7 +210,7 @@ def rule(quants: Sequence[str] = ()) -> str:
 @dataclass(frozen=True, slots=True)
 class Choices:
     """The choices of a family in an engine. ``quants``: those of -q; otherwise the usual ones of at least
-    ``LEAST_BITS`` that really shrink the model. ``path``, ``learned``: as for ``predictor``. ``least_tps``: a decode
+    ``MIN_BITS`` that really shrink the model. ``path``, ``learned``: as for ``predictor``. ``least_tps``: a decode
     rate.
     """
 
@@ -258,7 +262,7 @@ class Choices:
 
     def _quants(self) -> Sequence[str]:
         usual = usual_quants(self.engine, self.machine.target)
-        return self.quants or [quant for quant in usual if bits(quant) >= LEAST_BITS]
+        return self.quants or [quant for quant in usual if bits(quant) >= MIN_BITS]
 
     def _predicted(self, name: str, geometry: Geometry, quant: str, hopeless: bool = False) -> Iterator[Candidate]:
         """The candidate, if it fits; only a ``hopeless`` one may need too long to read its weights at any rate."""
@@ -284,12 +288,12 @@ def measured_engines(target: Target) -> list[Engine]:
 
 def instead(geometry: Geometry, machine: Machine, context: int, batch: int, most_bits: int) -> Prediction | None:
     """What fits of a model in at most so many bits, in an engine that we measure: as fast as people read if possible,
-    with the least loss. ``None`` if nothing of at least ``LEAST_BITS`` fits.
+    with the least loss. ``None`` if nothing of at least ``MIN_BITS`` fits.
     """
     found: list[Prediction] = []
     for engine in measured_engines(machine.target):
         for quant in usual_quants(engine, machine.target):
-            if LEAST_BITS <= bits(quant) <= most_bits:
+            if MIN_BITS <= bits(quant) <= most_bits:
                 made = predictor(geometry, engine, quant, machine)
                 found += [made.predict(context, batch)] if shrinks(made) else []
     fitting = [each for each in found if each.verdict.word in ("fits", "tight")]

@@ -25,7 +25,7 @@ TOKENS = range(1024, 2**18 + 1)  # shorter ones have no room for the facts
 CHARACTERS_PER_TOKEN = 3.8  # the mean of the tokenizers that tests/torch/test_prompts.py counts with
 FACTS = 4
 PEOPLE, STATIONS = 10, 20
-MOST_FAULTS = 9  # open at once; then the oldest is closed
+MAX_OPEN_FAULTS = 9  # open at once; then the oldest is closed
 START = date(2023, 1, 9)
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MONTHS = (
@@ -166,7 +166,7 @@ class _Record:
     def on_a_fault(self) -> str:
         """A new fault, news of one, or the end of one."""
         step = self.random()
-        if len(self.faults) < 2 or (step < 0.3 and len(self.faults) < MOST_FAULTS):
+        if len(self.faults) < 2 or (step < 0.3 and len(self.faults) < MAX_OPEN_FAULTS):
             self.faults.append(
                 {name: self.filled(f"{{{name}}}", {}) for name in ("station", "part", "fault", "cause")}
                 | {"owner": self.drawn("colleague"), "opened": _day(self.today)}

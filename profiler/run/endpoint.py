@@ -43,7 +43,7 @@ IDLE_S = 120.0  # between two tokens
 TOKENS_PER_WORD, OVERHEAD = 1.4, 40.0  # until the server has counted
 SPARE_TOKENS = 256  # of a context beyond prompt and answer: the chat template, and words that take more than expected
 KEPT_SHARE = 0.85  # of the tokens sent that must have been processed; calibration is good to a few percent
-MOST_CHARACTERS = 8  # a token, on average and without repeated ones: vocabularies of 262k reach 5
+MAX_CHARACTERS_PER_TOKEN = 8  # on average, without repeated characters: vocabularies of 262k reach 5
 NONCE_BYTES = 6  # of what makes a prompt unique
 MAX_REQUESTS = 20_000  # of a case: each keeps the times of its tokens
 MAX_STREAMS = 512  # each takes a connection, and 1,024 open files are a usual limit
@@ -271,7 +271,7 @@ class _Bench:
             return warm if failure is not None or exchange.usage.prompt is None else await self._calibrated(warm)
 
     async def _calibrated(self, warm: WarmUp) -> WarmUp:
-        """The same with what a word takes, by a second prompt that is short."""
+        """``warm`` with the tokens that a word takes, from a second, short prompt."""
         prompt = EndpointPrompt("warm-up", words=FEW_WORDS, answer_tokens=1)
         short = (await self._send(prompt, None, warm.dropped, warm.completions)).usage.prompt
         long = warm.exchange.usage.prompt or 0
@@ -413,7 +413,7 @@ class _Bench:
         return await self.client.stream(path, {name: v for name, v in body.items() if name not in (dropped or ())})
 
     def _counted(self, exchange: Exchange) -> Exchange:
-        """The same; if the server sent no counts, the answer's tokens by the tokenizer."""
+        """``exchange``, with the answer's tokens by the tokenizer if the server sent no counts."""
         if exchange.failure is not None or exchange.usage.completion is not None or self.asked.count is None:
             return exchange
         tokens = sum(map(self.asked.count, filter(None, (exchange.reasoning, exchange.answer))))
@@ -427,7 +427,7 @@ class _Bench:
             return round(KEPT_SHARE * prompt.tokens) if self.warm and self.warm.exchange.usage.prompt else 0
         if self.asked.count is not None and prompt.written is not None and not prompt.written.tools:
             return round(KEPT_SHARE * self.asked.count(prompt.written.text))
-        return round(prompt.characters / MOST_CHARACTERS)
+        return round(prompt.characters / MAX_CHARACTERS_PER_TOKEN)
 
     def _result(
         self,
@@ -467,7 +467,7 @@ class _Bench:
 
 
 def _whole(exchange: Exchange, fewest: int) -> Exchange:
-    """The same, as a failure if the server processed fewer tokens than the prompt has."""
+    """``exchange``, as a failure if the server processed fewer tokens than the prompt has."""
     counted = exchange.usage.prompt
     if exchange.failure is not None or counted is None or counted >= fewest:
         return exchange

@@ -32,8 +32,8 @@ from profiler.units import printable, rate_text
 
 CONTEXTS, BATCHES = (choice.CONTEXT,), (1,)
 MAP_CONTEXTS = ("2k-128k*4", "256k")
-MUCH = 1.5  # times as fast or as large: what is worth naming another engine for
-MOST = 20_000  # predictions of one call, because every one is printed
+MUCH = 1.5  # another engine is named if its choice is this many times as fast or as large
+MAX_PREDICTIONS = 20_000  # of one call, because every one is printed
 
 
 @dataclass(frozen=True, slots=True)
@@ -482,5 +482,5 @@ def _model(name: str, request: FitRequest, contexts: Sequence[int]) -> tuple[str
 
 
 def _check_count(many: int) -> None:
-    if many > MOST:
-        raise ProfileError(f"{many:,} predictions are too many to print", f"The limit is {MOST:,}.")
+    if many > MAX_PREDICTIONS:
+        raise ProfileError(f"{many:,} predictions are too many to print", f"The limit is {MAX_PREDICTIONS:,}.")

@@ -49,7 +49,7 @@ FILLS = ("prefill", "synthetic")
 REQUIRED = {"description", "contexts", "batches", "steps"}
 KNOWN = REQUIRED | {"quants", "models", "fill", "prompts", "answer_tokens", "stands_for"}
 MAX_FILE_BYTES = 64 * 1024
-MAX_ANSWER_TOKENS = 2**20  # tokens
+MAX_ANSWER_TOKENS = 2**20  # far above any model's limit
 BUDGET = Budget(nbytes=MAX_FILE_BYTES, values=2**14, depth=8)  # a scenario is a few lines long
 
 

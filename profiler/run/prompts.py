@@ -39,7 +39,7 @@ from typing import Any, Literal
 from profiler import registry
 from profiler.case import Source
 from profiler.errors import ProfileError
-from profiler.foreign import BadContent, Budget, exists, json_value, read_bytes, why
+from profiler.foreign import MAX_TOKENIZER_BYTES, BadContent, Budget, exists, json_value, read_bytes, why
 from profiler.run import documents, grid
 from profiler.units import bytes_text, printable
 
@@ -47,12 +47,11 @@ ANSWER_TOKENS = 512  # where a scenario does not say
 DEFAULT_TOKENS = 128  # of an answer of which only the speed matters
 TASK = "\n\nContinue these notes in your own words, in as much detail as you can. Do not stop early."
 OWN = "own"
-MOST_BYTES = 4 << 20  # of a file: a million tokens, which is the longest window that is offered
-MOST_FILES = 1000
-MOST_BYTES_TOGETHER = 64 << 20
+MAX_FILE_BYTES = 4 << 20  # a million tokens, which is the longest window that is offered
+MAX_FILES = 1000
+MAX_TOTAL_BYTES = 64 << 20
 TOKENIZER = "tokenizer.json"
-MOST_TOKENIZER_BYTES = 256 << 20
-BUDGET = Budget(nbytes=MOST_BYTES, depth=32)
+BUDGET = Budget(nbytes=MAX_FILE_BYTES, depth=32)
 ROLES = ("system", "user", "assistant", "tool")
 FORMS = "Write <!-- document: seed 1, 28000 tokens -->, <!-- questions -->, <!-- user --> or <!-- language: el -->."
 MESSAGE_KEYS = {"role", "content", "tool_calls", "tool_call_id"}
@@ -162,7 +161,7 @@ class EndpointPrompt:
 
     @property
     def characters(self) -> int:
-        """Of all messages that somebody wrote; a repeated space or mark counts once, as in an indent or a rule."""
+        """Characters of all written messages; a repeated space or mark counts once, as in an indent or a rule."""
         written = self.written.messages if self.written else ()
         return sum(len(_REPEATED.sub(r"\1", message.get("content") or "")) for message in written)
 
@@ -238,7 +237,7 @@ def counter(source: Source) -> Callable[[str], int] | None:
         return None
     from tokenizers import Tokenizer
 
-    content = read_bytes(file, MOST_TOKENIZER_BYTES)
+    content = read_bytes(file, MAX_TOKENIZER_BYTES)
     try:
         tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # its only class of errors
@@ -254,10 +253,10 @@ def own_prompts(path: Path, answer_tokens: int = ANSWER_TOKENS) -> list[Prompt]:
     files = _files(path) if os.path.isdir(path) else [path]
     found, size = [], 0
     for file in files:
-        content = read_bytes(file, MOST_BYTES)
+        content = read_bytes(file, MAX_FILE_BYTES)
         size += len(content)
-        if size > MOST_BYTES_TOGETHER:
-            raise ProfileError(f"the prompts in {printable(path)} are larger than {bytes_text(MOST_BYTES_TOGETHER)}")
+        if size > MAX_TOTAL_BYTES:
+            raise ProfileError(f"the prompts in {printable(path)} are larger than {bytes_text(MAX_TOTAL_BYTES)}")
         text = _text(content, printable(file))
         message = {"role": "user", "content": text.rstrip("\r\n")}
         found.append(Prompt(printable(file.name), OWN, (message,), answer_tokens))
@@ -284,8 +283,8 @@ def _files(folder: Path) -> list[Path]:
         raise ProfileError(f"cannot read {shown}: {why(error)}") from None
     if not names:
         raise ProfileError(f"{shown} holds no files", "A prompt is a text file, such as landing-page.txt.")
-    if len(names) > MOST_FILES:
-        raise ProfileError(f"{shown} holds {len(names):,} files, more than {MOST_FILES:,}")
+    if len(names) > MAX_FILES:
+        raise ProfileError(f"{shown} holds {len(names):,} files, more than {MAX_FILES:,}")
     return [folder / name for name in names]
 
 
@@ -304,7 +303,7 @@ def _text(content: bytes, shown: str) -> str:
 def _read(name: str, folder: Path | None, kind: str, answer_tokens: int) -> Iterator[Prompt]:
     file = _located(name, folder)
     shown = f"prompt {printable(file)}" if isinstance(file, Path) else f"prompt {name}"
-    content = read_bytes(file, MOST_BYTES, shown) if isinstance(file, Path) else file.read_bytes()
+    content = read_bytes(file, MAX_FILE_BYTES, shown) if isinstance(file, Path) else file.read_bytes()
     stem = printable(PurePosixPath(name).stem)
     if name.casefold().endswith(".json"):
         yield from _agent(content, shown, stem, kind, answer_tokens)

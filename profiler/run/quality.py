@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # a worker imports little
 CHARACTERS_PER_TOKEN = 3.5  # of the shipped set, by tokenizers for many languages
 HEAD = 1.5  # a prefill computes the logits of one token, this pass those of all
 REFERENCE = 3.0  # seconds of a reference ÷ those of a measured model: fp32, and the model is loaded once more
-STEPS_OF_A_KIND = 64
 NO_REFERENCE = "Name the model that it was made from with --reference MODEL."
 
 
@@ -123,7 +122,7 @@ def seconds(case: Case, estimate: CaseEstimate, wanted: Mapping[str, Any] | None
     """Estimated seconds to score the text set with a case's model."""
     if wanted is None:
         return 0.0
-    steps_s: float = STEPS_OF_A_KIND * wanted["kinds"] * estimate.step_s.value / case.batch
+    steps_s: float = texts.DECODED_TOKENS * wanted["kinds"] * estimate.step_s.value / case.batch
     return _prompt_s(case, estimate, wanted) + steps_s
 
 

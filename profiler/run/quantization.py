@@ -197,7 +197,7 @@ def checked(engine: Engine, quant: str) -> str:
     try:
         return engine.check(quant)
     except NotFound as error:
-        known = map(engines.find, engines.names())  # without variants, which have the same
+        known = map(engines.find, engines.names())  # without related ones, which have the same
         having = [f"--engine {each.name}" for each in known if each.like == each.name and has(each, quant)]
         others = registry.listed(having, "or")
         raise NotFound(error.message, f"{others} has it. {error.hint}" if others else error.hint) from None

@@ -42,14 +42,14 @@ class ReusableRows:
         return self._find(case, after=0)
 
     def find_new(self, case: Case) -> StoredRow | None:
-        """The same among the rows that were stored since this object was made, which are as fresh as our own."""
+        """The newest row that can be reused and was stored since this object was made: it is as fresh as our own."""
         return self._find(case, after=self._newest_id)
 
     def _find(self, case: Case, after: int) -> StoredRow | None:
         row = None if self._store is None else self._store.finished(case.key, self._environment_key, after)
         if row is None or not _is_as_thorough(row.measurement, self._effort):
             return None
-        fits = _keeps_to(row.measurement, self._max_memory_bytes) and self._ran_alike(row.measurement)
+        fits = _stayed_within(row.measurement, self._max_memory_bytes) and self._ran_alike(row.measurement)
         return row if fits else None
 
     def _ran_alike(self, row: Measurement) -> bool:
@@ -99,7 +99,7 @@ def _is_as_thorough(row: Measurement, effort: Effort) -> bool:
     return bool(halves) and all(half is not None and half <= effort.precision for half in halves)
 
 
-def _keeps_to(row: Measurement, limit: int | None) -> bool:
+def _stayed_within(row: Measurement, limit: int | None) -> bool:
     """Whether the worker of a row stayed within ``limit`` bytes of host memory: by its own limit, or as measured."""
     if limit is None:
         return True

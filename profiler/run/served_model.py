@@ -28,7 +28,7 @@ from profiler.run.endpoint import EndpointResult
 from profiler.run.prompts import counter
 from profiler.units import printable
 
-TUNED = re.compile(r"[-_.](?:it|instruct|chat|qat)(?=$|[-_.])", re.I)  # what models of the same shapes are called
+TUNED = re.compile(r"[-_.](?:it|instruct|chat|qat)(?=$|[-_.])", re.I)  # suffixes of models with the same shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class KnownModel:
     """What is known of a served model apart from its name."""
 
     model: Model
-    argument: str  # what names it for ``profile fit``
+    argument: str  # its name on the command line of ``profile fit``
     how: str  # how it is known, in words
-    same_weights: bool  # whether its file has the very weights that are served
+    same_weights: bool  # whether its file has the weights that are served, so that their bytes are known
 
 
 class ServedModels:
@@ -69,7 +69,7 @@ class ServedModels:
     def expected(
         self, result: EndpointResult, case: Case, device: DeviceInfo | None, known: KnownModel | str
     ) -> tuple[dict[str, Any], str | None]:
-        """The prediction for one stream with the seconds at the ceilings, and why there are none.
+        """The fields of a prediction for one stream, with the seconds at the ceilings, and why any are missing.
 
         ``device``: that of this machine which the server uses; None: it is on another machine.
         """

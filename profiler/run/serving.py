@@ -55,7 +55,7 @@ from profiler.units import printable, seconds_text
 Say = Callable[[str], None]
 OUR_DELAY = 0.01  # of the median gap between tokens, from which the client's own delay is a caution
 RELOAD_S = 1.0  # Ollama looks for a model in 0.1 s at most where it is loaded
-MOST_STEPS = 1 << 18  # gaps between tokens that a row keeps, 2 MiB
+MAX_STEPS = 1 << 18  # gaps between tokens that a row keeps, 2 MiB
 HASH = 8  # hex digits that tell prompts of one name apart
 NAME_LENGTH = 60
 
@@ -215,7 +215,7 @@ def _samples(result: EndpointResult) -> Iterable[Sample]:
     """A prefill and a decode for each request, as far as its tokens and times are known."""
     cached = result.cached or result.prompt.turn > 1
     found = [(each, figures(each, cached)) for each in result.exchanges]
-    gaps = sum(len(each.gaps_s) for _, each in found) <= MOST_STEPS
+    gaps = sum(len(each.gaps_s) for _, each in found) <= MAX_STEPS
     for exchange, each in found:
         if each.ttft_s and each.prefill_tps and each.prefill_tokens:
             yield Sample("prefill", each.ttft_s, each.prefill_tokens, ended_s=exchange.first_token_s)
@@ -364,7 +364,7 @@ def served(result: EndpointResult, results: Sequence[EndpointResult] = ()) -> di
 
 
 def _bounded(content: Any) -> Any:
-    """The same without numbers that no row may have, which a server may cause by what it states."""
+    """``content`` without numbers that no row may have, which a server may have stated."""
     if isinstance(content, dict):
         return {name: _bounded(value) for name, value in content.items()}
     if isinstance(content, list):

@@ -39,7 +39,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 TICK_S = 0.15  # the resident size is read more than five times a second
 IDLE_SHARE = 0.01  # of a core: a hung process may still have a thread that polls the clock
-MAX_REASON_CHARACTERS = 400  # characters
+MAX_REASON_CHARACTERS = 400  # of the reason in a row
 OnBeat = Callable[[Case, str], None]  # also called with an empty text, several times a second, while a case runs
 OnRow = Callable[[Measurement], None]
 Left = Callable[[Case], float | None]  # estimated seconds until the row of the case that runs; None: unknown

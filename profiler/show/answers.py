@@ -37,11 +37,11 @@ from profiler.units import UNKNOWN, printable, rate_text, seconds_text
 
 SCHEMA = 1
 PAGE = "answers.html"
-MOST_FILES = 1000
-MOST_LINE = 1 << 26  # bytes: an answer has at most 8 million characters
-MOST_MODELS, MOST_PROMPTS = 50, 1000  # on the page
-MOST_SHOWN = 200_000  # characters of an answer on the page
-MOST_PAGE = 24_000_000  # characters of all answers on the page: a browser takes seconds for more
+MAX_FILES = 1000
+MAX_LINE_BYTES = 1 << 26  # an answer has at most 8 million characters
+MAX_MODELS, MAX_PROMPTS = 50, 1000  # on the page
+MAX_ANSWER_CHARACTERS = 200_000  # of an answer on the page
+MAX_PAGE_CHARACTERS = 24_000_000  # of all answers on the page: a browser takes seconds for more
 PROMPT_SHOWN = 20_000  # characters of a prompt that are kept with each of its answers
 
 _FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
@@ -82,7 +82,7 @@ class AnswerSettings:
 
 @dataclass(frozen=True, slots=True)
 class AnswerFigures:
-    """Of one request; unknown is ``None``."""
+    """Figures of one request; unknown is ``None``."""
 
     ttft_s: float | None
     ttft_answer_s: float | None
@@ -256,11 +256,11 @@ class _Collection:
     def add(self, file: str, answer: KeptAnswer) -> None:
         model = (answer.model, answer.quant, answer.server)
         prompt = (answer.scenario, answer.prompt, answer.prompt_sha256)
-        if model not in self.models and len(self.models) >= MOST_MODELS:
-            self.left_out[f"answers of more than {MOST_MODELS} models"] += 1
+        if model not in self.models and len(self.models) >= MAX_MODELS:
+            self.left_out[f"answers of more than {MAX_MODELS} models"] += 1
             return
-        if prompt not in self.prompts and len(self.prompts) >= MOST_PROMPTS:
-            self.left_out[f"answers to more than {MOST_PROMPTS:,} prompts"] += 1
+        if prompt not in self.prompts and len(self.prompts) >= MAX_PROMPTS:
+            self.left_out[f"answers to more than {MAX_PROMPTS:,} prompts"] += 1
             return
         if model not in self.models:
             self.models.append(model)
@@ -277,13 +277,13 @@ def collected(folder: Path) -> _Collection:
     """The answers in the files of ``folder``, older files first. What cannot be read is counted and left out."""
     found = _Collection()
     paths = sorted(folder.glob("answers-*.jsonl"), key=lambda path: path.name)
-    if len(paths) > MOST_FILES:
-        found.left_out[f"files before the newest {MOST_FILES:,}"] += len(paths) - MOST_FILES
-    for file in paths[-MOST_FILES:]:
+    if len(paths) > MAX_FILES:
+        found.left_out[f"files before the newest {MAX_FILES:,}"] += len(paths) - MAX_FILES
+    for file in paths[-MAX_FILES:]:
         try:
             with open_file(file) as opened:
-                while line := opened.readline(MOST_LINE + 1):
-                    if len(line) > MOST_LINE:
+                while line := opened.readline(MAX_LINE_BYTES + 1):
+                    if len(line) > MAX_LINE_BYTES:
                         found.left_out["files with a line that is too long"] += 1
                         break
                     _read(line, file.name, found)
@@ -302,7 +302,11 @@ def _read(line: bytes, file: str, found: _Collection) -> None:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}\n… (cut: {len(text):,} characters)"
+    return (
+        text
+        if len(text) <= MAX_ANSWER_CHARACTERS
+        else f"{text[:MAX_ANSWER_CHARACTERS]}\n… (cut: {len(text):,} characters)"
+    )
 
 
 def page(folder: Path) -> str:
@@ -322,7 +326,7 @@ def page(folder: Path) -> str:
             if model not in answers:
                 continue
             article = _article(f"{anchor}-{found.models.index(model) + 1}", model, answers[model], whole=True)
-            if size + len(article) > MOST_PAGE:
+            if size + len(article) > MAX_PAGE_CHARACTERS:
                 article = _article("", model, answers[model], whole=False)
             size += len(article)
             articles.append(article)

@@ -29,8 +29,8 @@ GGUF_TYPE = re.compile(r"I?Q\d|TQ\d|MXFP4")  # tensor types that only GGUF files
 LONGEST = 100_000  # characters of outside text that are processed
 
 UNSPREAD_DIGITS = 2  # significant digits of a figure measured once, whose spread is unknown
-FEWEST_DIGITS = 2  # of any other figure: a single digit looks like a mistake, and the interval shows its uncertainty
-MOST_DIGITS = 4
+MIN_DIGITS = 2  # of any other figure: a single digit looks like a mistake, and the interval shows its uncertainty
+MAX_DIGITS = 4
 
 STAYS = 9  # the ``worth`` of a column that is never dropped
 SOME_WASTE = 1.01  # bytes read ÷ bytes needed by attention, above which the ratio is shown
@@ -63,7 +63,7 @@ def noisy_text(summary: Summary) -> str:
     """``too noisy: 17–30``: the range of repetitions that cannot be compared, and why."""
     if summary.least is None or summary.most is None:
         return noisy_word(summary)
-    ends = dict.fromkeys(significant(end, FEWEST_DIGITS) for end in (summary.least, summary.most))
+    ends = dict.fromkeys(significant(end, MIN_DIGITS) for end in (summary.least, summary.most))
     return f"{noisy_word(summary)}: {'–'.join(ends)}"
 
 
@@ -166,12 +166,12 @@ def _digits(value: float, relative_half: float | None) -> int:
     if relative_half is None:
         return UNSPREAD_DIGITS
     if relative_half == 0:
-        return MOST_DIGITS
+        return MAX_DIGITS
     half = value * relative_half
     place = math.floor(math.log10(half))
     if half / 10**place < 3:
         place -= 1
-    return min(MOST_DIGITS, max(FEWEST_DIGITS, math.floor(math.log10(value)) - place + 1))
+    return min(MAX_DIGITS, max(MIN_DIGITS, math.floor(math.log10(value)) - place + 1))
 
 
 def _half_width(relative_half: float | None) -> str:

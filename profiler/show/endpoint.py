@@ -11,12 +11,11 @@ from profiler.run.endpoint import EndpointResult
 from profiler.run.serving import MeasuredResult, load_s, users_at_slo
 from profiler.show.answers import verdict_text
 from profiler.show.notes import FIGURE, ranged
-from profiler.show.output import rendered
+from profiler.show.output import MAX_NOTES, rendered
 from profiler.show.report.blocks import Head, Listing, Page, PageBlock, Section, Table, muted
 from profiler.show.writers import md, table
 from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_text, significant
 
-MAX_NOTES = 5
 PHASES: tuple[Phase, ...] = ("decode", "prefill")
 WIDTH = 80  # if the output is not a terminal
 

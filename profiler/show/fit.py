@@ -19,10 +19,10 @@ from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_te
 
 T = TypeVar("T")
 SHOWN_COMMANDS = 1  # of each kind below the table: how to run the first case, and how to check it
-MOST_MET, FEWEST_LEFT_OUT = 5, 2  # cases that meet a goal: the first ones, if there are several more
-FEWEST_NOTES = 2  # below a table that fills the screen
-MOST_TRADED = 3  # models of which a note says what a goal cost
-MOST_CASES = 3  # cases or models that a note names
+MAX_MET, MIN_LEFT_OUT = 5, 2  # cases that meet a goal: the first ones, if there are several more
+MIN_NOTES = 2  # below a table that fills the screen
+MAX_TRADED = 3  # models of which a note says what a goal cost
+MAX_CASES_NAMED = 3  # cases or models that a note names
 # What a terminal that is too narrow drops, the first first. Context and batch go only if all rows have the same.
 DROPPED = ("basis", "cache", "max batch", "weights", "prefill t/s", "max context", "in host memory")
 FEWER_DROPPED = ("limited by", "verdict")
@@ -53,11 +53,11 @@ def render(
 
 def _best(result: FitResult, goal: Goal | None) -> FitResult:
     """The first of many predictions that meet a goal, with the number of the others among the reasons."""
-    others = len(result.predictions) - MOST_MET
-    if goal is None or others < FEWEST_LEFT_OUT:
+    others = len(result.predictions) - MAX_MET
+    if goal is None or others < MIN_LEFT_OUT:
         return result
     told = f"{others} more cases meet the goal, of less quality: -o json has them"
-    return replace(result, predictions=result.predictions[:MOST_MET], reasons=(*result.reasons, told))
+    return replace(result, predictions=result.predictions[:MAX_MET], reasons=(*result.reasons, told))
 
 
 def _unmet(goal: Goal, best: FitPrediction | None) -> str:
@@ -96,7 +96,7 @@ def _below(result: FitResult, most_notes: int | None, output: str, used: int) ->
     while True:
         lines = _wrapped([*notes(result, most_notes), *commands(result)], output)
         needed = used + sum(-(-max(1, len(line)) // width) for line in lines)
-        if most_notes is None or most_notes <= FEWEST_NOTES or not on_screen or needed < height:
+        if most_notes is None or most_notes <= MIN_NOTES or not on_screen or needed < height:
             return lines
         most_notes -= 1
 
@@ -289,7 +289,7 @@ def _reclaimable(found: Sequence[FitPrediction]) -> list[str]:
 
 def _traded(met: Sequence[FitPrediction], found: Sequence[FitPrediction]) -> Iterator[str]:
     """What the goal costs: quantizations with less loss and larger models, and why they do not meet it."""
-    for each in met[:MOST_TRADED]:
+    for each in met[:MAX_TRADED]:
         quant, lost = each.prediction.request.quant, choice.loss(each.prediction.request.quant)
         better = [
             other
@@ -308,7 +308,7 @@ def _traded(met: Sequence[FitPrediction], found: Sequence[FitPrediction]) -> Ite
         if best is not None and each.model not in reached and _size(each) > _size(best):
             larger[each.model] = max(larger.get(each.model, each), each, key=sequence_tps)
     if larger:
-        nearest_first = sorted(larger.values(), key=_size)[:MOST_TRADED]
+        nearest_first = sorted(larger.values(), key=_size)[:MAX_TRADED]
         told = (f"{printable(each.model, 40)} {_falls_short(each, named=True)}" for each in nearest_first)
         yield f"Larger models do not meet the goal: {'; '.join(told)}"
 
@@ -336,15 +336,15 @@ def _problems(found: Sequence[FitPrediction]) -> list[str]:
         verdict = each.prediction.verdict
         if verdict.word != "fits":
             by_verdict.setdefault(verdict.word, []).append(f"{_label(each)}, {verdict.reason}")
-    return [f"{word}: {'; '.join(cases[:MOST_CASES])}{_more(cases)}." for word, cases in by_verdict.items()]
+    return [f"{word}: {'; '.join(cases[:MAX_CASES_NAMED])}{_more(cases)}." for word, cases in by_verdict.items()]
 
 
 def _more(cases: Sequence[str]) -> str:
-    return f"; and {len(cases) - MOST_CASES} more" if len(cases) > MOST_CASES else ""
+    return f"; and {len(cases) - MAX_CASES_NAMED} more" if len(cases) > MAX_CASES_NAMED else ""
 
 
 def _listed(models: Sequence[str]) -> str:
-    named = models[:MOST_CASES]
+    named = models[:MAX_CASES_NAMED]
     return ", ".join(named) + (f" and {len(models) - len(named)} more" if len(models) > len(named) else "")
 
 

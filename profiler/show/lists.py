@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from profiler.shell import command
 from profiler.show.output import JsonRow, render
-from profiler.units import UNKNOWN, bytes_text, printable, significant
+from profiler.units import GIGA, TERA, UNKNOWN, bytes_text, printable, significant
 
 if TYPE_CHECKING:
     from profiler.devices.base import DeviceInfo
@@ -24,11 +24,10 @@ if TYPE_CHECKING:
 ELEMENT_BYTES = 2  # K and V in a 16-bit dtype
 SHARED = "shared "  # the prefix of a layer kind without its own cache
 DATA_SHEET_DIGITS = 4
-GIGA, TERA = 1e9, 1e12
-NUMBERS_SHOWN = 5  # of a list of a scenario
+NUMBERS_SHOWN = 5  # contexts or batches of a scenario; a longer list is shown by its ends
 OUTCOMES = ("ok", "oom", "failed", "timeout", "skipped")  # in the order of the counts
 COMMAND_LENGTH = 300  # characters of a command, which is the last column; a truncated one cannot be pasted
-MODELS_LENGTH = 40  # characters of the list of models
+MODELS_LENGTH = 40  # characters of the list of models of a run
 DEVICE_LENGTH = 30  # characters of a device's name
 
 

@@ -15,7 +15,7 @@ from profiler.show.columns import plain
 
 NOTE_LENGTH = 400  # characters of a note
 CASES_NAMED = 4  # cases that a note names before "and n more"; the rows have its number as well
-DOUBTS = (
+DOUBTS = (  # endings of the codes of cautions that doubt a figure
     "-busy",
     "-cpu-pressure",
     "-invalid",

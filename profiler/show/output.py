@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # lists, predictions and the overview do without measurements
     from profiler.results.measurement import Measurement
 
 FORMATS = ("table", "md", "csv", "json", "jsonl")
-MOST_NOTES = 5  # below a table, unless all are wanted: more than a person reads at once
+MAX_NOTES = 5  # below a table, unless all are wanted: more than a person reads at once
 SHORTEST_NAME = 16  # characters: a shorter name in a narrow terminal is hard to recognize
 SHORTEST_PROSE = 18  # characters of a line in a column of prose
 GAP = 2  # blanks between columns
@@ -136,7 +136,7 @@ def wrapped(lines: Sequence[str], width: int | None) -> list[str]:
 
 
 def constant(columns: Columns, *names: str) -> list[str]:
-    """Those of ``names`` with one value in all rows, which a narrow table can drop without confusing its rows."""
+    """The columns among ``names`` with one value in all rows, which a narrow table can drop without confusion."""
     return [name for name in names if len(set(columns.get(name, ()))) <= 1]
 
 
@@ -166,7 +166,7 @@ def rendered(
     run: str | None,
     measurements: Sequence[Measurement],
     width: int | None = None,
-    most_notes: int | None = MOST_NOTES,
+    most_notes: int | None = MAX_NOTES,
 ) -> tuple[str, str | None]:
     """The text of the rows in a format, and a message about rows left out. Raises NotFound for an unknown format.
 

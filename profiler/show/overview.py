@@ -19,9 +19,10 @@ from profiler.units import GIB, bytes_text, printable, rate_text, significant
 
 DROPPED = ("max context", "pick")  # by a terminal that is too narrow
 MODELS_SHOWN = 3
-THIRD = {"fast": "fast: the best that is much faster", "next": "next: the best of the smaller ones"}
-SAME_MAKER = 6  # characters of a name: gemma- and qwen3.
-GOAL = "20 tok/s at 32k"  # an example
+THIRD_PICK = {"fast": "fast: the best that is much faster", "next": "next: the best of the smaller ones"}
+MAKER_CHARACTERS = 6  # of a name, which tell makers apart: ``gemma-`` and ``qwen3.``
+UNMEASURED = "Nothing was measured"  # how the sentence about an empty store begins
+GOAL = "20 tok/s at 32k"  # of the example command
 
 
 def overview(on: str | None = None) -> str:
@@ -67,7 +68,7 @@ def _table(found: Sequence[tuple[str, Candidate]]) -> list[str]:
     rule = "largest that decodes as fast as people read" if reads else "fastest, but slower than people read"
     notes = [f"best: the {rule} ({choice.READING_TPS} t/s)"]
     notes += ["other: the same for the other family"] * (len(found) > 1)
-    notes += [THIRD[pick] for pick, _ in found if pick in THIRD]
+    notes += [THIRD_PICK[pick] for pick, _ in found if pick in THIRD_PICK]
     at = f"Predicted at {choice.CONTEXT // 1024}k of context"
     context = f"{at}; in parentheses, the range that should hold nine cases in ten."
     return [*text.splitlines(), "", f"{'; '.join(notes)}.", " ".join([context, *_twins([e.name for _, e in found])])]
@@ -89,10 +90,10 @@ def _row(pick: str, candidate: Candidate) -> dict[str, str]:
 
 
 def _twins(names: Sequence[str]) -> list[str]:
-    """Newer models with the shape of one of ``names``, whose figures hold for them as well."""
+    """Sentences about other models with the shapes of one of ``names``, whose figures hold for them as well."""
     shapes = {families.geometry(hub.shipped_config(name)): name for name in names}
-    starts, twins = {name[:SAME_MAKER] for name in names}, dict[str, list[str]]()
-    others = (name for name in hub.names() if name not in choice.names() and name[:SAME_MAKER] in starts)
+    starts, twins = {name[:MAKER_CHARACTERS] for name in names}, dict[str, list[str]]()
+    others = (name for name in hub.names() if name not in choice.names() and name[:MAKER_CHARACTERS] in starts)
     for name in others:
         if same := shapes.get(families.geometry(hub.shipped_config(name))):
             twins.setdefault(same, []).append(name)
@@ -121,9 +122,6 @@ def _measure(measured: str | None) -> tuple[str, Command]:
     return "A page of what was measured", command("profile", "report", "--html", "report.html")
 
 
-UNMEASURED = "Nothing was measured"
-
-
 def _measured() -> str:
     """What the store has, in a sentence."""
     if existing_results(None) is None:
@@ -141,6 +139,7 @@ def _measured() -> str:
     models = list(dict.fromkeys(model for run in reversed(runs) for model in run.models))
     named = [printable(model, 40) for model in models[:MODELS_SHOWN]]
     more = len(models) - len(named)
-    of_models = registry.listed([*named, *([f"{more} more models"] if more else [])])
+    others = f"{more} more model{'s' * (more != 1)}"
+    of_models = registry.listed([*named, *([others] if more else [])])
     last = printable(runs[-1].started_at[:10])
     return f"Measured so far: {count:,} case{'s' * (count != 1)} of {of_models}, the last on {last}."

@@ -16,7 +16,7 @@ from profiler.run.plan import SweepPlan
 from profiler.run.request import ResolvedRequest
 from profiler.run.sweep import SweepListener
 from profiler.show import plan as show_plan
-from profiler.show.output import MOST_NOTES, rendered
+from profiler.show.output import MAX_NOTES, rendered
 from profiler.show.progress import Progress
 
 STREAMED = "jsonl"  # the format whose rows can be printed one by one
@@ -66,7 +66,7 @@ class RowPrinter(ProgressPrinter):
     lines = None
 
     def __init__(
-        self, store: Store, resolved: ResolvedRequest, output: str, most_notes: int | None = MOST_NOTES
+        self, store: Store, resolved: ResolvedRequest, output: str, most_notes: int | None = MAX_NOTES
     ) -> None:
         self._store, self._output, self._most_notes = store, output, most_notes
         self.streams = output == STREAMED

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from profiler.backends.hf import quality
-from profiler.quality import definition, kept, texts
+from profiler.backends.hf import text_pass
+from profiler.quality import definition, references, texts
 
 Tiny = Callable[[str], Path]
 
@@ -43,15 +43,19 @@ def ids(of: texts.TextWindow) -> torch.Tensor:
     return torch.tensor([of.tokens])
 
 
-def kept_of(model: PreTrainedModel, of: texts.TextWindow, top: int = 128, samples: int = 64) -> kept.ReferenceArrays:
-    keeper = quality.Keeper(of, top, samples)
-    quality.read_window(model, of.tokens, keeper, nothing)
+def kept_of(
+    model: PreTrainedModel, of: texts.TextWindow, top: int = 128, samples: int = 64
+) -> references.ReferenceArrays:
+    keeper = text_pass.Keeper(of, top, samples)
+    text_pass.read_window(model, of.tokens, keeper, nothing)
     return keeper.arrays({})
 
 
-def figures(model: PreTrainedModel, of: texts.TextWindow, reference: kept.ReferenceArrays) -> quality.PositionFigures:
-    scorer = quality.Scorer(of, reference, torch.device("cpu"))
-    quality.read_window(model, of.tokens, scorer, nothing)
+def figures(
+    model: PreTrainedModel, of: texts.TextWindow, reference: references.ReferenceArrays
+) -> text_pass.PositionFigures:
+    scorer = text_pass.Scorer(of, reference, torch.device("cpu"))
+    text_pass.read_window(model, of.tokens, scorer, nothing)
     return scorer.figures()
 
 
@@ -67,12 +71,12 @@ def exact(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 def test_logits_of_blocks_are_those_of_the_whole_model(any_tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every family, with its own scaling and soft capping, in chunks and blocks that do not divide the length."""
-    monkeypatch.setattr(quality, "CHUNK", 24)
-    monkeypatch.setattr(quality, "STEPS", 13)
-    monkeypatch.setattr(quality, "LOGITS_BYTES", 4 * 512 * 7)
+    monkeypatch.setattr(text_pass, "CHUNK", 24)
+    monkeypatch.setattr(text_pass, "DECODED_TOKENS", 13)
+    monkeypatch.setattr(text_pass, "LOGITS_BYTES", 4 * 512 * 7)
     model, of = loaded(any_tiny_model), window(61)
     rows: dict[int, torch.Tensor] = {}
-    quality.read_window(model, of.tokens, lambda at, part: rows.update({at: part}), nothing)
+    text_pass.read_window(model, of.tokens, lambda at, part: rows.update({at: part}), nothing)
     whole = torch.cat([rows[at] for at in sorted(rows)])
     with torch.inference_mode():
         expected = model(input_ids=ids(of)).logits[0]
@@ -104,7 +108,7 @@ def test_the_torch_figures_are_those_of_the_definition(tiny_model: Tiny) -> None
     found = figures(other, of, reference)
     for place, (p, q) in enumerate(zip(logits(base, of).tolist(), logits(other, of).tolist(), strict=True)):
         log_p, log_q = definition.log_softmax(p), definition.log_softmax(q)
-        rows = {name: quality._tensor(reference, name)[place].tolist() for name in kept.NAMES}
+        rows = {name: text_pass._tensor(reference, name)[place].tolist() for name in references.NAMES}
         expected = definition.keep(log_p, 16, 8)
         assert rows["ids"] == expected.ids
         assert rows["logs"] == pytest.approx(expected.logs, abs=1e-5)
@@ -122,7 +126,7 @@ def test_the_torch_figures_are_those_of_the_definition(tiny_model: Tiny) -> None
 
 
 def test_tokens_are_drawn_as_often_as_the_reference_predicts_them() -> None:
-    keeper = quality.Keeper(texts.TextWindow("k", "d", (0, 1), 1), top=1, samples=20_000)
+    keeper = text_pass.Keeper(texts.TextWindow("k", "d", (0, 1), 1), top=1, samples=20_000)
     logits = torch.tensor([[3.0, 1.0, 0.0, -1.0, -math.inf]])
     keeper(0, logits)
     counts = torch.frombuffer(bytearray(keeper.arrays({}).arrays["sampled"]), dtype=torch.int32).bincount(minlength=5)
@@ -135,7 +139,7 @@ def decoded(model: PreTrainedModel, of: texts.TextWindow, path: str) -> tuple[li
     """The positions and the logits of the decode steps of a window."""
     rows: dict[int, torch.Tensor] = {}
     keep = lambda at, part: rows.update({at: part[0].clone()})  # noqa: E731
-    quality.read_window(model, of.tokens, lambda at, part: None, nothing, keep, path)
+    text_pass.read_window(model, of.tokens, lambda at, part: None, nothing, keep, path)
     return list(rows), torch.stack([*rows.values()]).double()
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from profiler import devices
-from profiler.backends.hf.load import DTYPES
+from profiler.backends.hf.ceilings import DTYPES
 from profiler.backends.hf.session import HfSession, open_session
 from profiler.case import Case
 from profiler.errors import ProfileError

@@ -236,7 +236,7 @@ PARSERS = {
     "csv.DictReader",
 }
 PARSE_THEMSELVES = {  # beside ``foreign``, and why
-    "backends.hf.text_pass": "what our own process sends",
+    "backends.hf.quality": "what our own process sends",
     "run.ceilings": "what our own process printed",
     "devices.target": "ships with the profiler",
     "gate.variants": "what an interpreter printed that the user names, bounded there",

@@ -51,7 +51,7 @@ DIFFERS = 0.03  # of the server's own figure: more is said
 NO_USAGE = "the server sent no token counts"
 BUFFERED = "the answer arrived faster than any model writes: something on the way held it back"
 SLO_SHARE = 0.95  # of the requests that must meet the limits of --slo
-MOST_TPS = 3e4  # of one stream; twice what the fastest hardware of 2026 is said to do
+MAX_TPS = 3e4  # of one stream; twice what the fastest hardware of 2026 is said to do
 ONE_CHUNK = "the whole answer arrived at one moment"
 
 
@@ -166,7 +166,7 @@ def figures(exchange: Exchange, cached: bool = False) -> ExchangeFigures:
     if tokens is None:
         unknown |= dict.fromkeys(("decode_tps", "tpot_s", "output_tokens"), exchange.usage.why_unknown)
     after = _tokens_after_first(arrivals, tokens)
-    if span and (after if after is not None else len(arrivals)) / span > MOST_TPS:
+    if span and (after if after is not None else len(arrivals)) / span > MAX_TPS:
         span = None
         unknown |= dict.fromkeys(("decode_tps", "characters_per_s", "tpot_s"), BUFFERED)
     processed = _processed(exchange, cached, unknown)
@@ -251,7 +251,7 @@ def _ratio(above: float | None, below: float | None) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Percentiles:
-    """Of ``n`` values. A tail is ``None`` where less than one value is expected beyond it: p95 takes 20, p99 100."""
+    """Percentiles of ``n`` values; ``None`` if less than one value is expected beyond it: p95 takes 20, p99 100."""
 
     n: int
     p50: float

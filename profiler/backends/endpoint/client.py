@@ -43,10 +43,10 @@ from profiler.units import bytes_text, printable, seconds_text
 KEY = "PROFILE_API_KEY"
 MAX_BODY = 1 << 23  # bytes of an answer that is no stream
 MAX_HEADER = 16384
-MOST_STALE = 600  # connections that may have been given up, one for each stream
+MAX_STALE = 600  # connections that may have been given up, one for each stream
 AT_ONCE_S = 5e-5  # a call that found events waiting takes no longer
 STALE_S = 1.0  # within which a connection that was given up shows; later, the server had begun to work
-LEAST_CUT = 8  # characters of a key, from which on its beginning is one: shorter ones, as "sk-", are in many texts
+MIN_CUT_CHARACTERS = 8  # of the beginning of a key that is masked: a shorter one, as "sk-", is in many texts
 DRAIN_S = 1.0  # that a server may keep a stream open once it has said that it is over
 BUDGET = Budget(nbytes=MAX_BODY, values=2**19, twice=True)
 WHOLE = ("text/html", "application/json", "application/problem+json")  # content types of what is no stream
@@ -138,7 +138,7 @@ class _Key:
     def clean(self, text: str) -> str:
         """``out_of`` a text that may have been cut: without a beginning of the key either."""
         text = self.out_of(text)
-        for length in range(len(self._text) - 1, LEAST_CUT - 1, -1):
+        for length in range(len(self._text) - 1, MIN_CUT_CHARACTERS - 1, -1):
             text = text.replace(self._text[:length], MARK)
         return text
 
@@ -238,7 +238,7 @@ class Client:
         meets such a connection was not seen by anybody and is sent again; its clock starts anew.
         """
         data = msgspec.json.encode(body)
-        for _ in range(MOST_STALE):
+        for _ in range(MAX_STALE):
             times = {"sent": time.perf_counter()}
             exchange = await self._stream(path, data, times)
             if exchange.failure is None or exchange.failure.kind != "cut" or not _was_stale(times):
@@ -373,7 +373,7 @@ class Client:
         return StreamStopped("cut", f"the server closed the connection {words}")
 
     def _cleaned(self, exchange: Exchange) -> Exchange:
-        """The same without the key, which a server may have repeated anywhere."""
+        """``exchange`` without the key, which a server may have repeated anywhere."""
         if not self._key:
             return exchange
         failure = exchange.failure

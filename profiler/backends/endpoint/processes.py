@@ -65,7 +65,7 @@ class Untold(Exception):
 
 
 class Elsewhere(Untold):
-    """They are not on this machine."""
+    """The processes of a server are not on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class ServerUse:
         return self.unknown.get("gpu_peak_bytes", "").startswith(OTHER_GPU)
 
     def without_energy(self, reason: str) -> ServerUse:
-        """The same, with energy unknown for that reason."""
+        """This use of the machine, with its energy unknown for that reason."""
         return replace(self, energy=None, unknown={**self.unknown, "energy": reason})
 
     @property

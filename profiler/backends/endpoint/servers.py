@@ -31,7 +31,7 @@ PORTS = {  # on which each listens by default
     30000: "SGLang",
 }
 LOOK_S = 2.0  # for a server on this machine to say what it is
-MOST_MODELS = 1000
+MAX_MODELS = 1000  # of a server's list, which somebody else may have made
 LONGEST_NAME = 300
 TEMPERATURE = SEED = 0  # greedy, so that runs compare
 _QUANT = re.compile(
@@ -413,7 +413,7 @@ LOOKS = (_lm_studio, _ollama, _kobold, _llama_server, _sglang, _vllm, _transform
 def _items(said: Said, path: str, name: str, identity: str) -> list[dict[str, Any]]:
     """The objects of a list that a server gave at ``path``: those with a text as ``identity``."""
     value = _dict(said.get(path)).get(name)
-    items = value[:MOST_MODELS] if isinstance(value, list) else []
+    items = value[:MAX_MODELS] if isinstance(value, list) else []
     return [each for each in items if isinstance(each, dict) and isinstance(each.get(identity), str)]
 
 

@@ -19,7 +19,7 @@ MAX_TEXT = 1 << 23  # characters of an answer: about two million tokens
 MAX_CHUNKS = 1 << 20  # with text
 MAX_STREAM = 1 << 30  # bytes of a stream
 MAX_JOINED = 64  # lines of one event
-MOST_TOKENS = 10**9
+MAX_TOKENS = 10**9  # a larger count is no count of tokens
 
 OPEN, CLOSE = "<think>", "</think>"
 BOM = b"\xef\xbb\xbf"
@@ -451,7 +451,7 @@ def _usage(found: _Usage) -> Usage:
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and 0 <= value <= MOST_TOKENS else None
+    return value if isinstance(value, int) and 0 <= value <= MAX_TOKENS else None
 
 
 def _number(value: Any, scale: float = 1.0) -> float | None:

@@ -29,7 +29,7 @@ BACKEND = Backend(
     dtypes=tuple(DTYPE_BYTES),
     refuses=_refuses,
     microbenchmark="profiler.backends.hf.microbenchmark",
-    quality="profiler.backends.hf.text_pass",
+    quality="profiler.backends.hf.quality",
     ceilings="profiler.backends.hf.ceilings",
 )
 
@@ -43,7 +43,8 @@ def audited(source: Source, quant: Quant) -> AuditReport:
     import transformers
 
     from profiler.backends.hf import synthetic
-    from profiler.backends.hf.load import DTYPES, text_config
+    from profiler.backends.hf.ceilings import DTYPES
+    from profiler.backends.hf.load import text_config
     from profiler.kernels.audit import audit, miniature
 
     transformers.logging.set_verbosity_error()

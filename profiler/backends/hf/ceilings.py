@@ -30,12 +30,12 @@ from profiler.devices.base import MAX_WAIT, HostWindow, Lap, disturbance, kind_o
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 QUEUED_S = 2e-3  # seconds of runs between two synchronizations of a GPU, each of which takes about ten microseconds
-MOST_QUEUED = 1000  # runs
-MOST_WAIT = 20  # wall time ÷ requested seconds at which timing ends, in case a quota leaves little CPU time
-TRIES, QUICK_TRIES = 8, 3  # of a timing that other processes disturb
-SHORT_WAIT = 0.02  # of the wall time
+MAX_QUEUED_RUNS = 1000  # of 2 µs each: no launch is much shorter
+MAX_STRETCH = 20  # wall time ÷ requested seconds at which timing ends, in case a quota leaves little CPU time
+TRIES, QUICK_TRIES = 8, 3  # of a timing that other processes disturb; the pauses between them add up to 2.8 and 0.3 s
+SHORT_WAIT = 0.02  # share of the wall time: a shorter wait is not blamed for a slow figure
 PAUSE_S = 0.1  # before each further try, and once more for every earlier one: a short burst of work then passes
-READ_MOST = 4 * 1024**3  # the most bytes that the reading kernels read
+MAX_READ_BYTES = 4 * 1024**3  # that the reading kernels read
 CACHES_IN_FREE = 24  # caches count as at most free memory ÷ 24, because several pools exist at once
 PAST_CACHES = 1.5  # size of a pool ÷ size of the caches, within given limits
 LOOP_S = 0.15  # a ceiling is the fastest run within this many seconds
@@ -96,7 +96,7 @@ class Stopwatch:
         found: list[float] = []
         clocks, start = self._clocks(), time.perf_counter()
         left = seconds if start < self.end else 0.0
-        while not found or (left > 0 and time.perf_counter() < start + MOST_WAIT * seconds):
+        while not found or (left > 0 and time.perf_counter() < start + MAX_STRETCH * seconds):
             for _ in range(runs):
                 run()
             self.wait()
@@ -129,7 +129,7 @@ class Stopwatch:
         start = time.perf_counter()
         run()
         self.wait()
-        return max(1, min(round(QUEUED_S / (time.perf_counter() - start)), MOST_QUEUED))
+        return max(1, min(round(QUEUED_S / (time.perf_counter() - start)), MAX_QUEUED_RUNS))
 
     def wait(self) -> None:
         """Wait until the device has finished everything queued."""
@@ -176,7 +176,7 @@ class CeilingBenchmark:
         self.watch = Stopwatch(self.device, duty_cycle)
         self.here = here = devices.find(device)
         self.cache_bytes: int = min(kind.cache_bytes(self.device), here.free_bytes // CACHES_IN_FREE)
-        self.read_bytes = past_caches(self.cache_bytes, self.sizes.read_bytes, READ_MOST)
+        self.read_bytes = past_caches(self.cache_bytes, self.sizes.read_bytes, MAX_READ_BYTES)
 
     def ceilings(self, dtypes: Iterable[str] = DTYPES, seconds: float = LOOP_S) -> FastestRates:
         """The highest rates of reading, copying and computing, each the best within ``seconds``."""

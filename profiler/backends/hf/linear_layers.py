@@ -31,7 +31,7 @@ from profiler.quants.base import LayerBenchmark, Quant
 TOKENS = (1, 4, 16, 64, 256)
 ROW_SHAPES = ((4096, 4096), (2048, 1536), (256, 1536))  # shapes for our own kernels on a GPU, without large ones
 TALL, TALL_TOKENS = (65536, 1024), (1, 4, 16)  # an output head, which processes one token per sequence
-POOL_BYTES, POOL_MOST = 128 * 1024**2, 1024**3  # minimum and maximum size of a pool
+MIN_POOL_BYTES, MAX_POOL_BYTES = 128 * 1024**2, 1024**3  # of a pool of layers
 POOL_LAYERS, PACKED_LAYERS = 4096, 1024  # maximum number in a pool
 PATTERN = 2**20  # random numbers, repeated through a pool
 RUN_LAYERS = 200  # maximum in a run of one token
@@ -85,7 +85,7 @@ class LinearLayers:
     def __init__(self, watch: Stopwatch, cache_bytes: int = 0) -> None:
         self.watch, self.device, self.cuda = watch, watch.device, watch.device.type == "cuda"
         self.sizes = watch.kind.sizes
-        self.pool_bytes = past_caches(cache_bytes, POOL_BYTES, POOL_MOST)
+        self.pool_bytes = past_caches(cache_bytes, MIN_POOL_BYTES, MAX_POOL_BYTES)
 
     def all(self) -> Layers:
         """The costs of linear layers by kernel and tokens, the slowdown of an output head, and the time to launch a

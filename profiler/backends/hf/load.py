@@ -38,6 +38,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from profiler import folders, quants, registry
 from profiler.backends.base import Beat
 from profiler.backends.hf import synthetic
+from profiler.backends.hf.ceilings import DTYPES
 from profiler.case import Case, Source
 from profiler.devices.base import Meter
 from profiler.errors import ProfileError
@@ -58,7 +59,6 @@ from profiler.quants.bitsandbytes import repackable
 from profiler.units import bytes_text, printable
 
 ABOUT_FILES = ("auto_map", "quantization_config", NAMED_ELSEWHERE)  # fields of a config that describe files
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 DISAGREE = "The config and the tensors do not agree on which weights are quantized."
 CHANGED = "The files may have changed while they were read: try again."

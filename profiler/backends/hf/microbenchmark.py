@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional
 
 from profiler.backends.hf.ceilings import DTYPES, LOOP_S, CeilingBenchmark, past_caches, report
-from profiler.backends.hf.linear_layers import POOL_BYTES, POOL_MOST, RATE_S, LinearLayers
+from profiler.backends.hf.linear_layers import MAX_POOL_BYTES, MIN_POOL_BYTES, RATE_S, LinearLayers
 from profiler.backends.hf.synthetic import log_decays
 from profiler.devices.calibration import DELTA, DELTA_TOKENS, STEP_LAYERS, layers_json
 from profiler.devices.cpu import process_bytes
@@ -46,7 +46,7 @@ PASS_MODEL = {  # so wide that its prefill consists of matrix products and eleme
 }
 PASS_INNER = 3  # size of the feed-forward layer ÷ hidden size
 PASS_S, PASS_ROUNDS = 0.3, 3
-LEAST_ELEMENTWISE_S = 7.5e-13  # used where the difference of two noisy times is smaller, or negative
+MIN_ELEMENTWISE_S = 7.5e-13  # used where the difference of two noisy times is smaller, or negative
 CONV_CHANNELS, CONV_WIDTH, CONV_TOKENS = 6144, 4, 512
 HEADS, KV_HEADS, HEAD_DIM = 8, 2, 128
 PASS_DEPTH = 2  # tokens that masked attention reads ÷ tokens of the pass
@@ -129,7 +129,7 @@ class Microbenchmark(CeilingBenchmark):
         attention = 4 * layers * hidden * tokens**2 * attention_flop_s
         attention /= 2 if self.cuda else 1  # on CUDA, the first pass needs no mask and skips later tokens
         seconds = self.between_products(sizes, dtype, tokens, PASS_S, PASS_ROUNDS) - attention
-        return max(LEAST_ELEMENTWISE_S, seconds / (layers * hidden * tokens * dtype.itemsize))
+        return max(MIN_ELEMENTWISE_S, seconds / (layers * hidden * tokens * dtype.itemsize))
 
     def between_products(
         self,
@@ -220,7 +220,7 @@ class Microbenchmark(CeilingBenchmark):
         query, new = random(HEADS, 1), random(KV_HEADS, 1)
         depth = self.sizes.step_depth
         first = random(KV_HEADS, depth)
-        many = max(2, past_caches(self.cache_bytes, POOL_BYTES, POOL_MOST) // (2 * first.nbytes))
+        many = max(2, past_caches(self.cache_bytes, MIN_POOL_BYTES, MAX_POOL_BYTES) // (2 * first.nbytes))
         pool = deque((first.clone(), first.clone()) for _ in range(many))
 
         def step() -> None:

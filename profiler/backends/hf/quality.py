@@ -1,293 +1,396 @@
-"""Teacher-forced passes over windows of text: what a reference keeps, and how far another model is from it.
+"""The quality of a loaded model: the text set by its tokens, the reference, and what a row stores of the comparison.
 
-**Bounded memory.** The logits of 8,192 positions over a vocabulary of 262,144 would take 8.6 GB. A window is read in
-chunks of ``CHUNK`` tokens after what the cache holds, as a prefill is; only the hidden states of a chunk are kept,
-and the output head turns ``LOGITS_BYTES`` of them at a time into logits, from which the figures of these positions
-follow (``profiler/quality/definition.py``). The head is the model's own: its class computes the logits with the
-hidden states in place of its decoder's, so that scaling and soft capping are included, whatever the family.
+``prepare`` computes the windows of the reference that are not on disk yet, in a process of its own, so that two
+models are never in this one's memory, and before this process loads its model. ``measure`` compares the loaded model
+with them. The reference has the same weights, or those of ``--reference``, in fp32 if the device has the memory for
+that, else in bf16, else on the CPU.
 
-Reference and measured model share every operation here, and their sums have the same order, so a model compared with
-itself has a divergence of 0 to the last bit if its logits are the same.
+Prompts and decode steps are computed by different kernels. All tokens are scored as a prompt; the last
+``DECODED_TOKENS`` of one window of each kind are read a second time by decode steps of the case's path, after the
+same tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from functools import partial
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
-from transformers.utils import ModelOutput
+import transformers
 
+from profiler import devices, folders
 from profiler.backends.base import Beat
-from profiler.backends.hf import cache as caches
+from profiler.backends.hf import text_pass
+from profiler.backends.hf.text_pass import Keeper, PositionFigures, Scorer
+from profiler.case import Case, Source
 from profiler.decode_path import EAGER
+from profiler.devices.base import kind_of
 from profiler.errors import ProfileError
-from profiler.kernels.runner import StaticRunner
-from profiler.quality.definition import LEAST, NO_REST, SAMPLES, TOP
-from profiler.quality.kept import INTEGERS, ReferenceArrays
-from profiler.quality.texts import TextWindow
+from profiler.foreign import MAX_TOKENIZER_BYTES, exists, read_bytes
+from profiler.models import families, hub
+from profiler.quality import references, texts
+from profiler.quality.definition import DEFINITION, ERRORS
+from profiler.quality.texts import DECODED_TOKENS, TextWindow
+from profiler.quants.base import DTYPE_BYTES
+from profiler.results.quality import ALL, BLOCK, Block, columns
+from profiler.results.stats import percentile
+from profiler.units import bytes_text, printable
 
-CHUNK = 512  # tokens of a pass, whatever --ubatch: sums in another order would not be equal to the last bit
-STEPS = 64  # the last tokens of a window are a pass of their own, because decode steps may read them, too
-_NOTHING = object()
-LOGITS_BYTES = 128 << 20  # of logits at a time, counted as fp32
-BLOCK = {"cpu": 1 << 19}  # logits of which the exponentials are summed at a time: 2 MiB stay in a core's cache
-Rows = Callable[[int, torch.Tensor], None]  # takes the first position and the logits ``[rows, vocabulary]``
+MIN_WINDOW_TOKENS = 64  # with fewer, nearly every token would be predicted without context
+DTYPES = ("fp32", "bf16")  # of a reference, the best first
+ROOM_BYTES = 1 << 30  # beyond the weights: logits, cache and framework
+MARGIN = 1.1  # on the bytes of the weights, for what the allocator wastes
+TOKENIZER = "tokenizer.json"
+BEAT, DONE = "beat ", "done"  # lines of the process that computes a reference
+LAST_LINES = 20  # of its output that are kept for an error message
 
 
 @dataclass(frozen=True, slots=True)
-class PositionFigures:
-    """Figures of consecutive positions, each ``[positions]``."""
+class ReferenceModel:
+    """The model that others are compared with, as a case that this backend can load."""
 
-    kl: torch.Tensor  # float64, nats
-    variance: torch.Tensor  # float64, of ``kl``, from what is kept of the reference
-    same: torch.Tensor  # bool: the reference's top token has the largest logit
-    nll: torch.Tensor  # float64: −log q of the text's next token
-    reference_nll: torch.Tensor  # float64: the same of the reference
-    rest: torch.Tensor  # float64: mass of the reference outside its top tokens
+    case: Case  # its dtype and device are chosen by ``_chosen``
+    source: Source
 
 
-def read_window(
-    model: PreTrainedModel,
-    tokens: Sequence[int],
-    prompt: Rows,
-    beat: Beat,
-    decoded: Rows | None = None,
-    path: str = EAGER,
-) -> tuple[str, str | None]:
-    """Read a window as a prompt, and give ``prompt`` the logits at each position.
+def prepare(case: Case, source: Source, wanted: Mapping[str, Any], beat: Beat) -> None:
+    """Compute what is missing of the reference for ``case``. Raises ProfileError if that is impossible."""
+    model = _reference(case, source, wanted)
+    cut = windows(case, source, wanted)
+    _ensured(model, cut, beat)
 
-    With ``decoded``, the last ``STEPS`` tokens are read a second time, by decode steps of ``path``, whose logits it
-    gets. Returns the path that ran, and why it is another one.
+
+def measure(session: Any, case: Case, source: Source, wanted: Mapping[str, Any], beat: Beat) -> dict[str, Any]:
+    """The ``quality`` of a row of ``case``, whose model ``session`` holds. Raises ProfileError, OutOfMemory."""
+    from profiler.backends.hf.session import memory_errors
+
+    model, cut = _reference(case, source, wanted), windows(case, source, wanted)
+    names, reference = _ensured(model, cut, beat)
+    known: dict[str, PositionFigures] = session.scored
+    decode = _Decode(case.path)
+    started, found = time.monotonic(), []
+    made: dict[str, Any] = {}
+    for number, (window, name) in enumerate(zip(cut, names, strict=True), 1):
+        beat(f"quality {number}/{len(cut)}")
+        first = window.kind not in decode.kinds and window.scored >= 2 * DECODED_TOKENS
+        if first or name not in known:
+            arrays = references.read(name)
+            if arrays is None:
+                raise ProfileError("the reference was removed from the cache while it was used", "Try again.")
+            with memory_errors():
+                known[name] = _scored(session.model, window, arrays, decode if first else None, beat)
+            made = made or dict(arrays.made)
+        found.append((window, known[name]))
+    made = made or _provenance(names)
+    return stored(found, decode.content()) | {
+        "definition": DEFINITION,
+        "text": {
+            "name": _set(wanted["text"]).name,
+            "hash": wanted["hash"],
+            "license": _set(wanted["text"]).license or "the user's own",
+        },
+        "reference": {
+            "model": reference.case.model,
+            "model_id": reference.case.model_id,
+            "dtype": reference.case.dtype,
+            **made,
+        },
+        "window": _size(case),
+        "seconds": time.monotonic() - started,
+    }
+
+
+def _provenance(names: Sequence[str]) -> dict[str, Any]:
+    """What computed a reference, by its first window; empty if that was removed from the cache."""
+    arrays = references.read(names[0])
+    return {} if arrays is None else dict(arrays.made)
+
+
+def _scored(
+    model: Any, window: TextWindow, arrays: references.ReferenceArrays, decode: _Decode | None, beat: Beat
+) -> PositionFigures:
+    """Figures of a window read as a prompt; ``decode`` gets those of its last tokens, by both ways."""
+    device = model.device
+    prompt = Scorer(window, arrays, device)
+    if decode is None:
+        text_pass.read_window(model, window.tokens, prompt, beat)
+        return prompt.figures()
+    steps = Scorer(window, arrays, device)
+    ran, reason = text_pass.read_window(model, window.tokens, prompt, beat, steps, decode.path)
+    decode.add(window.kind, steps.figures(), prompt.figures(), ran, reason)
+    return prompt.figures()
+
+
+class _Decode:
+    """Sums over the tokens that were decoded step by step."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.kinds = path, set[str]()
+        self._ran = path
+        self._reason: str | None = None
+        self._sums = dict.fromkeys(("tokens", "kl", "same", "prompt_kl", "prompt_same"), 0.0)
+
+    def add(self, kind: str, steps: PositionFigures, prompt: PositionFigures, ran: str, reason: str | None) -> None:
+        """Count a window; ``prompt`` ends with the same positions as ``steps``."""
+        count = len(steps.kl)
+        self.kinds.add(kind)
+        self._ran, self._reason = ran, reason
+        summed = (steps.kl, steps.same, prompt.kl[-count:], prompt.same[-count:])
+        for name, value in zip(self._sums, [count, *(float(each.sum()) for each in summed)], strict=True):
+            self._sums[name] += value
+
+    def content(self) -> dict[str, Any]:
+        """Means over these tokens: by decode steps, and as a prompt."""
+        count = self._sums["tokens"]
+        if not count:
+            return {}
+        means = {name: value / count for name, value in self._sums.items() if name != "tokens"}
+        content = {"path": self._ran, "tokens": int(count), **means}
+        return {"decode": content | ({"reason": self._reason} if self._reason else {})}
+
+
+def stored(found: Sequence[tuple[TextWindow, PositionFigures]], decode: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row stores of scored windows: sums over blocks, percentiles, and the error of what is kept."""
+    blocks: list[Block] = []
+    values: dict[str, list[float]] = {}
+    for window, figures in found:
+        values.setdefault(window.kind, []).extend(figures.kl.tolist())
+        for start in range(0, window.scored, BLOCK):
+            part = slice(start, start + BLOCK)
+            blocks.append(
+                Block(
+                    window.kind,
+                    window.document,
+                    len(figures.kl[part]),
+                    float(figures.kl[part].sum()),
+                    int(figures.same[part].sum()),
+                    float(figures.nll[part].sum()),
+                    float(figures.reference_nll[part].sum()),
+                )
+            )
+    count = sum(len(figures.kl) for _, figures in found)
+    variance = sum(float(figures.variance.sum()) for _, figures in found)
+    values[ALL] = [value for kind in list(values) for value in values[kind]]
+    return {
+        "blocks": columns(blocks),
+        "tails": {kind: _tails(sorted(each)) for kind, each in values.items()},
+        "error": ERRORS * math.sqrt(variance) / count,
+        "rest": sum(float(figures.rest.sum()) for _, figures in found) / count,
+        **decode,
+    }
+
+
+def _tails(ordered: Sequence[float]) -> dict[str, float]:
+    """The percentiles that so many values determine."""
+    known = (("p99", 0.99, 100), ("p999", 0.999, 1000))
+    return {name: percentile(ordered, share) for name, share, needed in known if len(ordered) >= needed}
+
+
+def windows(case: Case, source: Source, wanted: Mapping[str, Any]) -> list[TextWindow]:
+    """The text set by the tokens of the case's model, in windows of its context.
+
+    Raises ProfileError without a tokenizer, and if that of the reference gives other tokens.
     """
-    ids = torch.tensor([tokens], device=model.device)
-    first, kv = max(0, len(tokens) - STEPS), new_cache(model)
-    _read(model, ids[:, :first], kv, prompt, 0, beat)
-    with torch.inference_mode():
-        saved = None if decoded is None else caches.save(kv)
-        _read(model, ids[:, first:], kv, prompt, first, beat)
-        if decoded is None or saved is None:
-            return EAGER, None
-        caches.restore(kv, saved)
-    runner, reason = _runner(model, kv, ids[:, first : first + 1], path)
-    for place in range(first, len(tokens)):
-        token = ids[:, place : place + 1]
-        decoded(place, _eager_step(model, kv, token) if runner is None else _static_step(runner, token))
-        beat("")
-    if runner is None:
-        return EAGER, reason
-    stats = runner.stats()
-    return stats.path, stats.reason
+    encode = _tokenizer(source.kind, source.location, source.revision, case.model_id)
+    other = wanted["reference"]
+    encode_reference = None
+    if other is not None and (found := _source(other)).kind in ("folder", "gguf", "hub"):
+        encode_reference = _tokenizer(found.kind, found.location, found.revision, other["model_id"])
+    cut: list[TextWindow] = []
+    for document in _set(wanted["text"]).documents:
+        start, tokens = encode(document.text)
+        if encode_reference is not None and encode_reference(document.text) != (start, tokens):
+            raise ProfileError(
+                f"{printable(other['name'])} and {printable(case.model)} have different tokens, so their"
+                " predictions cannot be compared"
+            )
+        cut += texts.windows(document.kind, document.name, start, tokens, _size(case))
+    return cut
 
 
-@torch.inference_mode()
-def _read(model: PreTrainedModel, ids: torch.Tensor, kv: DynamicCache, take: Rows, at: int, beat: Beat) -> None:
-    """Read ``ids [1, tokens]`` after what ``kv`` holds; ``at``: the position of the first of them."""
-    for start in range(0, ids.shape[1], CHUNK):
-        chunk = ids[:, start : start + CHUNK]
-        output = decoder_of(model)(input_ids=chunk, past_key_values=kv, use_cache=True)
-        _through_head(model, output, at + start, take)
-        beat("")
+def _size(case: Case) -> int:
+    return max(MIN_WINDOW_TOKENS, case.context)
 
 
-def decoder_of(model: PreTrainedModel) -> Any:
-    """The part of a model that gives hidden states. Called by the whole model, Gemma 4's gives only those whose
-    logits are asked for.
-    """
-    found = model.get_decoder()
-    return model.model if found is model else found  # Llama 4 names itself
+@lru_cache(maxsize=4)
+def _set(folder: str | None) -> texts.TextSet:
+    return texts.shipped() if folder is None else texts.of_folder(Path(folder))
 
 
-def _through_head(model: PreTrainedModel, output: ModelOutput, at: int, take: Rows) -> None:
-    """Give ``take`` the logits of hidden states, ``LOGITS_BYTES`` at a time."""
-    rows = max(1, LOGITS_BYTES // (4 * model.config.get_text_config().vocab_size))
-    own, hidden = vars(decoder_of(model)), output.last_hidden_state
-    before = own.get("forward", _NOTHING)
+Encode = Callable[[str], tuple[list[int], list[int]]]
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(kind: str, location: str, revision: str | None, model_id: str) -> Encode:
+    """A function that gives the tokens before any text, and those of a text. Raises ProfileError."""
+    from tokenizers import Tokenizer
+
+    file = _tokenizer_file(kind, location, revision, model_id)
+    if not exists(file):
+        raise ProfileError(
+            f"{printable(location)} has no {TOKENIZER}", "Copy it from where the model was published into its folder."
+        )
     try:
-        for start in range(0, hidden.shape[1], rows):
-            part = hidden[:, start : start + rows]
-            own["forward"] = partial(_instead, type(output)(last_hidden_state=part))
-            take(at + start, model(inputs_embeds=part, use_cache=False).logits[0])
-    finally:
-        if before is _NOTHING:
-            del own["forward"]
-        else:
-            own["forward"] = before
+        made = Tokenizer.from_buffer(read_bytes(file, MAX_TOKENIZER_BYTES))
+    except ProfileError:
+        raise
+    except Exception as error:  # its only class of errors
+        raise ProfileError(f"{printable(file)} is not a tokenizer: {printable(error, 120)}") from None
+
+    def encode(text: str) -> tuple[list[int], list[int]]:
+        found = made.encode(text)
+        special = found.special_tokens_mask
+        begin = next((place for place, each in enumerate(special) if not each), len(special))
+        return found.ids[:begin], [token for token, each in zip(found.ids, special, strict=True) if not each]
+
+    return encode
 
 
-def _instead(output: ModelOutput, *args: Any, **named: Any) -> ModelOutput:
-    return output
+def _tokenizer_file(kind: str, location: str, revision: str | None, model_id: str) -> Path:
+    """The ``tokenizer.json`` of a model; that of a GGUF file is written on first use, which takes a minute."""
+    if kind == "folder":
+        return Path(location) / TOKENIZER
+    if kind == "hub":
+        snapshot = hub.downloaded_snapshot(location, revision)
+        return (snapshot or Path(location)) / TOKENIZER
+    path = Path(location)
+    cache = folders.scratch("gguf")
+    target = cache / f"{model_id}-tokenizer-{transformers.__version__}.json"
+    if target.exists() and folders.distrust(target, cache) is None:
+        return target
+    made = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    made.backend_tokenizer.save(str(partial))
+    partial.chmod(0o600)
+    partial.replace(target)
+    return target
 
 
-def log_total(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest logit of each row ``[rows, 1]``, and log Σ exp(logit − largest) in float64 ``[rows, 1]``.
-
-    The sum is over blocks of the vocabulary: a copy of all logits would take longer to allocate than to compute.
-    """
-    most = logits.amax(dim=-1, keepdim=True).float()
-    width = max(1, BLOCK.get(logits.device.type, logits.numel()) // len(logits))
-    parts = [
-        (part.float() - most).exp_().sum(dim=-1, keepdim=True).double() for part in torch.split(logits, width, dim=1)
-    ]
-    return most, torch.cat(parts, dim=1).sum(dim=1, keepdim=True).log()
+def _source(content: Mapping[str, Any]) -> Source:
+    return Source(content["kind"], content["location"], content["revision"], content["config"])
 
 
-def log_probabilities(
-    logits: torch.Tensor, at: torch.Tensor, most: torch.Tensor, total: torch.Tensor
-) -> torch.Tensor:
-    """Log-probabilities of the tokens ``at [rows, n]``, rounded to float32 as a reference keeps them."""
-    return (logits.gather(1, at).double() - most.double() - total).float()
+def _reference(case: Case, source: Source, wanted: Mapping[str, Any]) -> ReferenceModel:
+    """The model to compare with, in the best dtype; ``_ensured`` chooses the one that is used."""
+    other = wanted["reference"]
+    plain = replace(case, quant=DTYPES[0], dtype=DTYPES[0], path=EAGER)
+    if other is None:
+        return ReferenceModel(plain, source)
+    return ReferenceModel(replace(plain, model=other["name"], model_id=other["model_id"]), _source(other))
 
 
-class Keeper:
-    """Collects what is kept of a reference over one window of ``tokens``."""
-
-    def __init__(self, window: TextWindow, top: int = TOP, samples: int = SAMPLES) -> None:
-        self._next = torch.tensor(window.tokens[1:])
-        self._first = window.unscored - 1  # the position before the first scored token
-        self._top, self._samples = top, samples
-        self._random = torch.Generator().manual_seed(sum(window.tokens))
-        self._parts: list[dict[str, torch.Tensor]] = []
-
-    def __call__(self, at: int, logits: torch.Tensor) -> None:
-        """Keep these rows, but for those that predict no scored token."""
-        at, logits = _scored(at, logits, self._first, len(self._next))
-        if not len(logits):
-            return
-        most, total = log_total(logits)
-        logits = logits.float()
-        ids = logits.topk(min(self._top, logits.shape[1])).indices
-        logs = log_probabilities(logits, ids, most, total)
-        probabilities = (logits - (most + total.float())).exp_()
-        entropy = -(probabilities * (logits - (most + total.float()))).sum(dim=-1).double()
-        entropy += (logs.double().exp() * logs.double()).sum(dim=-1)
-        sampled = self._drawn(probabilities.scatter_(1, ids, 0.0))
-        expected = self._next[at : at + len(logits)].to(logits.device)[:, None]
-        part = {
-            "ids": ids,
-            "logs": logs,
-            "rest_entropy": entropy.clamp_(min=0).float(),
-            "sampled": sampled,
-            "sampled_logs": log_probabilities(logits, sampled, most, total),
-            "nll": -log_probabilities(logits, expected, most, total)[:, 0],
-        }
-        self._parts.append({name: tensor.cpu() for name, tensor in part.items()})
-
-    def _drawn(self, rest: torch.Tensor) -> torch.Tensor:
-        """One token from each of ``samples`` equal parts of the mass of ``rest [rows, vocabulary]``."""
-        sums = rest.cumsum(dim=-1)
-        chance = torch.rand((len(rest), self._samples), generator=self._random).to(rest.device)
-        places = (torch.arange(self._samples, device=rest.device) + chance) / self._samples
-        found = torch.searchsorted(sums, places * sums[:, -1:], right=True)
-        return found.clamp_(max=rest.shape[1] - 1)
-
-    def arrays(self, made: dict[str, Any]) -> ReferenceArrays:
-        """What was kept, as it is stored; ``made`` says what computed it."""
-        whole = {name: torch.cat([part[name] for part in self._parts]) for name in self._parts[0]}
-        positions, top = whole["ids"].shape
-        stored = {
-            name: tensor.to(torch.int32 if name in INTEGERS else torch.float32).contiguous().numpy().tobytes()
-            for name, tensor in whole.items()
-        }
-        return ReferenceArrays(positions, top, self._samples, stored, made)
+def _ensured(model: ReferenceModel, cut: Sequence[TextWindow], beat: Beat) -> tuple[list[str], ReferenceModel]:
+    """The names of the windows of a reference, computed if they are missing, and the reference as it was computed."""
+    for dtype in DTYPES:
+        names = _names(model, dtype, cut)
+        if all(references.read(name) is not None for name in names):
+            return names, _with_dtype(model, dtype)
+    chosen = _chosen(model)
+    names = _names(model, chosen.case.dtype, cut)
+    missing = [window for window, name in zip(cut, names, strict=True) if references.read(name) is None]
+    _compute(chosen, missing, beat)
+    return names, chosen
 
 
-class Scorer:
-    """Compares a model with what is kept of its reference, over one window."""
-
-    def __init__(self, window: TextWindow, kept: ReferenceArrays, device: torch.device) -> None:
-        self._next = torch.tensor(window.tokens[1:])
-        self._first = window.unscored - 1
-        self._kept = {name: _tensor(kept, name).to(device) for name in kept.arrays}
-        self._parts: list[PositionFigures] = []
-
-    def __call__(self, at: int, logits: torch.Tensor) -> None:
-        """Score these rows, but for those that predict no scored token."""
-        at, logits = _scored(at, logits, self._first, len(self._next))
-        if len(logits):
-            rows = slice(at - self._first, at - self._first + len(logits))
-            expected = self._next[at : at + len(logits)].to(logits.device)[:, None]
-            found = compared(logits, {name: tensor[rows] for name, tensor in self._kept.items()}, expected)
-            self._parts.append(found)
-
-    def figures(self) -> PositionFigures:
-        """Figures of all positions that were scored, in the order in which they came, on the host."""
-        parts = [[getattr(part, each.name) for part in self._parts] for each in fields(PositionFigures)]
-        return PositionFigures(*(torch.cat(part).cpu() for part in parts))
+def _names(model: ReferenceModel, dtype: str, cut: Sequence[TextWindow]) -> list[str]:
+    return [references.key(model.case.model_id, dtype, window.tokens, window.unscored) for window in cut]
 
 
-def compared(logits: torch.Tensor, kept: dict[str, torch.Tensor], expected: torch.Tensor) -> PositionFigures:
-    """``definition.divergence`` and the other figures for rows of ``logits [rows, vocabulary]``; ``expected [rows,
-    1]`` are the text's next tokens."""
-    most, total = log_total(logits)
-    ids = kept["ids"].long()
-    log_p, log_q = kept["logs"].double(), log_probabilities(logits, ids, most, total).double()
-    kl = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
-    rest = 1 - log_p.exp().sum(dim=-1)
-    left = (1 - log_q.exp().sum(dim=-1)).clamp_(min=LEAST)
-    has_rest = rest > NO_REST
-    rest = rest.clamp(min=NO_REST)
-    log_v = log_probabilities(logits, kept["sampled"].long(), most, total).double() - left.log()[:, None]
-    log_r = log_v - (kept["sampled_logs"].double() - rest.log()[:, None])
-    terms = log_r.expm1() - log_r
-    added = rest * ((rest / left).log() + terms.mean(dim=-1))
-    zero = torch.zeros_like(rest)
-    return PositionFigures(
-        kl=(kl + torch.where(has_rest, added, zero)).clamp_(min=0),  # without a rest, rounding may exceed it
-        variance=torch.where(has_rest, rest**2 * terms.var(dim=-1) / terms.shape[1], zero),
-        same=logits.gather(1, ids[:, :1])[:, 0] >= most[:, 0],
-        nll=-log_probabilities(logits, expected, most, total)[:, 0].double(),
-        reference_nll=kept["nll"].double(),
-        rest=torch.where(has_rest, rest, zero),
-    )
+def _with_dtype(model: ReferenceModel, dtype: str, device: str | None = None) -> ReferenceModel:
+    case = replace(model.case, quant=dtype, dtype=dtype, device=device or model.case.device)
+    return replace(model, case=case)
 
 
-def new_cache(model: PreTrainedModel) -> DynamicCache:
-    """An empty cache of transformers' own."""
-    return DynamicCache(config=model.config.get_text_config())
+def _chosen(model: ReferenceModel) -> ReferenceModel:
+    """The best dtype and device that have the memory now. Raises ProfileError if none has."""
+    count = families.geometry(model.source.config).parameters
+    own = model.case.device
+    places = [own] if kind_of(own).is_host else [own, "cpu"]
+    for device in places:
+        free = devices.find(device).free_bytes
+        for dtype in DTYPES:
+            if count * DTYPE_BYTES[dtype] * MARGIN + ROOM_BYTES <= free:
+                return _with_dtype(model, dtype, device)
+    need = bytes_text(int(count * DTYPE_BYTES[DTYPES[-1]] * MARGIN + ROOM_BYTES))
+    raise ProfileError(f"the reference needs {need} of memory in {DTYPES[-1]}, which is not free")
 
 
-def _runner(
-    model: PreTrainedModel, kv: DynamicCache, token: torch.Tensor, path: str
-) -> tuple[StaticRunner | None, str | None]:
-    """The runner of a path, which takes over the cache, and why there is none; None for transformers' own step."""
-    if path == EAGER:
-        return None, None
-    from profiler.backends.hf.session import runner_for  # which imports the module that uses this one
+def _compute(model: ReferenceModel, cut: Sequence[TextWindow], beat: Beat) -> None:
+    """Compute windows of a reference in a process of its own. Raises ProfileError with its last words if it fails."""
+    request = {
+        "case": asdict(model.case),
+        "source": {**asdict(model.source), "config": dict(model.source.config)},
+        "windows": [asdict(window) for window in cut],
+    }
+    beat("reference: starting")
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "profiler.backends.hf.quality"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="backslashreplace",
+        env={**os.environ, **folders.child_environ(os.environ)},
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps(request))
+        process.stdin.close()
+        last: deque[str] = deque(maxlen=LAST_LINES)
+        for line in process.stdout:
+            if line.startswith(BEAT):
+                beat(line.removeprefix(BEAT).strip())
+            elif line.strip():
+                last.append(line.strip())
+    if process.returncode or not last or last[-1] != DONE:
+        said = printable(last[-1], 300) if last else "it said nothing"
+        raise ProfileError(
+            f"the reference in {model.case.dtype} could not be computed (exit {process.returncode}): {said}"
+        )
 
-    runner = runner_for(model, path)
+
+def compute(request: Mapping[str, Any], say: Beat) -> None:
+    """Load a reference, and keep its distributions over the requested windows. Runs in a process of its own."""
+    from profiler.backends.hf.session import open_session
+
+    case = Case(**request["case"])
+    cut = [TextWindow(**{**window, "tokens": tuple(window["tokens"])}) for window in request["windows"]]
+    session = open_session(case, Source(**request["source"]), say)
+    made = {"device": case.device, "torch": torch.__version__, "transformers": transformers.__version__}
+    for number, window in enumerate(cut, 1):
+        say(f"reference {number}/{len(cut)}")
+        keeper = Keeper(window)
+        text_pass.read_window(session.model, window.tokens, keeper, say)
+        name = references.key(case.model_id, case.dtype, window.tokens, window.unscored)
+        references.write(name, keeper.arrays(made))
+
+
+def main() -> None:
+    """Serve one request on standard input."""
+    last = 0.0
+
+    def say(text: str) -> None:
+        nonlocal last
+        if text and (time.monotonic() - last > 0.2 or "reference" in text):
+            last = time.monotonic()
+            print(BEAT + text, flush=True)
+
     try:
-        runner.adopt(kv, token, STEPS)
-    except ProfileError as error:
-        return None, error.message
-    return runner, None
+        compute(json.load(sys.stdin), say)
+    except Exception as error:
+        print(printable(" ".join(str(error).split()) or type(error).__name__, 300), flush=True)
+        sys.exit(1)
+    print(DONE, flush=True)
 
 
-@torch.inference_mode()
-def _eager_step(model: PreTrainedModel, kv: DynamicCache, token: torch.Tensor) -> torch.Tensor:
-    """The logits ``[1, vocabulary]`` after ``token [1, 1]``, by transformers as shipped."""
-    logits: torch.Tensor = model(input_ids=token, past_key_values=kv, use_cache=True, logits_to_keep=1).logits
-    return logits[:, -1]
-
-
-@torch.inference_mode()
-def _static_step(runner: StaticRunner, token: torch.Tensor) -> torch.Tensor:
-    """The same by our own step, whatever token it chose itself."""
-    runner.state.token.copy_(token)
-    with runner.patches:
-        return runner.advance()
-
-
-def _scored(at: int, logits: torch.Tensor, first: int, end: int) -> tuple[int, torch.Tensor]:
-    """The rows at positions ``first`` to ``end`` − 1, with the position of the first of them."""
-    skipped = max(0, first - at)
-    kept = logits[skipped : max(skipped, end - at)]
-    return at + skipped, kept
-
-
-def _tensor(kept: ReferenceArrays, name: str) -> torch.Tensor:
-    dtype = torch.int32 if name in INTEGERS else torch.float32
-    return torch.frombuffer(bytearray(kept.arrays[name]), dtype=dtype).view(kept.shape(name))
+if __name__ == "__main__":
+    main()

@@ -92,7 +92,7 @@ class HfSession:
     ) -> None:
         self.model, self.meter, self.watcher = model, meter, watcher
         self._beat, self._cautions = beat, cautions
-        self.scored: dict[str, Any] = {}  # windows of text that this model was compared on (``text_pass``)
+        self.scored: dict[str, Any] = {}  # windows of text that this model was compared on (``quality.measure``)
 
     @property
     def info(self) -> ModelInfo:

@@ -33,7 +33,7 @@ from profiler.quants.checkpoint import CHECKPOINT_DTYPES
 
 BLOCK = 4_194_301  # elements; prime, so that it does not line up with the rows of any matrix
 
-A_MOST = 16.0
+MAX_A = 16.0  # transformers initializes A of a gated delta layer uniformly between 0 and 16
 DELTA = (0.001, 0.1)
 
 BEFORE_ATTENTION = "input_layernorm"
@@ -85,7 +85,7 @@ def biases(count: int, random: torch.Generator) -> torch.Tensor:
 
 def log_decays(count: int) -> torch.Tensor:
     """log γ of ``count`` heads: ``[count]``, in fp32 on the CPU."""
-    return -A_MOST * torch.rand(count) * deltas(count)
+    return -MAX_A * torch.rand(count) * deltas(count)
 
 
 def build(

@@ -14,7 +14,7 @@ from profiler.case import Case, Source
 from profiler.devices.base import Meter
 
 KV_TYPES = ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
-MOST_LAYERS = 9999
+MAX_LAYERS = 9999  # far more than any model has; a longer number is a typing error
 
 
 def _kv(text: str) -> str:
@@ -30,8 +30,8 @@ def _switch(text: str) -> str:
 
 
 def _layers(text: str) -> str:
-    if not text.isdecimal() or int(text) > MOST_LAYERS:
-        raise ValueError(f"{text!r} is not a number of layers from 0 to {MOST_LAYERS}")
+    if not text.isdecimal() or int(text) > MAX_LAYERS:
+        raise ValueError(f"{text!r} is not a number of layers from 0 to {MAX_LAYERS}")
     return str(int(text))
 
 

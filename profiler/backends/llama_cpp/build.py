@@ -138,7 +138,7 @@ class Build:
 
     @cached_property
     def batched_options(self) -> Mapping[str, str]:
-        """The same of llama-batched-bench."""
+        """The options of llama-batched-bench, as ``options``. Raises ProfileError also if this build has none."""
         if not self.batched.exists():
             raise ProfileError(
                 f"several sequences need {BATCHED}, which is not in {printable(self.folder)}",

@@ -34,9 +34,8 @@ from profiler.errors import ProfileError
 from profiler.foreign import BadContent, json_value
 from profiler.models import families
 from profiler.results.measurement import PHASES, Caution, DecodePath, Memory, Phase, Sample
-from profiler.units import bytes_text, printable
+from profiler.units import MIB, bytes_text, printable
 
-MIB = 1024**2
 # "CPU_Mapped model buffer size =   235.16 MiB"; before 2024-12 without the word "model".
 BUFFER = re.compile(
     r"(?P<device>[A-Za-z]\w*) +(?:(?P<kind>model|KV|RS|compute|output) +)?buffer size *= *(?P<mib>[\d.]+) MiB"
@@ -48,8 +47,8 @@ STARTS = re.compile(
 )
 ON_HOST = re.compile(r"CPU|.*_Host$|BLAS|AMX")  # buffers in the host's memory
 TABLE = ("pp", "tg", "pl", "n_kv", "t_pp", "speed_pp", "t_tg", "speed_tg")  # columns of llama-batched-bench's table
-MOST_ON_HOST = 0.25  # of the weights: embeddings always stay there
-MOST_LINES = 4  # a run prints at most so many lines: four of five repetitions are the most of a phase
+MAX_HOST_SHARE = 0.25  # of the weights: embeddings always stay there
+MAX_LINES = 4  # a run prints at most so many lines: four of five repetitions are the most of a phase
 
 
 @dataclass
@@ -261,7 +260,7 @@ class LlamaCase:
         ``most_s`` seconds; otherwise None.
         """
         cold = most_s is None and count == 1
-        program = self._session.start(self._session.command(self._case, phase, count, MOST_LINES, cold))
+        program = self._session.start(self._session.command(self._case, phase, count, MAX_LINES, cold))
         starts: list[Started] = []
         printed = 0
         try:
@@ -306,7 +305,7 @@ class LlamaCase:
 
     def _lines_of_both(self, phase: Phase, count: int) -> Iterator[tuple[Sample, Sample]]:
         """The prefill and the decode of each line; the first pair is a warm-up."""
-        case, rounds = self._case, 1 + max(count, MOST_LINES * 5)
+        case, rounds = self._case, 1 + max(count, MAX_LINES * 5)
         program = self._session.start(self._session.command(case, phase, 1, rounds))
         done = 0
         try:
@@ -375,7 +374,7 @@ class LlamaCase:
         if kind_of(self._case.device).is_host:
             return ()
         host, device = (self._reserved.nbytes("model", host=host) or 0 for host in (True, False))
-        if host <= MOST_ON_HOST * (host + device):
+        if host <= MAX_HOST_SHARE * (host + device):
             return ()
         text = f"{bytes_text(host)} of {bytes_text(host + device)} of weights are in the host's memory"
         return (Caution("weights-on-host", text),)

@@ -1,7 +1,7 @@
 """One file per engine: how it stores a model, how much memory it needs besides, and how it runs a pass.
 
-Each file defines one ``ENGINE``, and may list ``VARIANTS`` of it. Predictions depend on it: a model may take 12 GiB
-in one and 45 GiB in another.
+Each file defines one ``ENGINE``, and may list engines ``RELATED`` to it. Predictions depend on the engine: a model
+may take 12 GiB in one and 45 GiB in another.
 """
 
 from __future__ import annotations
@@ -39,5 +39,5 @@ def _spelled(word: str) -> str:
 def _by_name(folders: tuple[str, ...]) -> dict[str, Engine]:
     """All engines, sorted by name. Cached per set of ``folders``."""
     files = [registry.load(FOLDER, name, "engine") for name in registry.names(FOLDER)]
-    engines: list[Engine] = [engine for file in files for engine in (file.ENGINE, *getattr(file, "VARIANTS", ()))]
+    engines: list[Engine] = [engine for file in files for engine in (file.ENGINE, *getattr(file, "RELATED", ()))]
     return {engine.name: engine for engine in sorted(engines, key=lambda engine: engine.name)}

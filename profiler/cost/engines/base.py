@@ -1,6 +1,6 @@
 """What an engine says about itself.
 
-A file ``cost/engines/NAME.py`` defines one ``ENGINE``, and optionally ``VARIANTS``: engines that share its rules and
+A file ``cost/engines/NAME.py`` defines one ``ENGINE``, and optionally ``RELATED``: engines that share its rules and
 differ in their speed.
 """
 
@@ -25,7 +25,6 @@ from profiler.models.stored import Stored
 from profiler.shell import Command
 from profiler.units import printable
 
-MIB = 1024**2
 NO_BYTES = exact(0)
 SAFETENSORS, GGUF = "safetensors", "gguf"  # kinds of checkpoints: see ``Engine.reads``
 
@@ -141,7 +140,7 @@ class Engine(ABC):
     """
 
     name: str  # as users write it
-    like: str  # the engine whose rules it shares: its own name, unless it is a variant
+    like: str  # the engine whose rules it shares: its own name, unless it is in ``RELATED``
     version: str  # the version that the rules were read from
     usual_quants: tuple[str, ...]  # what people usually run, without -q; the most usual first
     default_kv: str

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from profiler.cost.engines.base import GGUF, MIB, Engine, EngineRequest, Named, Placement, Serving, Terms, spread
+from profiler.cost.engines.base import GGUF, Engine, EngineRequest, Named, Placement, Serving, Terms, spread
 from profiler.cost.engines.transformers import swept
 from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine
@@ -32,7 +32,7 @@ from profiler.models.layers import Attention, Execution
 from profiler.models.stored import Stored
 from profiler.registry import unknown
 from profiler.shell import Command, command, quote
-from profiler.units import GIB
+from profiler.units import GIB, MIB
 
 UBATCH = 512  # --ubatch-size
 PAD = 256  # cells
@@ -361,4 +361,4 @@ class LlamaCppBuild(LlamaCpp):
 
 
 ENGINE = LlamaCpp()
-VARIANTS = (LlamaCppBuild("llama.cpp-vulkan"), LlamaCppBuild("llamafile"))
+RELATED = (LlamaCppBuild("llama.cpp-vulkan"), LlamaCppBuild("llamafile"))

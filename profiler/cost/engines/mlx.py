@@ -11,7 +11,7 @@ Rules read in the sources of mlx 0.31 (quantized layers) and mlx-lm 0.31 (loadin
 
 from __future__ import annotations
 
-from profiler.cost.engines.base import MIB, SAFETENSORS, Engine, EngineRequest, Terms, spread
+from profiler.cost.engines.base import SAFETENSORS, Engine, EngineRequest, Terms, spread
 from profiler.cost.interval import exact
 from profiler.cost.storage import Held, Storage, as_stored, bounds_of, storage, with_head
 from profiler.cost.work import PassRules
@@ -21,6 +21,7 @@ from profiler.models.layers import Attention, Execution, Weight
 from profiler.models.scheme import MLX
 from profiler.models.stored import Stored
 from profiler.registry import unknown
+from profiler.units import MIB
 
 STEP = 2048  # tokens of a prompt that are processed at once
 GROWTH = 256  # tokens by which a cache grows

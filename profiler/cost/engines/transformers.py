@@ -21,7 +21,7 @@ from dataclasses import replace
 from profiler import quants, registry
 from profiler.case import PREFILL_CHUNK
 from profiler.cost.calibrated import OperatorCounts, timed_layer
-from profiler.cost.engines.base import MIB, Engine, EngineRequest, Named, Placement, Terms, spread
+from profiler.cost.engines.base import Engine, EngineRequest, Named, Placement, Terms, spread
 from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine
 from profiler.cost.storage import DERIVED, Held, Storage, as_stored, bounds_of, storage, with_head
@@ -38,6 +38,7 @@ from profiler.quants import checkpoint
 from profiler.quants.base import DTYPE_BYTES, Quant, plain_bytes
 from profiler.registry import unknown
 from profiler.shell import Command, command
+from profiler.units import MIB
 
 FLASH_WIDTH = 256  # widest head that takes a flash kernel on CUDA
 # Operators of a layer that are not views, counted with a TorchDispatchMode on meta tensors (transformers 5.23); a

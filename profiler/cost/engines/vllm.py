@@ -15,7 +15,7 @@ Rules read at version 0.26 (its own logs and the checkpoints it loads) and 0.21 
 
 from __future__ import annotations
 
-from profiler.cost.engines.base import GGUF, MIB, SAFETENSORS, Engine, EngineRequest, Named, Placement, Terms, spread
+from profiler.cost.engines.base import GGUF, SAFETENSORS, Engine, EngineRequest, Named, Placement, Terms, spread
 from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine, Split
 from profiler.cost.storage import Held, Part, Storage, as_stored, bounds_of, part_of, storage, with_head
@@ -27,6 +27,7 @@ from profiler.models.layers import Attention, Execution, Layer, Weight
 from profiler.models.stored import Stored
 from profiler.registry import unknown
 from profiler.shell import Command, command
+from profiler.units import MIB
 
 UBATCH = 8192  # --max-num-batched-tokens of the server
 PAGE = 16
@@ -203,4 +204,4 @@ class LikeVllm(Vllm):
 
 
 ENGINE = Vllm()
-VARIANTS = (LikeVllm("sglang", "by the rules of vllm 0.26"), LikeVllm("tensorrt-llm", "by the rules of vllm 0.26"))
+RELATED = (LikeVllm("sglang", "by the rules of vllm 0.26"), LikeVllm("tensorrt-llm", "by the rules of vllm 0.26"))

@@ -61,7 +61,7 @@ DTYPES = [
 """Number types of torch; transformers fails to read a config with any other."""
 
 
-MOST_LABELS = 2**17  # of a classifier; transformers creates a name for each
+MAX_LABELS = 2**17  # of a classifier; transformers creates a name for each
 
 
 def check_common(config: Config, activation: str, *, allow: Collection[str] = ()) -> None:
@@ -87,8 +87,8 @@ def check_any(config: Config) -> None:
     labels, count = config.part("id2label"), config.raw.get("num_labels")
     if labels is not None and not all(re.fullmatch(r"\s*-?\d{1,9}\s*", str(key)) for key in labels):
         raise config.error("id2label must be an object with whole numbers as keys")
-    if count is not None and (type(count) is not int or not 0 <= count <= MOST_LABELS):
-        raise config.refused("num_labels", f"a whole number from 0 to {MOST_LABELS}")
+    if count is not None and (type(count) is not int or not 0 <= count <= MAX_LABELS):
+        raise config.refused("num_labels", f"a whole number from 0 to {MAX_LABELS}")
 
 
 def check_rotary(config: Config, name: str, head_dim: int) -> None:

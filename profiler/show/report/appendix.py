@@ -20,12 +20,12 @@ from profiler.show.report.blocks import Code, Head, PageBlock, Section, Table, m
 from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import UNKNOWN, bytes_text
 
-MOST = 40  # reasons or cautions
+MAX_ROWS = 40  # reasons or cautions
 CASES = 4  # cases that a reason names
 _FIGURES = re.compile(r"\d[\d.,]*(?: ?[KMG]?i?B\b)?")
 
-MOST_COMMANDS = 12
-MOST_VALUES = 4  # values of one property, if rows differ
+MAX_COMMANDS = 12
+MAX_VALUES = 4  # values of one property, if rows differ
 COMMAND_LENGTH = 2000
 FILES = ("--store", "--html")  # options that name output files
 GGUF = ".gguf"
@@ -52,11 +52,11 @@ def skipped(machines: Sequence[MachineRows]) -> Section:
             reason,
             selection.several([selection.case(result) for result in results], CASES),
         )
-        for (where, outcome, reason), results in list(reasons.items())[:MOST]
+        for (where, outcome, reason), results in list(reasons.items())[:MAX_ROWS]
     )
     blocks: list[PageBlock] = [Table(tuple(Head(name, right=False) for name in heads), rows)]
-    if len(reasons) > MOST:
-        blocks.append(muted(f"{MOST} of {len(reasons):,} reasons are shown."))
+    if len(reasons) > MAX_ROWS:
+        blocks.append(muted(f"{MAX_ROWS} of {len(reasons):,} reasons are shown."))
     return Section("skipped", title, tuple(blocks), short)
 
 
@@ -70,14 +70,14 @@ def cautions(machines: Sequence[MachineRows]) -> Section:
         for alike in found:
             kinds[alike.kind] += len(alike.note.cases)
         found.sort(key=lambda each: (-kinds[each.kind], each.kind, -len(each.note.cases)))
-        rows = tuple(_caution(each, machine.ok, total) for each in found[:MOST])
+        rows = tuple(_caution(each, machine.ok, total) for each in found[:MAX_ROWS])
         heads = (Head("kind", right=False), Head("cases"), Head("caution", right=False), Head("where", right=False))
         count = len({id(case) for each in found for case in each.note.cases})
         named = f"{count:,} of {len(machine.ok):,} cases have cautions"
         caption = f"{machine.title}: {named}" if len(machines) > 1 else named
         blocks += [Table(heads, rows, caption)] if rows else []
-        if len(found) > MOST:
-            blocks.append(muted(f"Only {MOST} of {len(found):,} cautions are shown."))
+        if len(found) > MAX_ROWS:
+            blocks.append(muted(f"Only {MAX_ROWS} of {len(found):,} cautions are shown."))
     return Section("cautions", "Which cautions apply?", tuple(blocks or [muted("There are no cautions.")]))
 
 
@@ -121,7 +121,7 @@ def environment(machines: Sequence[MachineRows]) -> Section:
     columns = [_properties(machine) for machine in machines]
     names = list(dict.fromkeys(name for column in columns for name in column))
     rows = tuple(
-        (name, *(selection.several(list(column.get(name) or (UNKNOWN,)), MOST_VALUES) for column in columns))
+        (name, *(selection.several(list(column.get(name) or (UNKNOWN,)), MAX_VALUES) for column in columns))
         for name in names
     )
     heads = (Head("", right=False), *(Head(machine.title, right=False) for machine in machines))
@@ -150,10 +150,10 @@ def commands(runs: Sequence[Run], run: str | None, paths: bool = False) -> Secti
             title,
             (muted(f"{shown} prints the rows, profile runs -o json the command that measured them."),),
         )
-    blocks: list[PageBlock] = [Code(tuple(lines[-MOST_COMMANDS:]))]
-    if len(lines) > MOST_COMMANDS:
+    blocks: list[PageBlock] = [Code(tuple(lines[-MAX_COMMANDS:]))]
+    if len(lines) > MAX_COMMANDS:
         blocks.append(
-            muted(f"These are the newest {MOST_COMMANDS} of {len(lines):,}; profile runs -o json has all of them.")
+            muted(f"These are the newest {MAX_COMMANDS} of {len(lines):,}; profile runs -o json has all of them.")
         )
     blocks.append(
         muted(

@@ -11,6 +11,7 @@ from typing import Literal
 from profiler.show.report.charts import Keys, Plot
 
 Tone = Literal["fits", "tight", "offload", "no", "none"]
+MAX_ROWS = 60  # of a table with a row per case: more than a reader looks through
 
 
 @dataclass(frozen=True, slots=True)

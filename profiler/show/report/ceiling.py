@@ -12,14 +12,13 @@ from profiler.results import stats
 from profiler.results.measurement import PHASES, Phase
 from profiler.show.columns import BASES
 from profiler.show.report import charts, selection
-from profiler.show.report.blocks import Bar, Bars, Chart, Figures, Head, PageBlock, Section, Table, muted
+from profiler.show.report.blocks import MAX_ROWS, Bar, Bars, Chart, Figures, Head, PageBlock, Section, Table, muted
 from profiler.show.report.predictions import PLAIN_DTYPE, Forecast
 from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import UNKNOWN, significant
 
-MOST_POINTS = 30  # cases in the roofline; more would overlap
-MOST_BARS = 8  # of the picture on the first screen
-MOST_ROWS = 60
+MAX_POINTS = 30  # cases in the roofline; more would overlap
+MAX_BARS = 8  # of the picture on the first screen
 ABOVE = {f"{phase}-above-ceiling" for phase in PHASES}  # caution codes
 
 
@@ -105,7 +104,7 @@ def _one_each(results: Sequence[CaseResult], best: CaseResult | None) -> list[Ca
         chosen.append(ordered[len(ordered) // 2] if written else (at or mine)[0])
     first = best and (best.model, best.group.settings)
     kept = sorted(chosen, key=lambda each: ((each.model, each.group.settings) != first, -(each.decode_tps or 0)))[
-        :MOST_BARS
+        :MAX_BARS
     ]
     return [result for result in chosen if result in kept]
 
@@ -172,7 +171,7 @@ def _seconds(result: CaseResult, phase: Phase) -> float | None:
 
 
 def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
-    rows = [(machine, result) for machine in machines for result in machine.calibrated[:MOST_ROWS]]
+    rows = [(machine, result) for machine in machines for result in machine.calibrated[:MAX_ROWS]]
     if not rows:
         return [
             muted(
@@ -190,17 +189,17 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     )
     table = tuple(
         (*((machine.title,) if several else ()), selection.case(result), *_cells(result))
-        for machine, result in rows[:MOST_ROWS]
+        for machine, result in rows[:MAX_ROWS]
     )
-    keys = tuple(result.keys for _, result in rows[:MOST_ROWS])
+    keys = tuple(result.keys for _, result in rows[:MAX_ROWS])
     bases = dict.fromkeys(result.ceiling_basis for _, result in rows if result.ceiling_basis)
     blocks: list[PageBlock] = [
         Table(columns, table, f"MFU of prefill and MBU of decode, ceilings {selection.joined(bases)}", keys)
     ]
     count = sum(len(machine.calibrated) for machine in machines)
-    if count > MOST_ROWS:
+    if count > MAX_ROWS:
         blocks.append(
-            muted(f"{MOST_ROWS} of {count:,} cases are shown; profile runs show RUN -o json lists all of them.")
+            muted(f"{MAX_ROWS} of {count:,} cases are shown; profile runs show RUN -o json lists all of them.")
         )
     above = [
         selection.case(result)
@@ -222,6 +221,6 @@ def _cells(result: CaseResult) -> tuple[str, str, str]:
 
 
 def _spread_out(results: Sequence[CaseResult]) -> list[CaseResult]:
-    """At most ``MOST_POINTS`` of the results, evenly spaced."""
-    step = max(1, -(-len(results) // MOST_POINTS))
+    """At most ``MAX_POINTS`` of the results, evenly spaced."""
+    step = max(1, -(-len(results) // MAX_POINTS))
     return list(results[::step])

@@ -7,11 +7,10 @@ from typing import Any
 
 from profiler.show.columns import plain
 from profiler.show.report import selection
-from profiler.show.report.blocks import Head, PageBlock, Section, Table, muted
+from profiler.show.report.blocks import MAX_ROWS, Head, PageBlock, Section, Table, muted
 from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import UNKNOWN, significant
 
-MOST_ROWS = 60
 FIGURES = ("prefill_j", "decode_j")
 OF_REQUESTS = ("request_j", "request_j_per_token", "request_w")  # of a server, prefill and decode together
 Joules = Mapping[str, Any]
@@ -25,15 +24,15 @@ def section(machines: Sequence[MachineRows]) -> Section:
         return Section(
             "energy", "How much energy does it take?", (muted(f"No energy figures{_why(j for *_, j in found)}."),)
         )
-    tables = _tables(known[:MOST_ROWS], len(machines) > 1)
+    tables = _tables(known[:MAX_ROWS], len(machines) > 1)
     blocks = [*tables, muted(_meters(joules for *_, joules in known))]
     suspect = [selection.case(result) for _, result, joules in known if joules.get("suspect")]
     if suspect:
         blocks.append(
             muted(f"The energy counter and the measured power disagree for {selection.several(suspect, 4)}.")
         )
-    if len(known) > MOST_ROWS:
-        blocks.append(muted(f"Only {MOST_ROWS} cases are shown; profile runs show RUN -o json has all."))
+    if len(known) > MAX_ROWS:
+        blocks.append(muted(f"Only {MAX_ROWS} cases are shown; profile runs show RUN -o json has all."))
     return Section("energy", "How much energy does it take?", tuple(blocks))
 
 

@@ -20,20 +20,32 @@ from profiler.results import measurement
 from profiler.results.measurement import Memory
 from profiler.show.columns import noisy_word, plain, ttft_cell
 from profiler.show.report import charts, selection
-from profiler.show.report.blocks import Chart, Figures, Head, Map, MapCell, PageBlock, Section, Table, Text, muted
+from profiler.show.report.blocks import (
+    MAX_ROWS,
+    Chart,
+    Figures,
+    Head,
+    Map,
+    MapCell,
+    PageBlock,
+    Section,
+    Table,
+    Text,
+    muted,
+)
 from profiler.show.report.predictions import Forecast
 from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import GIB, UNKNOWN, bytes_text, significant
 
 CONTEXTS = (2048, 8192, 32_768, 131_072)  # predicted in addition, up to the model's largest context
-FORMATS = {  # predicted in addition, because people try them when a model does not fit
+USUAL_QUANTS = {  # by engine, predicted in addition because people try them when a model does not fit
     "transformers": ("int8", "nf4"),
     "llama.cpp": ("q8_0", "q4_k_m"),
 }
 MapRows = tuple[tuple[str, tuple[MapCell, ...]], ...]
 StackedBar = tuple[str, charts.Mark]  # the label of its place, and the bar
-MOST_CONTEXTS = 10  # columns
-MOST_MAP_ROWS = 40
+MAX_CONTEXTS = 10  # columns
+MAX_MAP_ROWS = 40
 
 PARTS = {  # from bottom to top, with their colors; the framework is grey, because users cannot change it
     "framework": 7,
@@ -45,9 +57,8 @@ PARTS = {  # from bottom to top, with their colors; the framework is grey, becau
     "checkpoint, left mapped": 4,
     "working memory": 3,
 }
-MOST_PANELS = 3  # charts per machine, for the largest models: one row of the page
-MOST_BARS = 8
-MOST_ROWS = 60
+MAX_PANELS = 3  # charts per machine, for the largest models: one row of the page
+MAX_BARS = 8
 IN_SIGHT = 3.0  # times the highest bar; a higher limit would flatten the bars, so the title states it instead
 
 
@@ -104,18 +115,18 @@ def _machine(machine: MachineRows, forecast: Forecast, several: bool) -> list[Pa
                 for at in grid.contexts
             ),
         )
-        for line in grid.lines[:MOST_MAP_ROWS]
+        for line in grid.lines[:MAX_MAP_ROWS]
     )
     where = machine.title if several else ""
     batch = f"decode t/s of {machine.batch:,} sequence{'s' * (machine.batch != 1)}"
     rows, usual = _without_usual(rows)
     caption = " · ".join(part for part in (where, batch, "~ predicted", usual) if part)
-    keys = tuple((line.model, line.quant) for line in grid.lines[:MOST_MAP_ROWS])
+    keys = tuple((line.model, line.quant) for line in grid.lines[:MAX_MAP_ROWS])
     contexts = tuple(map(charts.count_text, grid.contexts))
     blocks: list[PageBlock] = [Map("model · quantization", contexts, rows, caption, keys)] if rows else []
     blocks += _prompts(machine, where)
-    if len(grid.lines) > MOST_MAP_ROWS:
-        blocks.append(muted(f"{len(grid.lines) - MOST_MAP_ROWS:,} more models and quantizations are not shown."))
+    if len(grid.lines) > MAX_MAP_ROWS:
+        blocks.append(muted(f"{len(grid.lines) - MAX_MAP_ROWS:,} more models and quantizations are not shown."))
     reasons: dict[str, list[str]] = {}
     for model, reason in forecast.missing.items():
         reasons.setdefault(reason, []).append(model)
@@ -150,20 +161,20 @@ def _prompts(machine: MachineRows, where: str) -> list[PageBlock]:
         cells.setdefault((plain(result.case.prompt, 40), column), result)
         keys.setdefault(column, result.keys)
     prompts = sorted({prompt for prompt, _ in cells})
-    columns = list(keys)[:MOST_CONTEXTS]
+    columns = list(keys)[:MAX_CONTEXTS]
     if not prompts:
         return []
     rows = tuple(
         (prompt, tuple(_of_prompt(cells.get((prompt, column))) for column in columns))
-        for prompt in prompts[:MOST_MAP_ROWS]
+        for prompt in prompts[:MAX_MAP_ROWS]
     )
     rows, usual = _without_usual(rows)
     caption = " · ".join(part for part in (where, "decode t/s of one stream by prompt", usual) if part)
     found: list[PageBlock] = [
         Map("prompt", tuple(columns), rows, caption, column_keys=tuple(keys[column] for column in columns))
     ]
-    if len(prompts) > MOST_MAP_ROWS:
-        found.append(muted(f"{len(prompts) - MOST_MAP_ROWS:,} more prompts are not shown."))
+    if len(prompts) > MAX_MAP_ROWS:
+        found.append(muted(f"{len(prompts) - MAX_MAP_ROWS:,} more prompts are not shown."))
     return found
 
 
@@ -179,7 +190,7 @@ def _map_contexts(machine: MachineRows, measured: Sequence[int], forecast: Forec
     """The measured contexts, or a selection of many, and those that are predicted in addition."""
     longest = forecast.longest(machine.models)
     others = [context for context in CONTEXTS if context <= longest and context not in measured]
-    room = max(2, MOST_CONTEXTS - len(others))
+    room = max(2, MAX_CONTEXTS - len(others))
     step = max(1, -(-len(measured) // room))
     return sorted({*measured[::step], *measured[-1:], *others})
 
@@ -194,7 +205,7 @@ def _map_lines(machine: MachineRows, model: str, forecast: Forecast) -> list[Map
         if like is None and known.like is not None:
             found[group.series] = replace(known, like=None)
     if model in forecast.shapes:
-        for engine, quants in FORMATS.items():
+        for engine, quants in USUAL_QUANTS.items():
             alike = [group.case for group in mine if _engine_of(group.case) == engine]
             measured = {case.quant for case in alike}
             words = "" if engine == engines.DEFAULT or len({_engine_of(g.case) for g in mine}) == 1 else f" {engine}"
@@ -271,14 +282,14 @@ def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> S
     panels = [
         figure
         for machine, forecast in zip(machines, forecasts, strict=True)
-        for figure in islice(_panels(machine, forecast, several), MOST_PANELS)
+        for figure in islice(_panels(machine, forecast, several), MAX_PANELS)
     ]
     blocks: list[PageBlock] = []
     if panels:
         blocks.append(Figures(tuple(panels)))
         blocks.append(
             muted(
-                f"Memory at the peak of prefill and decode, for the {MOST_PANELS} largest models. Full color:"
+                f"Memory at the peak of prefill and decode, for the {MAX_PANELS} largest models. Full color:"
                 " measured; pale: predicted. Short line: peak while loading. Dashed line: memory of the device."
             )
         )
@@ -318,7 +329,7 @@ def _cache(memory: Memory, total: int) -> dict[str, int]:
 
 
 def predicted_parts(prediction: Prediction, cache: CacheBytes | None) -> dict[str, int]:
-    """The same parts for a prediction; ``cache`` is given by kind of layer, or None to leave it undivided."""
+    """The parts of a predicted peak, in bytes; ``cache`` is given by kind of layer, or None to leave it undivided."""
     terms = prediction.terms
     kinds = {"cache": terms.cache.value}
     if cache is not None:
@@ -372,7 +383,7 @@ def _panel(machine: MachineRows, forecast: Forecast, model: str, several: bool) 
 def _contexts(results: dict[int, CaseResult], forecast: Forecast, model: str) -> list[int]:
     longest = forecast.longest([model])
     others = [at for at in CONTEXTS if at <= longest and at not in results]
-    step = max(1, -(-len(results) // max(1, MOST_BARS - len(others))))
+    step = max(1, -(-len(results) // max(1, MAX_BARS - len(others))))
     return sorted({*sorted(results)[::step], *others})
 
 
@@ -423,7 +434,7 @@ def _drawn(
 
 def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     several = len(machines) > 1
-    rows = [(machine, result) for machine in machines for result in machine.weighed[:MOST_ROWS]]
+    rows = [(machine, result) for machine in machines for result in machine.weighed[:MAX_ROWS]]
     if not rows:
         return []
     columns = (
@@ -433,13 +444,13 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     )
     table = tuple(
         (*((machine.title,) if several else ()), selection.case(result), *_cells(result))
-        for machine, result in rows[:MOST_ROWS]
+        for machine, result in rows[:MAX_ROWS]
     )
     caption = "Weights and cache; then the total memory at the peak of each phase"
-    blocks: list[PageBlock] = [Table(columns, table, caption, tuple(result.keys for _, result in rows[:MOST_ROWS]))]
+    blocks: list[PageBlock] = [Table(columns, table, caption, tuple(result.keys for _, result in rows[:MAX_ROWS]))]
     count = sum(len(machine.weighed) for machine in machines)
-    if count > MOST_ROWS:
-        blocks.append(muted(f"Only {MOST_ROWS} of {count:,} cases are shown; profile runs show RUN -o csv has all."))
+    if count > MAX_ROWS:
+        blocks.append(muted(f"Only {MAX_ROWS} of {count:,} cases are shown; profile runs show RUN -o csv has all."))
     return blocks
 
 

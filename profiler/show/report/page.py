@@ -23,7 +23,7 @@ from profiler.show.report.selection import MachineRows, machines, several
 FOLDERS = re.compile(
     r"""(?<![\w.:/~…-])(?:~[\w.-]*/|/(?=[^\s/]))(?:[^\s/'"`,;:()<>]+/)+|\b[A-Za-z]:[\\/](?:[^\s\\/'"]+[\\/])+"""
 )
-MOST_MACHINES = 4  # machines that a reader can compare side by side
+MAX_MACHINES = 4  # machines that a reader can compare side by side
 
 
 def page(
@@ -44,14 +44,14 @@ def page(
     counted = Counted(measurements)
     sources = [(plain(each.name, 60), Counted(each.rows)) for each in others]
     found = machines(counted, sources)
-    shown = found[:MOST_MACHINES]
+    shown = found[:MAX_MACHINES]
     summary = _summary(found, run, counted.count + sum(rows.count for _, rows in sources))
     if not shown:
         return Page(
             "Hardware fit", summary, (Section("run", "No rows", (muted("There is nothing to report yet."),)),)
         )
-    if len(found) > MOST_MACHINES:
-        summary = (*summary, f"the first {MOST_MACHINES} of {len(found)} machines; name runs to choose others")
+    if len(found) > MAX_MACHINES:
+        summary = (*summary, f"the first {MAX_MACHINES} of {len(found)} machines; name runs to choose others")
     known_configs = {name: config for each in others for name, config in each.configs.items()} | dict(configs)
     forecasts = [Forecast.of(machine, known_configs) for machine in shown]
     # A reader's own scores are of whatever bears the name; those that ship are of the published model alone.
@@ -71,7 +71,7 @@ def page(
         appendix.environment(shown),
         appendix.commands(every_run, run, paths),
     )
-    title = f"Hardware fit: {several([machine.title for machine in shown], MOST_MACHINES)}"
+    title = f"Hardware fit: {several([machine.title for machine in shown], MAX_MACHINES)}"
     unmatched = None if scores is None else quality.unmatched(scores, found)
     whole = Page(title, summary, sections)
     return replace(whole if paths else without_paths(whole), warnings=() if unmatched is None else (unmatched,))

@@ -32,7 +32,7 @@ from profiler.quants.base import DTYPE_BYTES
 from profiler.run.request import OF_CHECKPOINTS
 from profiler.show.columns import plain
 from profiler.show.report import charts, selection
-from profiler.show.report.blocks import Chart, Figures, Head, PageBlock, Section, Table, muted
+from profiler.show.report.blocks import MAX_ROWS, Chart, Figures, Head, PageBlock, Section, Table, muted
 from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import GIB, UNKNOWN, bytes_text, printable, significant
 
@@ -42,9 +42,8 @@ BUDGET = Budget(depth=8)  # a list of scores
 NAME_LENGTH = 80
 
 TITLE, SHORT = "Which quantizations are worth their memory?", "Worth their memory"
-MOST_POINTS = 60  # cases drawn that are not on the frontier
-MOST_ROWS = 60
-MOST_NAMED = 4  # entries in the line about names that match nothing
+MAX_POINTS = 60  # cases drawn that are not on the frontier
+MAX_NAMED = 4  # entries in the line about names that match nothing
 ENOUGH = 2  # models with a score that quality needs for a comparison
 
 
@@ -154,8 +153,8 @@ def unmatched(scores: Sequence[Score], machines: Sequence[MachineRows]) -> str |
         ]
     if not wrong:
         return None
-    more = f"; and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
-    return f"--scores: names that match nothing in the report or the catalog: {'; '.join(wrong[:MOST_NAMED])}{more}"
+    more = f"; and {len(wrong) - MAX_NAMED} more" if len(wrong) > MAX_NAMED else ""
+    return f"--scores: names that match nothing in the report or the catalog: {'; '.join(wrong[:MAX_NAMED])}{more}"
 
 
 def _meant(name: str, known: Iterable[str]) -> str:
@@ -263,7 +262,7 @@ def _quality(judged: Sequence[FrontierCase], benchmark: str, at: str) -> Chart:
 def _drawn(rated: Sequence[FrontierCase], best: Sequence[FrontierCase]) -> list[FrontierCase]:
     chosen = {id(one) for one in best}
     others = [one for one in rated if id(one) not in chosen]
-    return [*best, *others[:: max(1, -(-len(others) // MOST_POINTS))]]
+    return [*best, *others[:: max(1, -(-len(others) // MAX_POINTS))]]
 
 
 def _points(rated: Sequence[FrontierCase], best: Sequence[FrontierCase], up: Any) -> list[charts.Mark]:
@@ -300,14 +299,14 @@ def _table(best: Sequence[FrontierCase], benchmark: str | None, at: str) -> Tabl
             bytes_text(one.nbytes),
             *((UNKNOWN if one.quality is None else significant(one.quality),) if benchmark else ()),
         )
-        for one in best[:MOST_ROWS]
+        for one in best[:MAX_ROWS]
     )
     return Table(
         columns,
         rows,
         f"For each model, the quantizations that no other one beats in both speed and memory, {at}, by the medians:"
         " cases whose intervals overlap may be equally fast",
-        tuple(one.result.keys for one in best[:MOST_ROWS]),
+        tuple(one.result.keys for one in best[:MAX_ROWS]),
     )
 
 

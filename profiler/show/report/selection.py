@@ -112,12 +112,12 @@ class CaseResult:
 
     @property
     def prefill(self) -> Summary | None:
-        """The rate with its interval."""
+        """The rate of prefill with its interval."""
         return stats.rate(self.measurement, "prefill")
 
     @property
     def decode(self) -> Summary | None:
-        """The rate with its interval."""
+        """The rate of decode with its interval."""
         return stats.rate(self.measurement, "decode")
 
     @property

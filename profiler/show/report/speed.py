@@ -22,15 +22,14 @@ from profiler.show.columns import (
     ttft_cell,
 )
 from profiler.show.report import charts, selection
-from profiler.show.report.blocks import Chart, Figures, Head, PageBlock, Section, Table, muted
+from profiler.show.report.blocks import MAX_ROWS, Chart, Figures, Head, PageBlock, Section, Table, muted
 from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import UNKNOWN, bytes_text, rate_text
 
 SERVED = " Rows of a server are the median of the requests, for one stream."
-MOST_PANELS = 3  # charts per kind: one row of the page; each takes a quarter of a second to draw
-MOST_SERIES = 8  # lines that remain distinguishable in a chart
-MOST_POINTS = 24  # points per line
-MOST_ROWS = 60  # rows of the table
+MAX_PANELS = 3  # charts per kind: one row of the page; each takes a quarter of a second to draw
+MAX_SERIES = 8  # lines that remain distinguishable in a chart
+MAX_POINTS = 24  # points per line
 
 
 def section(machines: Sequence[MachineRows]) -> Section:
@@ -64,7 +63,7 @@ def section(machines: Sequence[MachineRows]) -> Section:
         blocks.append(
             muted(
                 f"Charts show {drawn} of {models} models: those with at least two contexts or batch sizes"
-                + (f", the {MOST_PANELS} with the most rows." if drawn >= MOST_PANELS else ".")
+                + (f", the {MAX_PANELS} with the most rows." if drawn >= MAX_PANELS else ".")
             )
         )
     for machine in machines:
@@ -83,7 +82,7 @@ def _panels(machines: Sequence[MachineRows]) -> list[tuple[MachineRows, str]]:
     pairs = [
         (machine, model) for model, _ in counts.most_common() for machine in machines if _has_curve(machine, model)
     ]
-    return pairs[: max(MOST_PANELS, len(machines))]
+    return pairs[: max(MAX_PANELS, len(machines))]
 
 
 def _has_curve(machine: MachineRows, model: str) -> bool:
@@ -127,11 +126,11 @@ def _curves(
     every: dict[str, dict[int, CaseResult]] = {}
     for result, at in found:
         every.setdefault(result.series, {})[at] = result
-    series = list(every)[:MOST_SERIES]
+    series = list(every)[:MAX_SERIES]
     points = []
     for name in series:
         mine = every[name]
-        step = -(-len(mine) // MOST_POINTS)
+        step = -(-len(mine) // MAX_POINTS)
         for at, result in list(mine.items())[::step]:
             summary = result.prefill if phase == "prefill" else result.decode
             assert summary is not None  # it has a median
@@ -161,7 +160,7 @@ def _side_by_side(machines: Sequence[MachineRows]) -> list[PageBlock]:
         Head("highest ÷ lowest"),
     )
     rows, keys = [], []
-    for results in list(shared.values())[:MOST_ROWS]:
+    for results in list(shared.values())[:MAX_ROWS]:
         ordered = sorted(results.values(), key=lambda result: result.decode_tps or 0.0)
         cells = (selection.ranged(results[n].decode) if n in results else "–" for n in range(len(machines)))
         rows.append((selection.case(ordered[0]), *cells, _times(ordered[-1].measurement, ordered[0].measurement)))
@@ -194,9 +193,9 @@ def _engines(machine: MachineRows, several: bool) -> list[PageBlock]:
     return [
         Table(
             (Head("engine", right=False), *map(Head, heads)),
-            tuple(map(_of_engine, results[:MOST_ROWS])),
+            tuple(map(_of_engine, results[:MAX_ROWS])),
             f"{model} in several engines{where}: decode of one sequence, and its share of the ceiling",
-            tuple(result.keys for result in results[:MOST_ROWS]),
+            tuple(result.keys for result in results[:MAX_ROWS]),
         )
         for model, results in models.items()
     ]
@@ -228,7 +227,7 @@ def _engine(result: CaseResult) -> str:
 def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     several = len(machines) > 1
     every = ((machine.title, result) for machine in machines for result in machine.ok)
-    found = list(islice(every, MOST_ROWS))
+    found = list(islice(every, MAX_ROWS))
     rows = tuple((*((title,) if several else ()), *_row(result)) for title, result in found)
     count = sum(len(machine.ok) for machine in machines)
     columns = (
@@ -238,9 +237,9 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
         *map(Head, ("context", "batch", "prefill t/s", "decode t/s", "TTFT", "ms/token", "reps")),
     )
     blocks: list[PageBlock] = [Table(columns, rows, "All measured rates", tuple(result.keys for _, result in found))]
-    if count > MOST_ROWS:
+    if count > MAX_ROWS:
         blocks.append(
-            muted(f"Only {MOST_ROWS} of {count:,} measured cases are shown; profile runs show RUN -o csv has all.")
+            muted(f"Only {MAX_ROWS} of {count:,} measured cases are shown; profile runs show RUN -o csv has all.")
         )
     return blocks
 

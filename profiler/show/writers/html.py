@@ -38,7 +38,7 @@ from profiler.show.report.page import page
 FOLDED = 12  # rows above which a table is collapsed
 _ROOT = re.compile(r'<svg xmlns="[^"]*" width="(\d+)" height="\d+"')
 SHORT = 8  # letters of a heading that fits above a figure of the map
-LARGEST = 1.35  # size of a chart ÷ its drawn size: beyond it, text would be larger than that of the page
+MAX_CHART_SCALE = 1.35  # size of a chart ÷ its drawn size: beyond it, text would be larger than that of the page
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
@@ -181,7 +181,7 @@ def inline(svg: str, title: str) -> str:
     found = _ROOT.match(svg)
     if found is None:
         raise ValueError("the drawing is not SVG")
-    size = f'style="max-width:{LARGEST * int(found[1]):.0f}px"'
+    size = f'style="max-width:{MAX_CHART_SCALE * int(found[1]):.0f}px"'
     root = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{escaped(title)}"'
     return root + svg[found.end() :]
 

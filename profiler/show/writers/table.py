@@ -24,7 +24,7 @@ from profiler.show.columns import (
     told_apart,
 )
 from profiler.show.notes import Note, few, notes, rows_of_models
-from profiler.show.output import MOST_NOTES
+from profiler.show.output import MAX_NOTES
 from profiler.show.output import fitted as fitted_columns
 from profiler.show.report.blocks import Bar, Bars, Code, Figures, Listing, Map, MapCell, Page, Table, Text
 
@@ -33,17 +33,17 @@ INDENT = "  "  # before the rows of a model, and between columns
 
 PAGE_WIDTH = 100  # width of a report that does not go to a terminal
 NARROWEST = 40
-MOST_ROWS = 16  # rows of a table in the report, so that it fits on a screen
+MAX_ROWS = 16  # rows of a table in the report, so that it fits on a screen
 NARROWEST_CELL = 16  # of text; figures are never wrapped
 GAP = 2  # columns between cells
-FEWEST_BLOCKS, MOST_BLOCKS = 8, 30  # characters of a bar
+MIN_BLOCKS, MAX_BLOCKS = 8, 30  # characters of a bar
 
 
 def render(
     run: str | None,
     measurements: Sequence[Measurement],
     width: int | None = None,
-    most_notes: int | None = MOST_NOTES,
+    most_notes: int | None = MAX_NOTES,
 ) -> str:
     """The table, at most ``width`` wide if its most important columns fit, and at most so many notes.
 
@@ -149,8 +149,8 @@ def _bars(block: Bars, width: int) -> str:
     """A line for each bar: its label, the bar in blocks against its ceiling, and its text."""
     labels = max(len(bar.label) for bar in block.rows)
     texts = max(len(bar.text) for bar in block.rows)
-    room = min(MOST_BLOCKS, width - labels - texts - 2 * GAP)
-    if room < FEWEST_BLOCKS:  # too narrow for pictures
+    room = min(MAX_BLOCKS, width - labels - texts - 2 * GAP)
+    if room < MIN_BLOCKS:  # too narrow for pictures
         return "\n".join(
             [_wrapped(block.title, width), *(_wrapped(f"{bar.label}: {bar.text}", width) for bar in block.rows)]
         )
@@ -174,7 +174,7 @@ def _grid(
     titles: Sequence[str], rows: Sequence[Sequence[str]], alignments: Sequence[str], caption: str | None, width: int
 ) -> str:
     """A table in which text wraps. Columns that do not fit are put below, together with the first column."""
-    shown = [list(titles), *map(list, rows[:MOST_ROWS])]
+    shown = [list(titles), *map(list, rows[:MAX_ROWS])]
     caps = _caps(shown, alignments, width)
     cells = [
         [
@@ -194,8 +194,8 @@ def _grid(
         )
         for chosen in _groups(caps, width)
     ]
-    if len(rows) > MOST_ROWS:
-        parts.append(f"and {len(rows) - MOST_ROWS:,} more lines with --html or --md")
+    if len(rows) > MAX_ROWS:
+        parts.append(f"and {len(rows) - MAX_ROWS:,} more lines with --html or --md")
     return "\n".join(line.rstrip() for part in parts for line in part.splitlines())
 
 

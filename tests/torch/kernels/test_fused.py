@@ -298,10 +298,10 @@ def test_chunks_keep_all_multiprocessors_busy_and_are_never_too_many() -> None:
     assert cuda.chunk_slots(131072, 64, 132) == 8192
     for slots in (1, 65, 545, 4096, 1_000_000):
         for rows in (1, 7, 4096):
-            assert -(-slots // cuda.chunk_slots(slots, rows, 132)) <= cuda.MOST_CHUNKS
+            assert -(-slots // cuda.chunk_slots(slots, rows, 132)) <= cuda.MAX_CHUNKS
 
 
 def test_predictions_and_kernels_agree_on_which_products_we_support() -> None:
     """Two places, since predictions import no torch."""
-    assert rates.OWN_ROWS["other"] == (cuda.MOST_TOKENS, cuda.MOST_WEIGHT_BYTES)
+    assert rates.OWN_ROWS["other"] == (cuda.MAX_TOKENS, cuda.MAX_WEIGHT_BYTES)
     assert rates.OWN_ROWS["CPU"][0] == patches.MAX_ROWS

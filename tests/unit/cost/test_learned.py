@@ -305,7 +305,7 @@ def test_rows_that_teach_nothing_are_counted_with_the_reason(here: DeviceInfo, r
 def test_learning_from_many_rows_takes_milliseconds() -> None:
     import time
 
-    lessons = [lesson(2.0, GUESS, SMALL._replace(context=64 + n)) for n in range(learned.MOST)]
+    lessons = [lesson(2.0, GUESS, SMALL._replace(context=64 + n)) for n in range(learned.MAX_ROWS)]
     start = time.process_time()
     process = Process("decode", lessons)
     for n in range(20):

@@ -28,7 +28,7 @@ SAMPLE = 40
 BATCHES = (1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 17, 24, 32, 33, 48, 64, 128)
 CONTEXTS = (1, 16, 100, 511, 512, 513, 2048, 2049, 8192, 8193, 32768, 131072)
 UNPACKED = ("nf4", "nf4-dq", "fp4", "awq", "gptq")  # several tokens take another path than one, which unpacks weights
-MOST_STEP = 1.35  # time of a batch ÷ that of one sequence fewer, for batches above one
+MAX_STEP = 1.35  # time of a batch ÷ that of one sequence fewer, for batches above one
 SAME = 1 + 1e-9
 
 
@@ -59,7 +59,7 @@ def test_more_sequences_never_step_faster_and_one_more_never_jumps(seed: int) ->
             what = f"{model} {quant} on {card.name}, {engine}: {fewer} and {more} sequences"
             assert steps[fewer] <= steps[more] * SAME, what
             if more == fewer + 1 and (fewer > 1 or quant not in UNPACKED):
-                assert steps[more] <= steps[fewer] * max(MOST_STEP, more / fewer * SAME), what
+                assert steps[more] <= steps[fewer] * max(MAX_STEP, more / fewer * SAME), what
 
 
 @pytest.mark.parametrize("seed", range(3, 6))

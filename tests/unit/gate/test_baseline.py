@@ -190,15 +190,15 @@ def test_the_reference_work_takes_time_and_repeats() -> None:
     assert baseline.machine_slower(None, 5.0) is None
 
 
-def test_a_new_cell_fails() -> None:
+def test_a_new_case_fails() -> None:
     assert words(measured("renamed"), kept(measured())) == {"case": "FAIL"}
 
 
-def test_a_cell_that_is_not_measured_any_more_fails() -> None:
+def test_a_case_that_is_not_measured_any_more_fails() -> None:
     assert [v.word for v in gate_measured.missing(kept(measured("a"), measured("b")), ["a"])] == ["FAIL"]
 
 
-def test_a_cell_that_failed_fails() -> None:
+def test_a_case_that_failed_fails() -> None:
     found = measured(outcome="oom", reason="no room", samples=())
     assert words(found, kept(measured())) == {"case": "FAIL"}
     assert len(found.rows) == 1  # and nothing more of it was tried
@@ -219,7 +219,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert set(words(measured("b"), baseline.read(path)).values()) == {"PASS"}
 
 
-def test_accepted_sessions_of_one_cell_add_up_and_another_one_replaces() -> None:
+def test_accepted_sessions_of_one_case_add_up_and_another_one_replaces() -> None:
     before = kept(measured())
     assert gate_measured.only_times_differ(measured(), before)
     after = before.accepted({"cell": measured().entry()}, {"cell": True})

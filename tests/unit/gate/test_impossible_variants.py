@@ -120,7 +120,7 @@ CANDIDATES = (
     ("option", "what"),
     [("--base", what) for what in IMPOSSIBLE] + [("--candidate", what) for what in CANDIDATES],
 )
-def test_an_impossible_side_is_a_usage_error(what: str, option: str, gate: Any, tmp_path: Path) -> None:
+def test_an_impossible_variant_is_a_usage_error(what: str, option: str, gate: Any, tmp_path: Path) -> None:
     (tmp_path / "side").mkdir()
     other = () if option == "--base" else ("--base", sys.executable)
     ran = gate(*other, option, IMPOSSIBLE[what](tmp_path / "side"))
@@ -130,7 +130,7 @@ def test_an_impossible_side_is_a_usage_error(what: str, option: str, gate: Any, 
     assert ran.stdout == ""
 
 
-def test_a_worker_behind_a_command_that_closes_its_pipes_is_no_side() -> None:
+def test_a_worker_behind_a_command_that_closes_its_pipes_is_no_variant() -> None:
     """The interpreter answers, but no worker of it can be talked to."""
     close = 'for fd in $(seq 3 99); do eval "exec $fd>&-"; done'
     closing = Launch(("bash", "-c", f'{close}; exec {PYTHON} "$@"', "bash"))
@@ -141,7 +141,7 @@ def test_a_worker_behind_a_command_that_closes_its_pipes_is_no_side() -> None:
         running.check(Variant("closing", closing, {}), [Task(make_case(64), source())])
 
 
-def test_a_side_that_can_measure_is_tried_out_and_leaves_nothing() -> None:
+def test_a_variant_that_can_measure_is_tried_out_and_leaves_nothing() -> None:
     with WorkerBench(QUICK, WorkerLimits(), {}, seed=1) as running:
         running.check(Variant("here", Launch((sys.executable,)), {}), [Task(make_case(64), source())])
         assert running._slots == []
@@ -205,7 +205,7 @@ def test_a_folder_that_is_a_revision_too_is_refused(named_python3: Path, monkeyp
     assert refused.value.hint == "Say which is meant: rev:old or venv:old"
 
 
-def test_finding_out_what_a_side_means_runs_no_program(tmp_path: Path) -> None:
+def test_finding_out_what_a_variant_means_runs_no_program(tmp_path: Path) -> None:
     _python(tmp_path, f"#!/bin/sh\ntouch {tmp_path}/ran\n")
     program = tmp_path / "bin" / "python"
     for typed in (str(tmp_path), str(program), f"{program} -x", f"cmd:{program}"):
@@ -229,6 +229,8 @@ def test_what_runs_is_said_before_it_runs(gate: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [("--base", ""), ("--base", " "), ("--base", "cmd:" + PYTHON, "--candidate", "")])
-def test_an_empty_side_is_usage_as_where_a_variable_of_a_script_is_not_set(words: tuple[str, ...], gate: Any) -> None:
+def test_an_empty_variant_is_usage_as_where_a_variable_of_a_script_is_not_set(
+    words: tuple[str, ...], gate: Any
+) -> None:
     result = gate(*words)
     assert result.exit_code == 2 and "--base or --candidate is empty" in result.stderr

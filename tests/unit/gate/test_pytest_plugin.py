@@ -224,7 +224,7 @@ def test_an_errored_case_fails_the_gate_though_the_test_may(
     assert "decode failed: RuntimeError: broken" in text(result)
 
 
-def test_no_cell_at_all_fails(pytester: pytest.Pytester, run: Any) -> None:
+def test_no_case_at_all_fails(pytester: pytest.Pytester, run: Any) -> None:
     write(pytester, OURS)
     accept(run)
     write(pytester, "def test_NAME():\n    pass\n")

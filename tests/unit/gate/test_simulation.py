@@ -27,13 +27,13 @@ def failed_before_confirmation(verdicts: list[GateVerdict]) -> int:
     return sum(verdict.confirmation is not None for verdict in verdicts)
 
 
-def test_equal_sides_fail_twice_in_two_hundred_at_most_and_never_after_confirmation() -> None:
+def test_equal_variants_fail_twice_in_two_hundred_at_most_and_never_after_confirmation() -> None:
     found = words(0.0)
     assert failed_before_confirmation(found) <= 2
     assert Counter(verdict.word for verdict in found)["FAIL"] == 0
 
 
-def test_equal_sides_pass_in_nine_of_ten_gates() -> None:
+def test_equal_variants_pass_in_nine_of_ten_gates() -> None:
     assert Counter(verdict.word for verdict in words(0.0))["PASS"] >= 180
 
 
@@ -49,7 +49,7 @@ def test_half_of_delta_seldom_fails() -> None:
     assert Counter(verdict.word for verdict in words(0.025, 100))["FAIL"] <= 3
 
 
-def test_processes_that_differ_by_luck_do_not_make_equal_sides_fail() -> None:
+def test_processes_that_differ_by_luck_do_not_make_equal_variants_fail() -> None:
     found = words(0.0, 100, process_noise=0.04)
     assert Counter(verdict.word for verdict in found)["FAIL"] == 0
 

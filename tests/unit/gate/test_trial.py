@@ -1,4 +1,4 @@
-"""The way from cells to verdicts: calibrated, interleaved, confirmed, and never a PASS for what was not measured."""
+"""The way from cases to verdicts: calibrated, interleaved, confirmed, and never a PASS for what was not measured."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def one(bench: FakeBench, tasks: tuple[Task, ...] = (), **options: Any) -> GateV
     return next(verdict for verdict in verdicts if verdict.metric == "decode_cpu_s")
 
 
-def test_equal_sides_pass_after_six_pairs() -> None:
+def test_equal_variants_pass_after_six_pairs() -> None:
     verdict = one(FakeBench())
     assert (verdict.word, verdict.pairs, verdict.ratio) == ("PASS", 6, 1.0)
 
@@ -57,7 +57,7 @@ def test_a_fail_that_fresh_processes_do_not_confirm_is_inconclusive() -> None:
     assert verdict.evidence is not None and verdict.confirmation is not None  # both intervals are kept
 
 
-def test_in_the_confirmation_the_sides_are_in_each_others_slots() -> None:
+def test_in_the_confirmation_the_variants_are_in_each_others_slots() -> None:
     bench = FakeBench(slowdown=0.10)
     one(bench)
     assert bench.starts[:2] == [("base", "candidate")] * 2
@@ -182,7 +182,7 @@ def test_halves_at_other_clocks_or_another_power_limit_are_no_pair(
     assert verdicts[0].word == word
 
 
-def test_the_idle_process_of_the_other_side_is_no_foreign_one() -> None:
+def test_the_idle_process_of_the_other_variant_is_no_foreign_one() -> None:
     def with_others(count: int) -> dict[str, Any]:
         seen = overview_cautions(Overview(None, count), "cuda:0")
         return {"base": lambda same: replace(same, cautions=tuple(seen))}
@@ -207,7 +207,7 @@ def test_a_block_without_cpu_time_gives_no_verdict_of_equality() -> None:
     assert "-n" in (verdict.advice or "")
 
 
-def test_more_threads_on_one_side_are_incomparable() -> None:
+def test_more_threads_on_one_variant_are_incomparable() -> None:
     verdict = one(FakeBench(change={"candidate": lambda same: replace(same, threads=2)}))
     assert verdict.word == "INCOMPARABLE"
     assert "1 threads, the candidate with 2" in verdict.reason
@@ -221,7 +221,7 @@ def test_more_weight_or_cache_fails_though_it_is_as_fast() -> None:
     assert {verdict.metric for verdict in verdicts if verdict.word == "FAIL"} == {"cache_bytes"}
 
 
-def test_each_cell_and_metric_has_a_verdict_of_its_own() -> None:
+def test_each_case_and_metric_has_a_verdict_of_its_own() -> None:
     bench, slow_at = FakeBench(), 2048
     tasks = [Task(make_case(context), source()) for context in (512, slow_at)]
     bench.change["candidate"] = lambda same: row(same.case, 1.0, 1.2) if same.case.context == slow_at else same
@@ -289,7 +289,7 @@ def ran(path: DecodePath) -> Any:
 
 @pytest.mark.parametrize("fell", ["base", "candidate"])
 @pytest.mark.parametrize("path", [EAGER, TORCH], ids=["eager", "plain-torch"])
-def test_a_fall_back_of_one_side_makes_decode_and_its_memory_incomparable(fell: str, path: DecodePath) -> None:
+def test_a_fall_back_of_one_variant_makes_decode_and_its_memory_incomparable(fell: str, path: DecodePath) -> None:
     bench = FakeBench(slowdown=1.0, change={fell: ran(path)})
     verdicts, trial = gate(bench, STATIC, metrics=("prefill", "decode"))
     words = {verdict.metric: verdict.word for verdict in verdicts}
@@ -301,17 +301,17 @@ def test_a_fall_back_of_one_side_makes_decode_and_its_memory_incomparable(fell: 
     assert trial.notes == []
 
 
-def test_a_fall_back_says_which_side_ran_what_and_why() -> None:
+def test_a_fall_back_says_which_variant_ran_what_and_why() -> None:
     verdict = one(FakeBench(change={"candidate": ran(EAGER)}), tasks=(STATIC,))
     assert SAID in verdict.reason and "--path eager" in (verdict.advice or "")
 
 
-def test_a_side_that_does_not_say_what_ran_ran_what_was_asked_for() -> None:
+def test_a_variant_that_does_not_say_what_ran_ran_what_was_asked_for() -> None:
     assert one(FakeBench(change={"candidate": ran(DecodePath("static"))}), tasks=(STATIC,)).word == "PASS"
     assert "the base static" in one(FakeBench(change={"candidate": ran(EAGER)}), tasks=(STATIC,)).reason
 
 
-def test_both_sides_on_one_fall_back_are_compared_and_it_is_said() -> None:
+def test_both_variants_on_one_fall_back_are_compared_and_it_is_said() -> None:
     verdicts, trial = gate(FakeBench(change={"base": ran(EAGER), "candidate": ran(EAGER)}), STATIC)
     assert {verdict.word for verdict in verdicts} == {"PASS"}
     (note,) = trial.notes

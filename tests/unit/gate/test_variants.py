@@ -85,7 +85,7 @@ def test_our_own_code_can_be_lent(tmp_path: Path) -> None:
     assert variants.about(Launch((sys.executable,), revision.environ(folder)))["worker"]
 
 
-def test_an_environment_and_an_interpreter_are_sides(tmp_path: Path) -> None:
+def test_an_environment_and_an_interpreter_are_variants(tmp_path: Path) -> None:
     python = Path(sys.executable)
     for typed in (str(python), str(python.parents[1]), f"venv:{python}"):
         found = variants.resolve(typed, tmp_path)
@@ -93,13 +93,13 @@ def test_an_environment_and_an_interpreter_are_sides(tmp_path: Path) -> None:
         assert Path(found.launch.python[0]).parent == python.parent
 
 
-def test_a_command_is_a_side(tmp_path: Path) -> None:
+def test_a_command_is_a_variant(tmp_path: Path) -> None:
     found = variants.resolve(f"env PROFILER_TEST=1 {sys.executable}", tmp_path)
     assert found.launch.python == ("env", "PROFILER_TEST=1", sys.executable)
 
 
 @pytest.mark.parametrize("typed", ["no-such-thing", "rev:no-such-thing", "venv:/nowhere", "cmd:no-such-program"])
-def test_what_is_no_side_is_said(typed: str, tmp_path: Path) -> None:
+def test_what_is_no_variant_is_said(typed: str, tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match=r"cannot be used|is not a revision"):
         variants.resolve(typed, tmp_path)
 
@@ -221,7 +221,7 @@ def test_a_command_that_is_no_interpreter_is_said(typed: str, tmp_path: Path) ->
         variants.resolve(typed, tmp_path)
 
 
-def test_what_the_sides_have_of_their_own_is_said_in_words() -> None:
+def test_what_the_variants_have_of_their_own_is_said_in_words() -> None:
     a = Variant("a", Launch(("python",)), {"python": "3.11.9", "libraries": {"torch": "2.12.0", "triton": None}})
     b = Variant("b", Launch(("python",)), {"python": "3.12.1", "libraries": {"torch": "2.13.0", "triton": None}})
     assert variants.differences(a, b) == ["Python 3.11.9 → 3.12.1", "torch 2.12.0 → 2.13.0"]
@@ -261,7 +261,7 @@ def test_an_interrupted_bench_gives_no_block() -> None:
             running.block(0, Task(make_case(64), source()))
 
 
-def test_a_ctrl_c_while_a_side_is_tried_out_ends_the_gate() -> None:
+def test_a_ctrl_c_while_a_variant_is_tried_out_ends_the_gate() -> None:
     """The bench that measures afterwards is another one, and the signal is not sent again."""
     with WorkerBench(QUICK, WorkerLimits(), {}, seed=0) as running:
         os.kill(os.getpid(), signal.SIGINT)

@@ -28,7 +28,7 @@ def lab() -> Iterator[Lab]:
     assert len(os.listdir("/proc/self/fd")) == len(fds), "a file was left open"
 
 
-MakePoints = Callable[..., list[Task]]
+MakeTasks = Callable[..., list[Task]]
 
 
 def cpu(free_gib: float = 20, cores: int = 2, dtype: str = "fp32") -> DeviceInfo:
@@ -60,7 +60,7 @@ def grid(
 
 
 @pytest.fixture
-def make_points() -> MakePoints:
+def make_tasks() -> MakeTasks:
     return grid
 
 

@@ -28,13 +28,13 @@ class Clock:
 
 
 @pytest.fixture
-def plan_of(make_points: Any, make_cpu: Any) -> Any:
+def plan_of(make_tasks: Any, make_cpu: Any) -> Any:
     """A plan of one model with stated costs."""
 
     def plan(costs: Costs) -> SweepPlan:
         cases: list[Task] = []
         for quant, (load_s, runs) in costs.items():
-            tasks = make_points("gemma-3-1b", quant, tuple(128 * (n + 1) for n in range(len(runs))))
+            tasks = make_tasks("gemma-3-1b", quant, tuple(128 * (n + 1) for n in range(len(runs))))
             made = run_plan.make(tasks, make_cpu(), Effort(), 20 * GIB).tasks
             cases += [replace(entry, load_s=load_s, run_s=run) for entry, run in zip(made, runs, strict=True)]
         return SweepPlan(tuple(cases))

@@ -147,7 +147,7 @@ def test_a_choice_fits_reads_and_really_shrinks(name: str, engine: str) -> None:
     for each in chosen(name, engine):
         assert each.prediction.verdict.word in ("fits", "tight")
         assert each.prediction.terms.needed.value < machine.usable_bytes - 500 * 1024**2
-        assert choice.bits(each.quant) >= choice.LEAST_BITS
+        assert choice.bits(each.quant) >= choice.MIN_BITS
         if choice.bits(each.quant) < 16:
             assert each.predictor.storage.device_bytes < 0.75 * 2 * each.predictor.geometry.parameters
 

@@ -79,27 +79,27 @@ def test_lists_are_separated_by_commas_or_repeated_options() -> None:
     assert words(["nf4,int8", "nf4", " bf16"]) == ("nf4", "int8", "bf16")
 
 
-def test_the_grid_is_every_combination_with_models_outermost(make_points: Any) -> None:
-    cases = [task.case for task in make_points("gemma-3-1b,qwen3-0.6b", "fp32,nf4", (128, 256), (1, 2), (4, 8))]
+def test_the_grid_is_every_combination_with_models_outermost(make_tasks: Any) -> None:
+    cases = [task.case for task in make_tasks("gemma-3-1b,qwen3-0.6b", "fp32,nf4", (128, 256), (1, 2), (4, 8))]
     assert len(cases) == len(set(cases)) == 32
     assert [case.model for case in cases] == ["gemma-3-1b"] * 16 + ["qwen3-0.6b"] * 16
     assert [case.quant for case in cases[:16]] == ["fp32"] * 8 + ["nf4"] * 8
 
 
-def test_a_grid_that_is_too_large_is_refused(make_points: Any) -> None:
+def test_a_grid_that_is_too_large_is_refused(make_tasks: Any) -> None:
     with pytest.raises(ProfileError, match=f"more than {MAX_CASES:,}"):
-        make_points("gemma-3-1b", "fp32", tuple(range(1, 1001)), tuple(range(1, 200)))
+        make_tasks("gemma-3-1b", "fp32", tuple(range(1, 1001)), tuple(range(1, 200)))
 
 
-def test_a_quant_fixes_the_compute_dtype_or_takes_the_devices(make_points: Any, make_gpu: Any) -> None:
-    dtypes = {task.case.quant: task.case.dtype for task in make_points("gemma-3-1b", "bf16,nf4")}
+def test_a_quant_fixes_the_compute_dtype_or_takes_the_devices(make_tasks: Any, make_gpu: Any) -> None:
+    dtypes = {task.case.quant: task.case.dtype for task in make_tasks("gemma-3-1b", "bf16,nf4")}
     assert dtypes == {"bf16": "bf16", "nf4": "fp32"}
-    (task,) = make_points("gemma-3-1b", "nf4", device=make_gpu())
+    (task,) = make_tasks("gemma-3-1b", "nf4", device=make_gpu())
     assert (task.case.dtype, task.case.device) == ("bf16", "cuda:0")
 
 
-def test_a_prefill_chunk_is_never_longer_than_the_context(make_points: Any) -> None:
-    chunks = {task.case.context: task.case.ubatch for task in make_points("gemma-3-1b", contexts=(128, 4096))}
+def test_a_prefill_chunk_is_never_longer_than_the_context(make_tasks: Any) -> None:
+    chunks = {task.case.context: task.case.ubatch for task in make_tasks("gemma-3-1b", contexts=(128, 4096))}
     assert chunks == {128: 128, 4096: 512}
 
 

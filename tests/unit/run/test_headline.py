@@ -19,10 +19,10 @@ EFFORT = Effort(headline.REPS)
 
 
 @pytest.fixture
-def choose(make_points: Any) -> Any:
+def choose(make_tasks: Any) -> Any:
     def choice(device: DeviceInfo, budget_s: float = headline.BUDGET_S, asked: str = "") -> headline.HeadlineChoice:
         def grid(name: str, quant: Quant) -> list[Task]:
-            found: list[Task] = make_points(name, quant.name, (128, 512), device=device)
+            found: list[Task] = make_tasks(name, quant.name, (128, 512), device=device)
             return found
 
         formats = [registry.load("quants", name, "quantization").QUANT for name in asked.split(",") if name]
@@ -97,11 +97,11 @@ def test_each_grid_is_planned_once(choose: Any, make_gpu: Any, monkeypatch: pyte
 
 @pytest.mark.parametrize("cores", [1, 2, 4, 16, 64])
 def test_the_pair_fits_five_minutes_and_the_first_row_a_minute(
-    choose: Any, make_cpu: Any, make_points: Any, cores: int
+    choose: Any, make_cpu: Any, make_tasks: Any, cores: int
 ) -> None:
     device = make_cpu(free_gib=60, cores=cores)
     choice = choose(device)
-    tasks = [task for name, quant in pairs(choice) for task in make_points(name, quant, (128, 512), device=device)]
+    tasks = [task for name, quant in pairs(choice) for task in make_tasks(name, quant, (128, 512), device=device)]
     plan = run_plan.make(tasks, device, EFFORT, device.free_bytes)
     first = min(planned.load_s + planned.run_s for planned in plan.tasks)
     assert first <= headline.FIRST_ROW_S
@@ -109,11 +109,11 @@ def test_the_pair_fits_five_minutes_and_the_first_row_a_minute(
         assert plan.seconds <= headline.BUDGET_S
 
 
-def test_a_longer_budget_never_chooses_smaller_models(choose: Any, make_cpu: Any, make_points: Any) -> None:
+def test_a_longer_budget_never_chooses_smaller_models(choose: Any, make_cpu: Any, make_tasks: Any) -> None:
     device = make_cpu(free_gib=200, cores=8)
 
     def parameters(seconds: float) -> list[int]:
-        return [make_points(name, quant)[0].geometry.parameters for name, quant in pairs(choose(device, seconds))[:2]]
+        return [make_tasks(name, quant)[0].geometry.parameters for name, quant in pairs(choose(device, seconds))[:2]]
 
     for shorter, longer in zip(parameters(300), parameters(7200), strict=True):
         assert shorter <= longer

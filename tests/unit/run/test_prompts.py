@@ -20,8 +20,8 @@ from profiler.errors import NotFound, ProfileError
 from profiler.run import grid
 from profiler.run.prompts import (
     ANSWER_TOKENS,
-    MOST_BYTES,
-    MOST_FILES,
+    MAX_FILE_BYTES,
+    MAX_FILES,
     OWN,
     Prompt,
     judged,
@@ -392,7 +392,7 @@ def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:
         (b"\xef\xbb\xbf", "is empty"),
         (b"caf\xe9", "is not a text in UTF-8: byte 3 belongs to no character"),
         (b"a\0b", "it holds a NUL byte"),
-        (b"x" * (MOST_BYTES + 1), "is larger than 4.00 MiB"),
+        (b"x" * (MAX_FILE_BYTES + 1), "is larger than 4.00 MiB"),
     ],
 )
 def test_a_file_that_is_no_prompt_is_refused_by_name(tmp_path: Path, content: bytes, said: str) -> None:
@@ -409,7 +409,7 @@ def test_a_folder_without_files_or_with_too_many_is_refused(tmp_path: Path) -> N
     (tmp_path / "sub").mkdir()
     with pytest.raises(ProfileError, match="holds no files"):
         own_prompts(tmp_path)
-    for number in range(MOST_FILES + 1):
+    for number in range(MAX_FILES + 1):
         (tmp_path / f"{number}.txt").touch()
     with pytest.raises(ProfileError, match="holds 1,001 files, more than 1,000"):
         own_prompts(tmp_path)

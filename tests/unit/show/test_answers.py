@@ -204,7 +204,7 @@ def test_an_answer_of_a_megabyte_and_five_hundred_answers_are_a_page_that_opens(
             found = replace(ANSWER, answer=large if number < 4 else small, prompt=f"page-{number}")
             file.write(msgspec.json.encode(found) + b"\n")
     text = answers.page(tmp_path)
-    assert len(text) < answers.MOST_PAGE + 1_000_000
+    assert len(text) < answers.MAX_PAGE_CHARACTERS + 1_000_000
     assert text.count("<article") == 500
     assert 50 < text.count("<iframe") < 500
     assert "The page has no room for this answer. It is in answers-261129-100000.jsonl." in text
@@ -216,7 +216,7 @@ def test_an_answer_of_a_megabyte_and_five_hundred_answers_are_a_page_that_opens(
     ["```html\n", "~~~\n ", "<a " + " " * 99, "<!--", "<img ", "<img" + " src" * 80, '<a b="', "@import ", " "],
 )
 def test_no_answer_takes_long_to_show(part: str) -> None:
-    text = "<html>" + part * (answers.MOST_SHOWN // len(part))
+    text = "<html>" + part * (answers.MAX_ANSWER_CHARACTERS // len(part))
     start = time.process_time()
     answers._content(replace(ANSWER, answer=text), "a", "title")
     assert time.process_time() - start < 1.0

@@ -270,4 +270,4 @@ def test_the_picture_has_a_bar_for_the_case_that_is_advised_however_slow():
     page = report_page.page([*rows, measured(model="large", decode=(9.0, 9.1, 8.9), memory=weighing(9))])
     (bars,) = [block for block in page.sections[0].blocks if isinstance(block, Bars)]
     assert said(page).startswith("Run large") and "large \xb7 bf16" in [bar.label for bar in bars.rows]
-    assert len(bars.rows) == ceiling.MOST_BARS
+    assert len(bars.rows) == ceiling.MAX_BARS

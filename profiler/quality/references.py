@@ -2,8 +2,8 @@
 
 A file is named by everything that determines its content (``key``), so that all quantizations and later sweeps use
 the same one, whatever model or set it was made for. It is a line of JSON, then each array in little-endian order, and
-is checked by its length and a checksum. The folder holds at most ``MOST_BYTES``; the files that were not used for the
-longest time make room. It may be deleted at any time.
+is checked by its length and a checksum. The folder holds at most ``MAX_FOLDER_BYTES``; the files that were not used
+for the longest time make room. It may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from profiler.quality.definition import DEFINITION, SAMPLES, TOP
 from profiler.units import bytes_text, printable
 
 FOLDER = "quality"
-MOST_BYTES = 4 << 30
-LEFT_FREE = 1 << 30  # bytes of the disk that are left to others
+MAX_FOLDER_BYTES = 4 << 30  # the references of about 130 models over the shipped texts
+MIN_FREE_BYTES = 1 << 30  # of the disk, left to other programs
 HEADER = Budget(nbytes=1 << 16, depth=3)
 NAMES = ("ids", "logs", "rest_entropy", "sampled", "sampled_logs", "nll")  # the arrays, in order
 INTEGERS = ("ids", "sampled")  # int32; the others are float32
-OLD_PARTIAL_S = 24 * 3600.0
+OLD_PARTIAL_S = 24 * 3600.0  # a partial file of this age was left behind by a process that was killed
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,6 @@ def read(name: str) -> ReferenceArrays | None:
             return None
         with path.open("rb") as file:
             found = _parsed(file.readline(HEADER.nbytes), file.read())
-    except FileNotFoundError:
-        return None
     except OSError:
         return None
     if found is not None:
@@ -144,15 +142,15 @@ def _make_room(folder: Path, needed: int) -> None:
     held = sum(size for *_, size, _ in entries)
     free = shutil.disk_usage(folder).free
     for _, _, size, path in sorted(entries, key=lambda entry: entry[:2]):
-        if held + needed <= MOST_BYTES and free - needed >= LEFT_FREE and path.suffix != ".partial":
+        if held + needed <= MAX_FOLDER_BYTES and free - needed >= MIN_FREE_BYTES and path.suffix != ".partial":
             break
         with suppress(OSError):
             path.unlink()
             held, free = held - size, free + size
-    if free - needed < LEFT_FREE:
+    if free - needed < MIN_FREE_BYTES:
         raise ProfileError(
             f"the reference of one window takes {bytes_text(needed)}, and {printable(folder)} has"
-            f" {bytes_text(free)} free, of which {bytes_text(LEFT_FREE)} are left to others",
+            f" {bytes_text(free)} free, of which {bytes_text(MIN_FREE_BYTES)} are left to others",
             f"Set {folders.CACHE}=FOLDER to choose another disk.",
         )
 

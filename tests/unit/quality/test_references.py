@@ -9,42 +9,42 @@ import pytest
 
 from profiler import folders
 from profiler.errors import ProfileError
-from profiler.quality import kept
+from profiler.quality import references
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(folders.CACHE, str(tmp_path / "cache"))
-    return tmp_path / "cache" / kept.FOLDER
+    return tmp_path / "cache" / references.FOLDER
 
 
-def reference(positions: int = 3, fill: bytes = b"\1") -> kept.ReferenceArrays:
-    empty = kept.ReferenceArrays(positions, 4, 2, {}, {"device": "cpu"})
-    arrays = {name: fill * empty.nbytes(name) for name in kept.NAMES}
-    return kept.ReferenceArrays(positions, 4, 2, arrays, empty.made)
+def reference(positions: int = 3, fill: bytes = b"\1") -> references.ReferenceArrays:
+    empty = references.ReferenceArrays(positions, 4, 2, {}, {"device": "cpu"})
+    arrays = {name: fill * empty.nbytes(name) for name in references.NAMES}
+    return references.ReferenceArrays(positions, 4, 2, arrays, empty.made)
 
 
 def test_what_is_written_is_read(cache: Path) -> None:
-    kept.write("name", reference())
-    assert kept.read("name") == reference()
+    references.write("name", reference())
+    assert references.read("name") == reference()
     assert [path.name for path in cache.iterdir()] == ["name"]
-    assert kept.read("other") is None
+    assert references.read("other") is None
 
 
 @pytest.mark.parametrize(
     "spoil", [lambda data: data[:-1], lambda data: data[:-1] + b"\0", lambda data: b"{}\n" + data]
 )
 def test_a_damaged_file_is_no_reference(cache: Path, spoil: object) -> None:
-    kept.write("name", reference())
+    references.write("name", reference())
     path = cache / "name"
     path.write_bytes(spoil(path.read_bytes()))  # type: ignore[operator]
-    assert kept.read("name") is None
+    assert references.read("name") is None
 
 
 def test_a_file_that_others_may_write_is_no_reference(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    kept.write("name", reference())
+    references.write("name", reference())
     (cache / "name").chmod(0o666)
-    assert kept.read("name") is None
+    assert references.read("name") is None
     assert "computed again" in capsys.readouterr().err
 
 
@@ -52,27 +52,27 @@ def test_the_files_that_were_not_used_for_the_longest_time_make_room(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for age, name in enumerate(["newest", "middle", "oldest"]):
-        kept.write(name, reference())
+        references.write(name, reference())
         os.utime(cache / name, (1e9 - age, 1e9 - age))
-    kept.read("oldest")  # now it was used last
+    references.read("oldest")  # now it was used last
     size = (cache / "newest").stat().st_size
-    monkeypatch.setattr(kept, "MOST_BYTES", 3 * size)
-    kept.write("fourth", reference())
+    monkeypatch.setattr(references, "MAX_FOLDER_BYTES", 3 * size)
+    references.write("fourth", reference())
     assert sorted(path.name for path in cache.iterdir()) == ["fourth", "newest", "oldest"]
 
 
 def test_a_full_disk_is_one_clear_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "LEFT_FREE", 1 << 60)
+    monkeypatch.setattr(references, "MIN_FREE_BYTES", 1 << 60)
     with pytest.raises(ProfileError, match="left to others"):
-        kept.write("name", reference())
+        references.write("name", reference())
 
 
 def test_names_differ_with_all_that_determines_the_content() -> None:
     names = {
-        kept.key("a", "fp32", [1, 2], 1),
-        kept.key("b", "fp32", [1, 2], 1),
-        kept.key("a", "bf16", [1, 2], 1),
-        kept.key("a", "fp32", [1, 3], 1),
-        kept.key("a", "fp32", [1, 2], 2),
+        references.key("a", "fp32", [1, 2], 1),
+        references.key("b", "fp32", [1, 2], 1),
+        references.key("a", "bf16", [1, 2], 1),
+        references.key("a", "fp32", [1, 3], 1),
+        references.key("a", "fp32", [1, 2], 2),
     }
     assert len(names) == 5
