@@ -24,10 +24,10 @@ from profiler.units import GIB
 Split = Literal["layer", "tensor"]
 SPLITS: tuple[Split, ...] = ("layer", "tensor")
 HOP_S = 10e-6  # latency of a copy between devices
-LINK_SHARE = 0.8
+LINK_SHARE = 0.8  # of a link's rate that copies of weights reach
 SEVERAL_SPREAD = 1.2  # covers nine published rows of two and four cards that the rates were not fitted to
 RAM_BYTES_S = 60e9  # two channels of DDR5, an assumption
-RAM_SHARE = 0.7
+RAM_SHARE = 0.7  # of the host memory's bandwidth that reading weights there reaches
 ACTIVATION_BYTES = 2
 APPLE_SMALL, APPLE_SHARE = 36 * GIB, (0.67, 0.75)  # recommendedMaxWorkingSetSize, up to 36 GiB and above
 SHARED_SHARE = 0.92  # desktop chips that share their memory with the operating system

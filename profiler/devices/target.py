@@ -31,7 +31,7 @@ MAX_DEVICES = 64  # in one machine
 LINK_BYTES_S = 16e9  # PCIe 4.0 x8 to x16, if the data sheet has no figure
 FIGURES = ("vram", "bandwidth", "bf16", "fp16", "fp32", "int8", "fp8", "fp4", "watts", "link")
 UNKNOWN_GPU = (300e9, {"bf16": 20e12, "fp32": 10e12})  # a small card of 2020, for GPUs that are not in the catalog
-UNKNOWN_SPREAD = 4.0
+UNKNOWN_SPREAD = 4.0  # factor either way on the figures of such a GPU
 SLICE_SPREAD = 1.25  # a slice has shares of a data sheet's figures, and we have measured none
 _COUNT = re.compile(r"^(\d{1,3})\s*[x×]\s*(.+)$", re.IGNORECASE)  # not 7900 xtx
 

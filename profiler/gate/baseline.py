@@ -61,14 +61,14 @@ BUDGET = Budget(nbytes=64 * 1024**2, values=2**22)  # thousands of cases with al
 SHORTEST_S, LONGEST_S = 1e-9, 1e9  # of a block: ratios of such times, and their logarithms, are finite
 MAX_SESSIONS = 30  # the oldest are dropped: they say little about the machine of today
 
-SLOWER = 0.15  # runs of the reference on one idle machine, each the best of several, never differed by as much
-SIZE = 4 * 1024**2  # bytes: more than the private caches of a core
-TIMES = 5
+MAX_SLOWER = 0.15  # reference work on one idle machine, each time the best of several runs, never differed by as much
+REFERENCE_BYTES = 4 * 1024**2  # more than the private caches of a core
+REFERENCE_RUNS = 5  # of the reference work, of which the fastest counts
 
-ENOUGH = 10  # sessions needed for meaningful quartiles
+MIN_SESSIONS = 10  # for meaningful quartiles
 # Slowdown that a single session can show. CPU time of one program varied by 8% (standard deviation) between
 # processes on a machine under full load, and 3 IQR of that are a third.
-FEW = 0.5
+FEW_SESSIONS_DELTA = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,9 +276,9 @@ def _wrong(path: Path, why: str, front: FrontEnd) -> ProfileError:
 
 def reference_seconds() -> float:
     """CPU seconds for hashing and copying a few megabytes, the best of several."""
-    block = bytes(range(256)) * (SIZE // 256)
+    block = bytes(range(256)) * (REFERENCE_BYTES // 256)
     found = []
-    for _ in range(TIMES):
+    for _ in range(REFERENCE_RUNS):
         start = time.process_time()
         hashlib.sha256(block).digest()
         for _ in range(4):
@@ -289,7 +289,7 @@ def reference_seconds() -> float:
 
 def machine_slower(before: float | None, now: float | None) -> float | None:
     """By how much the machine itself is slower than before; None if not significantly, or unknown."""
-    if not before or not now or now / before - 1 <= SLOWER:
+    if not before or not now or now / before - 1 <= MAX_SLOWER:
         return None
     return now / before - 1
 
@@ -302,8 +302,8 @@ def timed(entry: BaselineEntry, metric: str, clock: str) -> list[BaselineSession
 def threshold(history: Sequence[BaselineSession], metric: str, rule: RegressionRule) -> float:
     """τ − 1: the slowdown above which a comparison with the sessions of ``timed`` fails."""
     medians = sorted(statistics.median(session.blocks[metric]) for session in history)
-    if len(medians) < ENOUGH:
-        return max(rule.delta, FEW)
+    if len(medians) < MIN_SESSIONS:
+        return max(rule.delta, FEW_SESSIONS_DELTA)
     first, third = percentile(medians, 0.25), percentile(medians, 0.75)
     return max(rule.delta, (third + 3 * (third - first)) / statistics.median(medians) - 1)
 

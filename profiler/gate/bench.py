@@ -51,7 +51,7 @@ PRESSURE = Path("/proc/pressure/cpu")
 SUPPLIES = Path("/sys/class/power_supply")
 MAX_PRESSURE = 10.0  # percent of the last ten seconds in which some process waited for a core
 QUIET_S = 60.0  # a build or a cron job may end within this time; a longer load is the normal state of the machine
-LOOK_S = 5.0
+LOOK_S = 5.0  # between looks at whether the machine has become quiet
 
 
 def obstacles(device: DeviceInfo, clock: str) -> list[str]:

@@ -39,7 +39,7 @@ from profiler.units import bytes_text, printable
 LOOKS = (6, 10, 16)
 CONFIRM_PAIRS = 10
 ALPHA = 0.05  # one-sided, for all looks together
-SIGN_P = 0.05
+SIGN_P = 0.05  # of the sign test, which must agree, so that a few extreme pairs decide nothing
 DELTA = 0.05  # the default δ: slowdowns that people act on, and that a machine with unlocked clocks can resolve
 POWER_SIGMAS = 1.34  # one-sided: nine of ten gates find a slowdown of the smallest detectable size
 DETECT_SIGMAS = 3.7  # the last look's t quantile (2.34 at 16 pairs) plus POWER_SIGMAS, in standard errors, rounded up

@@ -111,7 +111,7 @@ def sessions(*medians: float) -> BaselineEntry:
 
 
 def test_ten_sessions_say_how_much_sessions_differ() -> None:
-    assert baseline.threshold(sessions(*[1.0] * 9).sessions, "decode", RULE) == baseline.FEW
+    assert baseline.threshold(sessions(*[1.0] * 9).sessions, "decode", RULE) == baseline.FEW_SESSIONS_DELTA
     assert baseline.threshold(sessions(*[1.0] * 10).sessions, "decode", RULE) == RULE.delta
     spread = sessions(*(1 + n / 100 for n in range(11)))  # quartiles 1.025 and 1.075, median 1.05
     assert baseline.threshold(spread.sessions, "decode", RULE) == pytest.approx((1.075 + 3 * 0.05) / 1.05 - 1)
@@ -124,7 +124,7 @@ def test_sessions_by_another_clock_or_without_times_do_not_widen_what_fails() ->
     others.append(BaselineSession("2026", "cpu", {"decode": ()}))
     wider = Baseline({found.name: replace(entry, sessions=(*others, *entry.sessions))})
     by_metric = {each.metric: each for each in gate_measured.against(found, wider, RULE, ("prefill", "decode"))}
-    assert by_metric["decode_cpu_s"].detectable == baseline.FEW
+    assert by_metric["decode_cpu_s"].detectable == baseline.FEW_SESSIONS_DELTA
 
 
 def test_another_machine_is_incomparable_in_time_and_peak_and_comparable_in_what_follows_from_the_case() -> None:
@@ -186,7 +186,7 @@ def test_a_machine_that_is_slower_itself_gives_no_fail() -> None:
 
 def test_the_reference_work_takes_time_and_repeats() -> None:
     assert 0 < baseline.reference_seconds() < 1
-    assert baseline.machine_slower(1.0, 1.0 + baseline.SLOWER) is None
+    assert baseline.machine_slower(1.0, 1.0 + baseline.MAX_SLOWER) is None
     assert baseline.machine_slower(None, 5.0) is None
 
 
