@@ -76,6 +76,7 @@ def cost(options: argparse.Namespace) -> int:
     from transformers import AutoModelForCausalLM
 
     from profiler.backends.hf import text_pass
+    from profiler.kernels.versions import with_cache
     from profiler.quality.texts import TextWindow
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.dtype]
@@ -100,9 +101,7 @@ def cost(options: argparse.Namespace) -> int:
     def prefill() -> None:
         cache = text_pass.new_cache(model)
         for part in random_ids[None].split(text_pass.CHUNK, dim=1):
-            model(
-                input_ids=part, past_key_values=cache, use_cache=True, logits_to_keep=int(options.against == "last")
-            )
+            model(input_ids=part, **with_cache(cache), logits_to_keep=int(options.against == "last"))
 
     ratios, peaks = [], [keep_bytes]
     for pair in range(PAIRS):

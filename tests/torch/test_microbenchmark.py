@@ -31,7 +31,7 @@ MICROBENCHMARK = {
 }
 LINEAR_LAYERS = {
     "RATE_S": 0.005,
-    "POOL_BYTES": 2**20,
+    "MIN_POOL_BYTES": 2**20,
     "TALL": (1024, 64),
     "TOKENS": (1, 16),
 }

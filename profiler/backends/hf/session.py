@@ -182,7 +182,7 @@ class HfGeneration:
             try:
                 with memory_errors(), torch.inference_mode():
                     ids = self.ids[:1, :SEED_TOKENS]
-                    logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+                    logits = self.model(input_ids=ids, **with_cache(cache), logits_to_keep=1).logits
                     NOT_FINITE_LOGITS[self.model] = not bool((logits < torch.inf).all())  # -inf rules a token out
             except OutOfMemory:  # the case itself has fitted
                 return ()

@@ -26,6 +26,7 @@ from profiler.backends.hf import cache as caches
 from profiler.decode_path import EAGER
 from profiler.errors import ProfileError
 from profiler.kernels.runner import StaticRunner
+from profiler.kernels.versions import with_cache
 from profiler.quality.definition import MIN_REST, NO_REST, SAMPLES, TOP
 from profiler.quality.references import INTEGERS, ReferenceArrays
 from profiler.quality.texts import DECODED_TOKENS, TextWindow
@@ -87,7 +88,7 @@ def _read(model: PreTrainedModel, ids: torch.Tensor, kv: DynamicCache, take: Row
     """Read ``ids [1, tokens]`` after what ``kv`` holds; ``at``: the position of the first of them."""
     for start in range(0, ids.shape[1], CHUNK):
         chunk = ids[:, start : start + CHUNK]
-        output = decoder_of(model)(input_ids=chunk, past_key_values=kv, use_cache=True)
+        output = decoder_of(model)(input_ids=chunk, **with_cache(kv))
         _through_head(model, output, at + start, take)
         beat("")
 
@@ -269,7 +270,7 @@ def _runner(
 @torch.inference_mode()
 def _eager_step(model: PreTrainedModel, kv: DynamicCache, token: torch.Tensor) -> torch.Tensor:
     """The logits ``[1, vocabulary]`` after ``token [1, 1]``, by transformers as shipped."""
-    logits: torch.Tensor = model(input_ids=token, past_key_values=kv, use_cache=True, logits_to_keep=1).logits
+    logits: torch.Tensor = model(input_ids=token, **with_cache(kv), logits_to_keep=1).logits
     return logits[:, -1]
 
 
