@@ -8,6 +8,7 @@ sheet's bandwidth), and the formula of llmfit 1.1.17 (``llmfit-core/src/fit.rs``
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -67,6 +68,11 @@ def llmfit(row: Row) -> float:
 
 def main() -> None:
     """Predict, compare, and write the page."""
+    argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python benchmarks/accuracy.py",
+    ).parse_args()
     used, left = published_rows.rows()
     judged, _ = left_out.judge(used, fit_efficiency.start(), note=lambda text: print(text, file=sys.stderr))
     write(used, left, judged)

@@ -42,7 +42,7 @@ SHOWN = 5  # worst cases
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedFigure:
     """One figure of a row, predicted without it."""
 
     row: Measurement
@@ -149,7 +149,7 @@ def verdict(good: bool) -> str:
     return "PASS" if good else "FAIL"
 
 
-def judged(rows: Sequence[Measurement], taught: Learned, figure: str) -> Iterator[Judged]:
+def judged(rows: Sequence[Measurement], taught: Learned, figure: str) -> Iterator[JudgedFigure]:
     """One figure of each row that was not disturbed."""
     for row in rows:
         value, plain = measured_value(row, figure), row.expected["plain"]
@@ -163,10 +163,10 @@ def judged(rows: Sequence[Measurement], taught: Learned, figure: str) -> Iterato
         if correction is not None:
             found = learned.corrected(plain, figure, correction)
         covered = found.low <= value <= found.high
-        yield Judged(row, error, found.value / value - 1, covered, correction is not None)
+        yield JudgedFigure(row, error, found.value / value - 1, covered, correction is not None)
 
 
-def told(found: Sequence[Judged]) -> str:
+def told(found: Sequence[JudgedFigure]) -> str:
     plain, after = ([abs(getattr(each, name)) for each in found] for name in ("plain", "learned"))
     covered, taught = fmean(each.covered for each in found), sum(each.taught for each in found)
     return (

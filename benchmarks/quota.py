@@ -41,7 +41,7 @@ ENTER = 'echo $$ > "$0" && exec "$@"'  # for a shell: the program is in the grou
 
 
 @dataclass
-class Setting:
+class ThreadSetting:
     """``--threads N``, or the default (None): the rates of its turns, and the last row."""
 
     threads: int | None
@@ -73,7 +73,7 @@ def one_quota(quota: float, processes: Path, options: argparse.Namespace, enviro
     if options.calibrate:
         profile(processes, environ, "calibrate", "--device", "cpu", "-o", "json")
     shown = next(row for row in profile(processes, environ, "devices", "-o", "json") if row["device"] == "cpu")
-    settings = [Setting(None), *map(Setting, options.threads)]
+    settings = [ThreadSetting(None), *map(ThreadSetting, options.threads)]
     for number in range(options.rounds):
         for setting in settings if number % 2 == 0 else reversed(settings):
             turn(setting, processes, options, environ)
@@ -88,7 +88,7 @@ def one_quota(quota: float, processes: Path, options: argparse.Namespace, enviro
     return all(met) and abs(shown["cores"] - expected) < 1e-3
 
 
-def setting_text(setting: Setting) -> Any:
+def setting_text(setting: ThreadSetting) -> Any:
     """The rate of a phase, with its prediction."""
 
     def text(phase: str) -> str:
@@ -101,7 +101,7 @@ def setting_text(setting: Setting) -> Any:
     return text
 
 
-def as_good_as_the_best(settings: Sequence[Setting], phase: str) -> bool:
+def as_good_as_the_best(settings: Sequence[ThreadSetting], phase: str) -> bool:
     """Print the ratio of the default's rate to the best one; False if it is lower beyond doubt."""
     usual, *others = settings
     best = max(others, key=lambda setting: setting.median(phase))
@@ -110,7 +110,7 @@ def as_good_as_the_best(settings: Sequence[Setting], phase: str) -> bool:
     return not certainly_above(theirs, ours, 1 / (1 - TOLERANCE))
 
 
-def turn(setting: Setting, processes: Path, options: argparse.Namespace, environ: dict[str, str]) -> None:
+def turn(setting: ThreadSetting, processes: Path, options: argparse.Namespace, environ: dict[str, str]) -> None:
     """Run one process; return the rates of both phases."""
     threads = [] if setting.threads is None else ["--threads", str(setting.threads)]
     command = ["sweep", "--fresh", "--device", "cpu", "-m", options.model, "-q", options.quant, "-o", "json"]

@@ -30,7 +30,7 @@ from profiler.devices.target import Target
 from profiler.models import families, hub
 from profiler.models.geometry import Geometry
 from profiler.quants.base import DTYPE_BYTES
-from profiler.run.quantization import compute_dtype
+from profiler.run.quantization import EngineQuant, compute_dtype
 
 FAMILIES = {"Gemma 4": "gemma-4-", "Qwen 3.5": "qwen3.5-"}
 CONTEXT = 8192
@@ -118,10 +118,15 @@ def predictor(
     machine: Machine,
     path: str | None = None,
     learned: Learned = NOTHING,
+    run_as: EngineQuant | None = None,
 ) -> Predictor:
-    """A predictor of a model that is quantized as ``quant``, run as a sweep would run it on ``machine``."""
-    target, dtype = machine.target, compute_dtype(machine.target, quant)
-    return Predictor(geometry, engine, quant, machine, dtype, path or usual_path(target), learned=learned)
+    """A predictor of a model that is quantized as ``quant``, run as a sweep would run it on ``machine``. ``run_as``
+    has the dtype and the format of a checkpoint, where one is known.
+    """
+    target = machine.target
+    dtype, stored = (run_as.dtype, run_as.checkpoint_format) if run_as is not None else (None, None)
+    dtype = dtype or compute_dtype(target, quant)
+    return Predictor(geometry, engine, quant, machine, dtype, path or usual_path(target), stored, learned)
 
 
 def with_room(machine: Machine) -> Machine:

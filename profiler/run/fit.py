@@ -10,7 +10,7 @@ from pathlib import Path
 from profiler import devices
 from profiler.cost import engines
 from profiler.cost.engines.base import Engine, Named, Placement, Serving, placement
-from profiler.cost.engines.transformers import swept, usual_path
+from profiler.cost.engines.transformers import swept
 from profiler.cost.learned import NOTHING, Learned, from_store
 from profiler.cost.machine import RAM_BYTES_S, Machine, Split
 from profiler.cost.prediction import Goal, Prediction, Predictor
@@ -25,7 +25,7 @@ from profiler.quants.base import DTYPE_BYTES
 from profiler.run import choice, grid
 from profiler.run.grid import counts, model_names, words
 from profiler.run.prompts import contexts_of
-from profiler.run.quantization import EngineQuant, checked, compute_dtype, engine_quants, has, held
+from profiler.run.quantization import EngineQuant, checked, engine_quants, has, held
 from profiler.run.refusal import Refusal, accepted, combined_error
 from profiler.shell import Command, command
 from profiler.units import printable, rate_text
@@ -311,7 +311,8 @@ def one_case(request: FitRequest) -> OneCase:
         raise ProfileError("no model named", "profile models lists the catalog.")
     _, model = _model(names[0], request, contexts)
     run_as = engine_quants(model, held(model), engine, machine.target, asked, usual)[0]
-    predictor = _predictor(model.geometry, engine, run_as, machine, request.path, _learned(machine.target, request))
+    learned = _learned(machine.target, request)
+    predictor = choice.predictor(model.geometry, engine, run_as.quant, machine, request.path, learned, run_as)
     cautions = (*model.cautions, *run_as.cautions, *_extrapolated(engine, run_as, machine, request))
     cautions += predictor.learned.notes(engine.name)
     (context,) = _reached(contexts, model.geometry.max_position, request)
@@ -347,7 +348,8 @@ def _cases(
     request: FitRequest,
     learned: Learned,
 ) -> Iterator[FitPrediction]:
-    predictor, kv = _predictor(model.geometry, engine, run_as, machine, request.path, learned), request.kv
+    predictor = choice.predictor(model.geometry, engine, run_as.quant, machine, request.path, learned, run_as)
+    kv = request.kv
     longest = {batch: predictor.largest_context(batch, kv) for batch in batches}
     as_stored = run_as.checkpoint_format is not None or not request.quants
     unchecked = (*_extrapolated(engine, run_as, machine, request), *learned.notes(engine.name))
@@ -373,20 +375,6 @@ def _reached(contexts: Sequence[int], most: int, request: FitRequest) -> tuple[i
     if not (request.names_contexts or request.mapped):
         contexts = [min(context, most) for context in contexts]
     return tuple(context for context in contexts if context <= most)
-
-
-def _predictor(
-    geometry: Geometry,
-    engine: Engine,
-    run_as: EngineQuant,
-    machine: Machine,
-    path: str | None = None,
-    learned: Learned = NOTHING,
-) -> Predictor:
-    """A predictor of a model in ``run_as``, run as a sweep would run it on ``machine``."""
-    target, quant, stored = machine.target, run_as.quant, run_as.checkpoint_format
-    dtype = run_as.dtype or compute_dtype(target, quant)
-    return Predictor(geometry, engine, quant, machine, dtype, path or usual_path(target), stored, learned)
 
 
 def _learned(target: Target, request: FitRequest) -> Learned:

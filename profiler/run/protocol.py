@@ -40,6 +40,7 @@ V1_FIELDS = frozenset(  # fields of Case and Effort that workers of every versio
         "max_phase_s",
     ]
 )
+MAX_REASON_CHARACTERS = 500  # of the reason in a row: two or three sentences
 MAX_LINE_BYTES = 16 * 1024**2  # enough for a million step times, or for any real config.json
 
 

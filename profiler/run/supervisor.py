@@ -31,7 +31,7 @@ from profiler.folders import describe
 from profiler.results.measurement import Measurement, Outcome
 from profiler.run import process
 from profiler.run.process import Launch, WorkerProcess, worker_environment
-from profiler.run.protocol import LoadCost, ProtocolError, task_message
+from profiler.run.protocol import MAX_REASON_CHARACTERS, LoadCost, ProtocolError, task_message
 from profiler.run.repetitions import Effort
 from profiler.units import bytes_text, printable, seconds_text, whole_seconds_text
 
@@ -39,7 +39,6 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 TICK_S = 0.15  # the resident size is read more than five times a second
 IDLE_SHARE = 0.01  # of a core: a hung process may still have a thread that polls the clock
-MAX_REASON_CHARACTERS = 400  # of the reason in a row
 OnBeat = Callable[[Case, str], None]  # also called with an empty text, several times a second, while a case runs
 OnRow = Callable[[Measurement], None]
 Left = Callable[[Case], float | None]  # estimated seconds until the row of the case that runs; None: unknown

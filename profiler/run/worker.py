@@ -48,7 +48,7 @@ from profiler.errors import ProfileError
 from profiler.results.measurement import PHASES, Caution, Measurement, Memory, Outcome, Phase
 from profiler.run import quality
 from profiler.run.loop import largest, measure, measure_timed, peak_bytes
-from profiler.run.protocol import LineBuffer, LoadCost, ProtocolError, encode, read_task
+from profiler.run.protocol import MAX_REASON_CHARACTERS, LineBuffer, LoadCost, ProtocolError, encode, read_task
 from profiler.run.repetitions import Effort, Repeater
 from profiler.units import bytes_text, printable
 
@@ -61,7 +61,6 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 FIRST_TO_GO = "1000"  # oom_score_adj: the kernel kills this process before the one that holds the results
 SentTask = tuple[Task, Effort, int | None]  # a task, how thoroughly to measure it, and the limit of the host memory
 BEAT_S = 0.1  # minimum time between beats of one phase: each costs a system call and wakes the parent
-MAX_REASON_CHARACTERS = 500  # of the reason in a row
 
 
 def guard_group(parent: int) -> None:

@@ -137,7 +137,7 @@ def _machine(machine: MachineRows, forecast: Forecast, several: bool) -> list[Pa
 
 
 def _without_usual(rows: MapRows) -> tuple[MapRows, str]:
-    """The rows without the detail that most cells have, and a sentence that says so once."""
+    """The rows without the detail that most cells share, and the sentence that replaces it."""
     details = Counter(cell.detail for _, cells in rows for cell in cells if cell.value)
     usual, count = next(iter(details.most_common(1)), ("", 0))
     if not usual or count < max(2, details.total() / 2):
