@@ -38,7 +38,7 @@ that s. *FAIL first* is the rate before the confirmation. A line is omitted if t
 
 
 @dataclass(frozen=True)
-class TrialLine:
+class Line:
     """One line of the table."""
 
     heavy: bool
@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"into {PAGE.name}")
     options = parser.parse_args()
     lines = [
-        TrialLine(heavy, sd, delta, slowdown)
+        Line(heavy, sd, delta, slowdown)
         for heavy in (False, True)
         for sd in NOISES
         for delta in DELTAS
@@ -69,7 +69,7 @@ def main() -> int:
     return 0
 
 
-def row(line: TrialLine, trials: int) -> str:
+def row(line: Line, trials: int) -> str:
     """Simulate one line."""
     draw = random.Random(f"{line}")
     found: Counter[str] = Counter()
@@ -86,7 +86,7 @@ def row(line: TrialLine, trials: int) -> str:
     )
 
 
-def trial(line: TrialLine, draw: random.Random) -> tuple[str, bool, int]:
+def trial(line: Line, draw: random.Random) -> tuple[str, bool, int]:
     """The verdict of one gate, whether it was FAIL before the confirmation, and its number of pairs."""
     rule, logs = RegressionRule(line.delta), []
     for look in rule.looks:
@@ -102,7 +102,7 @@ def trial(line: TrialLine, draw: random.Random) -> tuple[str, bool, int]:
     return "go on", False, rule.looks[-1]
 
 
-def pair(line: TrialLine, draw: random.Random) -> float:
+def pair(line: Line, draw: random.Random) -> float:
     """A draw of ln(candidate ÷ base)."""
     wide = HEAVY if line.heavy and draw.random() < HEAVY_SHARE else 1.0
     return draw.gauss(math.log1p(line.slowdown * line.delta), wide * line.sd)

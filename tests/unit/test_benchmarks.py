@@ -32,8 +32,8 @@ def test_the_table_of_the_gates_errors_is_that_of_its_rule() -> None:
     sys.modules["gate_calibration"] = module  # where its dataclass looks
     spec.loader.exec_module(module)
     page = (FOLDER / "gate.md").read_text(encoding="utf-8")
-    assert module.row(module.TrialLine(False, 0.03, 0.05, 0.0), 4000) in page
-    assert module.row(module.TrialLine(True, 0.03, 0.05, 2.0), 4000) in page
+    assert module.row(module.Line(False, 0.03, 0.05, 0.0), 4000) in page
+    assert module.row(module.Line(True, 0.03, 0.05, 2.0), 4000) in page
 
 
 def test_every_published_row_of_several_devices_gets_a_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
