@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from profiler import backends, decode_path, devices, folders
+from profiler.backends.llama_cpp import build as llama_cpp_build
 from profiler.cost import prediction
 from profiler.cost.machine import SPLITS
 from profiler.errors import ProfileError
@@ -172,11 +173,12 @@ def _sweep(
     listener = PythonPrinter() if progress else run_sweep.SweepListener()
     found = devices.find(device)
     available = run_sweep.available_bytes(found, limits.max_memory_bytes)
-    resolved = resolve_request(sweep_request, found, available, listener.say)
-    refused = _refused(resolved.refused, SWEEP_OPTIONS, stacklevel=4)
-    with Store.open(path) as opened:
-        result = run_sweep.sweep(resolved, found, opened, limits, listener, argv=argv, **ways)
-        measured = opened.rows(result.run)
+    with llama_cpp_build.using(sweep_request.llama_cpp):
+        resolved = resolve_request(sweep_request, found, available, listener.say)
+        refused = _refused(resolved.refused, SWEEP_OPTIONS, stacklevel=4)
+        with Store.open(path) as opened:
+            result = run_sweep.sweep(resolved, found, opened, limits, listener, argv=argv, **ways)
+            measured = opened.rows(result.run)
     if result.interrupted:
         again = "the same call" if ways["resumed"] else "the same call without fresh=True"
         raise KeyboardInterrupt(

@@ -29,7 +29,19 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _environment_untouched() -> Iterator[None]:
+    """No test, and no command that it runs, leaves a variable behind that a later test would see."""
+    before = dict(os.environ)
+    yield
+    own = {"PYTEST_CURRENT_TEST", "CUDA_DEVICE_ORDER"}  # the first command that looks for GPUs sets the latter
+    changed = sorted(n for n in {*before, *os.environ} - own if before.get(n) != os.environ.get(n))
+    assert not changed, f"the environment changed: {', '.join(changed)}"
+
+
+@pytest.fixture(autouse=True)
+def _own_store(
+    _environment_untouched: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Results of a test go to a file of its own, never to the user's store; what is noted of folders goes with it. No
     file of the user's settings is read.
     """

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from profiler import devices
+from profiler.backends.llama_cpp import build as llama_cpp
 from profiler.commands import options
 from profiler.commands.options import Decorator, MeasuringCommand
 from profiler.console import say, tell
@@ -199,6 +200,7 @@ def sweep(
     interrupted.
     """
     files.check(html, store)
+    click.get_current_context().with_resource(llama_cpp.using(given["llama_cpp"]))
     found = devices.find(device)
     available = run_sweep.available_bytes(found, max_memory)
     own = {name: given.pop(name) for name in OF_BACKENDS}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from profiler import backends, devices
+from profiler.backends.llama_cpp import build as llama_cpp
 from profiler.case import Case, Task
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
@@ -143,6 +144,11 @@ def run(request: GateRequest, say: Say) -> GateResult:
     rule, metrics = RegressionRule(request.delta), request.timed
     if request.rows is not None:
         return _judge_rows(request, rule, metrics)
+    with llama_cpp.using(request.sweep.llama_cpp):
+        return _measure(request, rule, metrics, say)
+
+
+def _measure(request: GateRequest, rule: RegressionRule, metrics: tuple[Phase, ...], say: Say) -> GateResult:
     device = devices.find(request.device)
     threads = threads_of(device.name, request.sweep.threads)
     sweep = replace(request.sweep, reps=request.sweep.reps or REPS, threads=threads)

@@ -14,7 +14,6 @@ from pathlib import PurePath
 from typing import Any
 
 from profiler import backends, decode_path, registry
-from profiler.backends.llama_cpp import build as llama_cpp
 from profiler.case import EAGER, FILES, SCENARIO, SYNTHETIC, THREADS, ModelNote, Task, options_text
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.errors import NotFound, ProfileError
@@ -147,8 +146,6 @@ def resolve_request(request: SweepRequest, device: DeviceInfo, available_bytes: 
     counted = request.scenario if not request.contexts else None
     typed, request = request.quants, _with_scenario(request)
     options = backend_options(request)
-    if request.llama_cpp is not None:
-        llama_cpp.use(request.llama_cpp)
     names = model_names(request.models)
     effort = _effort(request)
     if backends.find(request.backend).gguf:

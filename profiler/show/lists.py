@@ -38,7 +38,7 @@ def models(found: Sequence[tuple[str, Geometry]], output: str) -> str:
 
 def devices(found: Sequence[DeviceInfo], output: str) -> str:
     """Devices of this machine, as ``models``."""
-    return render([_device_row(each) for each in found], _device, output, ("driver",), prose="features")
+    return render([_device_row(each) for each in found], _device, output, ("driver", "dtype"), prose="features")
 
 
 def catalog(found: Sequence[CatalogDevice], output: str) -> str:
@@ -124,7 +124,7 @@ def _device(row: JsonRow) -> dict[str, str]:
         "title": row["title"],
         "memory": bytes_text(row["memory_bytes"]),
         "free": bytes_text(row["free_bytes"]),
-        "default dtype": row["default_dtype"],
+        "dtype": row["default_dtype"],
         "cores": _cores(row),
         "features": " ".join(row["features"]) or UNKNOWN,
         "driver": row["driver"] or UNKNOWN,

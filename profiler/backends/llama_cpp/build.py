@@ -13,7 +13,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib.util import find_spec
@@ -229,9 +230,21 @@ def environment(device: str) -> dict[str, str]:
     return own | QUIET | (HIDDEN if device == "cpu" else {})
 
 
-def use(folder: str) -> None:
-    """Use the build in ``folder`` from now on, here and in workers."""
+@contextmanager
+def using(folder: str | None) -> Iterator[None]:
+    """Within, ``find`` returns the build in ``folder``, here and in workers. None changes nothing."""
+    if folder is None:
+        yield
+        return
+    before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = os.path.abspath(expanded(folder))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
 
 
 def named(folder: str) -> Build:

@@ -239,13 +239,14 @@ def test_an_option_that_the_backend_does_not_have_is_one_line(
 def test_the_options_are_arguments_in_python_too(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(build.VARIABLE, "/nowhere")  # so that what the call sets is undone
+    monkeypatch.setenv(build.VARIABLE, "/nowhere")  # what a call names comes first, for that call only
     asked: dict[str, Any] = {"backend": "LLAMA.CPP", "device": "cpu", "contexts": 128, "reps": 2}
     folder = install(tmp_path / "bin")
     rows = profiler.sweep(model, llama_cpp=folder, kv=["f16", "q8_0"], gpu_layers=0, **asked)
     assert [row["case"]["options"] for row in rows] == ["gpu-layers=0 kv=f16", "gpu-layers=0 kv=q8_0"]
     assert [row["outcome"] for row in rows] == ["ok", "ok"]
     assert [row["predicted"] for row in rows] == [None, None]  # nobody knows what is where
+    assert os.environ[build.VARIABLE] == "/nowhere"
     with Store.open() as store:
         (run,) = store.runs()
     assert {"--llama-cpp", "--kv", "--gpu-layers"} <= set(run.argv)

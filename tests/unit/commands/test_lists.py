@@ -13,6 +13,7 @@ import pytest
 
 from profiler import console, devices
 from profiler.commands import accuracy
+from profiler.devices import cpu
 from profiler.devices.base import DeviceInfo
 from profiler.gate import page
 from profiler.gate.rule import GateVerdict
@@ -153,6 +154,23 @@ def test_a_table_fits_a_narrow_terminal_and_is_whole_elsewhere(
     _fits(profile, monkeypatch, command, titles)
 
 
+def test_a_processor_with_every_feature_fits_a_narrow_terminal(profile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+    found = DeviceInfo(
+        "cpu",
+        "cpu",
+        "Intel(R) Xeon(R) Processor",
+        24 * GIB,
+        22 * GIB,
+        "bf16",
+        cores=2,
+        features=features,
+        installed=64,
+    )
+    monkeypatch.setattr(cpu, "find", lambda: [found])
+    _fits(profile, monkeypatch, ["devices"], "device memory free")
+
+
 def test_tables_of_stored_rows_fit_a_narrow_terminal(profile: Any, sweep: Any, monkeypatch: Any, model: Any) -> None:
     name = model("a-model-of-an-unusually-long-name-that-somebody-chose-Instruct-2507")
     for _ in range(2):
@@ -188,6 +206,7 @@ def test_the_verdicts_of_a_gate_fit_a_narrow_terminal(monkeypatch: pytest.Monkey
 
 
 def _fits(profile: Any, monkeypatch: pytest.MonkeyPatch, command: list[str], titles: str) -> None:
+    monkeypatch.setattr(cpu, "find", lambda found=cpu.find(): found)  # free memory changes from call to call
     whole = profile(*command).out
     for columns in (80, 100):
         with monkeypatch.context() as patched:

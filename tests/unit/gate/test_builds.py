@@ -54,7 +54,6 @@ def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gate:
         asked = ("gate", "--backend", "llama.cpp", "--device", "cpu", "-m", str(model), *builds, *sizes, *more)
         return CliRunner().invoke(main, asked, catch_exceptions=False)
 
-    monkeypatch.setenv(build.VARIABLE, "")  # --llama-cpp sets it
     return run
 
 
