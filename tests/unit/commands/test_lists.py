@@ -206,7 +206,8 @@ def test_the_verdicts_of_a_gate_fit_a_narrow_terminal(monkeypatch: pytest.Monkey
 
 
 def _fits(profile: Any, monkeypatch: pytest.MonkeyPatch, command: list[str], titles: str) -> None:
-    monkeypatch.setattr(cpu, "find", lambda found=cpu.find(): found)  # free memory changes from call to call
+    found = cpu.find()
+    monkeypatch.setattr(cpu, "find", lambda: found)  # its free memory changes from call to call
     whole = profile(*command).out
     for columns in (80, 100):
         with monkeypatch.context() as patched:
