@@ -204,8 +204,9 @@ class Predictor:
         """``path``: the decode path of transformers. ``checkpoint_format``: the checkpoint, if it runs as stored.
         ``learned``: what rows of this machine teach; nothing gives the plain prediction."""
         self.checkpoint_format, self.learned = checkpoint_format, learned
+        geometry = engine.as_run(geometry)
         self.geometry, self.engine, self.quant, self.machine, self.dtype = geometry, engine, quant, host, dtype
-        self.path = path = engine.runs(path, quant, dtype, host.target)
+        self.path = path = engine.runs(path, quant, dtype, host.target, geometry.model_type)
         self._ceilings: dict[str, float] = {}  # FLOP/s by storage type
         self.storage: Storage = self.storage_in(quant, dtype)
         machine.check(geometry, host)
@@ -228,6 +229,10 @@ class Predictor:
     def request(self, context: int, batch: int, kv: str | None = None) -> EngineRequest:
         """The request to the engine. Its chunk size is the engine's default, which is smaller on small devices."""
         return EngineRequest(self.quant, context, batch, self.dtype, kv, path=self.path)
+
+    def runs(self, path: str) -> str:
+        """The decode path that runs if ``path`` is requested."""
+        return self.engine.runs(path, self.quant, self.dtype, self.machine.target, self.geometry.model_type)
 
     @property
     def plain(self) -> Predictor:

@@ -314,7 +314,7 @@ def one_case(request: FitRequest) -> OneCase:
     learned = _learned(machine.target, request)
     predictor = choice.predictor(model.geometry, engine, run_as.quant, machine, request.path, learned, run_as)
     cautions = (*model.cautions, *run_as.cautions, *_extrapolated(engine, run_as, machine, request))
-    cautions += predictor.learned.notes(engine.name)
+    cautions += (*predictor.learned.notes(engine.name), *engine.remarks(model.geometry))
     (context,) = _reached(contexts, model.geometry.max_position, request)
     named = Named(
         model.source.argument(names[0]), model.source, run_as.checkpoint_format is not None or not request.quants
@@ -353,6 +353,7 @@ def _cases(
     longest = {batch: predictor.largest_context(batch, kv) for batch in batches}
     as_stored = run_as.checkpoint_format is not None or not request.quants
     unchecked = (*_extrapolated(engine, run_as, machine, request), *learned.notes(engine.name))
+    remarks = engine.remarks(model.geometry)
     for context in _reached(contexts, model.geometry.max_position, request):
         widest = predictor.largest_batch(context, kv)
         for batch in batches:
@@ -360,7 +361,7 @@ def _cases(
             yield FitPrediction(
                 model=model.name,
                 named=Named(model.source.argument(name), model.source, as_stored=as_stored),
-                cautions=(*run_as.cautions, *unchecked, *machine.target.limits, *model.cautions),
+                cautions=(*run_as.cautions, *unchecked, *machine.target.limits, *model.cautions, *remarks),
                 prediction=prediction,
                 largest_context=longest[batch],
                 largest_batch=widest,

@@ -83,6 +83,7 @@ class LlamaCpp(Engine):
     smaller_kv = "q8_0"
     makers = frozenset(CONTEXT) - {"other"} | {"CPU"}
     reads = frozenset({GGUF})
+    ignores_windows = frozenset({"mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe"})
     pipelines_passes = computes_on_host = multiplies_in_int8 = True
     quants = tuple(gguf_mix.MIXES)
 

@@ -44,6 +44,7 @@ class Mlx(Engine):
     default_kv = "bf16"
     smaller_kv = "8bit"
     reads = frozenset({SAFETENSORS, MLX})
+    ignores_windows = frozenset({"mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe"})
     quants = (*PLAIN, *BITS)
 
     def check(self, quant: str) -> str:
@@ -97,7 +98,7 @@ class Mlx(Engine):
 
 def _stored(weight: Weight, quant: str, count: int) -> tuple[str, int]:
     """Storage type and bytes of ``count`` weights. All packed types are read alike, as ``int4``."""
-    if quant not in BITS or weight.role not in PACKED_ROLES:
+    if quant not in BITS or weight.role not in PACKED_ROLES or weight.expert_bias:
         return ("bf16" if quant in BITS else quant), weight.parameters * 2 * count
     return "int4", round(weight.parameters * BITS[quant] / 8) * count
 

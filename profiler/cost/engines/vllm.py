@@ -154,7 +154,7 @@ def _checkpoint(model: Named, quant: str) -> tuple[str, tuple[str, ...], dict[st
 def _held(weight: Weight, layer: Layer | None, count: int, quant: str) -> Held:
     size, scheme = BYTES.get(quant, 2.0), quant if quant in BYTES else "bf16"
     extra = 0
-    if quant in PACKED and part_of(weight, layer) in PACKED[quant][1]:
+    if quant in PACKED and part_of(weight, layer) in PACKED[quant][1] and not weight.expert_bias:
         size, scheme = PACKED[quant][0], quant
         extra = 4 * weight.parameters // weight.shape[-1] if quant in ("fp8", "int8") else 0
     return Held(weight, layer, count, scheme, round(weight.parameters * size + extra) * count)
