@@ -43,6 +43,7 @@ class Geometry:
     tied: bool
     max_position: int  # tokens; max_position_embeddings
     outside: tuple[Weight, ...]
+    draft: Geometry | None = None  # multi-token-prediction layers, without the head, which they share
     cautions: tuple[str, ...] = ()  # parts of the checkpoint that are left out, for the user
     groups: tuple[tuple[Layer, int], ...] = field(init=False, compare=False, repr=False)
     parameters: int = field(init=False, compare=False, repr=False)

@@ -227,7 +227,9 @@ def _qwen2(keys: _Keys) -> Raw:
 def _qwen3moe(keys: _Keys) -> Raw:
     _refuse_window(keys)
     raw = _common(keys, "qwen3_moe")
-    return raw | _heads(keys, raw) | _expert_counts(keys, "num_experts") | _expert_width(keys, "moe_intermediate_size")
+    return (
+        raw | _heads(keys, raw) | _expert_counts(keys, "num_experts") | _expert_width(keys, "moe_intermediate_size")
+    )
 
 
 def _gpt_oss(keys: _Keys) -> Raw:

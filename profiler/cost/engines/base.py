@@ -40,6 +40,7 @@ class EngineRequest:
     kv: str | None = None  # type of K and V; None: the engine's default
     ubatch: int | None = None  # tokens per sequence in one prefill pass; None: the engine's default
     path: str = EAGER  # decode path of transformers: see ``profiler.decode_path``
+    mtp: int = 0  # tokens that a step drafts with the model's multi-token-prediction layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +155,9 @@ class Engine(ABC):
     pipelines_passes = False  # with layers on several devices, starts a pass while later devices work on the last one
     computes_on_host = False  # multiplies small batches with weights in host memory there, instead of copying those
     copies_experts_whole = False  # copies all experts of a layer in host memory, also those that no token chose
+    drafts = False  # decodes with multi-token-prediction layers
+    drafts_in_own_context = False  # with buffers of its own for that
+    unquantized = "bf16"  # its name of 16-bit weights
     multiplies_in_int8 = False  # multiplies packed weights in 8 bits
     ignores_windows: frozenset[str] = frozenset()  # families in whose sliding layers it attends to every token
 

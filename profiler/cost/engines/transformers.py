@@ -51,7 +51,9 @@ STEP_CALLS = {
     "other": {"gemma4": 43.0, "gemma3": 35.0, "qwen3_5": 40.0, "qwen3": 33.0, "llama": 31.0, "delta": 30.0, "": 39.0},
 }
 STEP_OUTSIDE_CALLS = 45.0
-EAGER_ONLY = frozenset({"gpt_oss"})  # its attention sinks are not part of PyTorch's attention, which our step replaces
+EAGER_ONLY = frozenset(
+    {"gpt_oss"}
+)  # its attention sinks are not part of PyTorch's attention, which our step replaces
 CHECKPOINT_DTYPES = (*DTYPE_BYTES, "fp64")
 OWN_DTYPES = ("fp32", "bf16")  # dtypes of our own attention kernels; others use PyTorch's, over padded buckets
 OF_CHECKPOINTS = ("awq", "gptq")  # predicted by name, although only a checkpoint can be stored in them

@@ -66,6 +66,7 @@ class Vllm(Engine):
     default_kv = "auto"
     smaller_kv = "fp8"
     default_split: Split = "tensor"
+    drafts = True
     reads = frozenset({SAFETENSORS, GGUF})
     quants = (*BYTES, *PACKED)
 
@@ -112,7 +113,7 @@ class Vllm(Engine):
         return PassRules(request.ubatch or UBATCH, kv_bytes(request), how=Execution(trims_shared=False))
 
     def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command | None:
-        if placed.on_host or placed.experts_on_host:
+        if placed.on_host or placed.experts_on_host or request.mtp:
             return None
         checkpoint, how, blanks = _checkpoint(model, request.quant)
         kv = KV_DTYPES.get((request.kv or "auto").casefold())

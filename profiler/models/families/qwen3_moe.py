@@ -66,7 +66,9 @@ def geometry(config: Config) -> Geometry:
         weights = base.attention_weights(attention, hidden, bias=bias, qk_norm=True)
         if kind == DENSE:
             width = config.number("intermediate_size")
-            return Layer(attention, Dense(width), (*weights, *gated_mlp("mlp", hidden, width), *base.pre_norms(hidden)))
+            return Layer(
+                attention, Dense(width), (*weights, *gated_mlp("mlp", hidden, width), *base.pre_norms(hidden))
+            )
         mlp = base.experts(
             config,
             count="num_experts",
