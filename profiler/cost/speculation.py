@@ -5,8 +5,8 @@ once on the k drafts and the token before them. It keeps the drafts up to the fi
 one more token. If each is accepted with the chance a, that is (1 − a^(k+1)) / (1 − a) tokens (arXiv:2211.17192,
 equation 1). The chance depends on the text and on the sampling, so it is the user's assumption.
 
-llama.cpp (build 9993, ``common/speculative.cpp``) drafts in a second context with its own cache and buffers, and keeps
-k older states of each gated-delta layer, to which a rejection returns. vLLM keeps as many states.
+llama.cpp (build 9993, ``common/speculative.cpp``) drafts in a second context with its own cache and buffers, and
+keeps k older states of each gated-delta layer, to which a rejection returns. vLLM keeps as many states.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ from profiler.units import printable
 
 MAX_DRAFTED = 16
 LOGIT_BYTES = 4
-SPREAD = (
-    1.25  # on a range: no published row of any engine decodes with drafts, so the sum of its parts was never fitted
-)
+SPREAD = 1.25  # on a range: no published row decodes with drafts, so the sum of the parts was never fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +44,13 @@ class Speculation:
 
     def __str__(self) -> str:
         return (
-            f"a step yields {self.tokens_per_step:.2f} tokens on average if the model accepts {self.acceptance:.0%} of"
-            f" the {self.drafted} that it drafts, which is your assumption (--acceptance)"
+            f"a step yields {self.tokens_per_step:.2f} tokens on average if each of the {self.drafted} drafted tokens"
+            f" is accepted with a chance of {self.acceptance:.0%}, which is your assumption (--acceptance)"
         )
 
 
 def speculation(drafted: int | None, acceptance: float | None) -> Speculation | None:
-    """From the values of ``--mtp`` and ``--acceptance``. Raises ProfileError if only one is given, or one is invalid."""
+    """From the values of ``--mtp`` and ``--acceptance``. Raises ProfileError if only one is given, or is invalid."""
     if drafted is None:
         if acceptance is not None:
             raise ProfileError("--acceptance needs --mtp", "Add the number of drafted tokens, such as --mtp 2.")

@@ -32,7 +32,7 @@ LIBRARIES: Mapping[str, tuple[str, ...]] = {
 }
 NEVER: Mapping[str, str] = {  # what transformers never runs as it is stored, and why
     COMPRESSED: "transformers unpacks compressed-tensors in the first pass",
-    "mxfp4": "transformers keeps MXFP4 in the experts of gpt-oss only",
+    "mxfp4": "transformers keeps MXFP4 in the experts of gpt-oss only, with kernels that profile does not load",
     MLX: "transformers does not read MLX checkpoints; mlx-lm runs them",
 }
 FP8_CAPABILITY = 89  # compute capability × 10

@@ -320,6 +320,9 @@ def _not_kept(stored: Stored, target: Target) -> str | None:
 
 def _another(model: Model, stored: Stored, engine: Engine, quant: str) -> EngineQuant:
     """A quantization that would be made from the checkpoint."""
+    if engine.loads_with_transformers and stored.quant in AS_GGUF_PACKED and quant in DTYPE_BYTES:
+        told = f"predicted as unpacked into {quant}, which transformers does where it cannot run {stored.quant}"
+        return EngineQuant(quant, None, quant, (told,))
     if engine.loads_with_transformers and stored.scheme is not None:
         reason = checkpoint.not_unpacked(stored) if quant in DTYPE_BYTES else "it cannot be quantized a second time"
         if reason is not None:

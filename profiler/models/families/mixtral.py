@@ -1,7 +1,7 @@
 """Mixtral: Mistral's layers with a mixture of experts on each.
 
-Shapes and defaults from transformers 5.24, ``models/mixtral``. Published checkpoints store the experts one by one under
-older names, which ``account`` and ``stored`` know.
+Shapes and defaults from transformers 5.24, ``models/mixtral``. Published checkpoints store the experts one by one
+under older names, which ``account`` and ``stored`` know.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def _attention(config: Config, kind: str) -> Attention:
 
 
 def layer_types(config: Config) -> list[str]:
-    """The type of each layer of Qwen 2 and Qwen 3. ``use_sliding_window`` switches windows on, also those in ``layer_types``."""
+    """The type of each layer of Qwen 2 and 3. ``use_sliding_window`` switches windows on, also in ``layer_types``."""
     count = config.number("num_hidden_layers")
     given = config.names_of("layer_types", count, ("full_attention", "sliding_attention"), base.OLDER_TYPES)
     windowed = config.flag("use_sliding_window") and config.value("sliding_window") is not None
