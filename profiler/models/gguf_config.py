@@ -224,6 +224,13 @@ def _qwen2(keys: _Keys) -> Raw:
     return raw | _heads(keys, raw) | _width(keys)
 
 
+def _phi3(keys: _Keys) -> Raw:
+    """llama.cpp ignores the window, which transformers uses."""
+    raw = _common(keys, "phi3")
+    window = keys.get("attention.sliding_window")
+    return raw | _heads(keys, raw) | _width(keys) | {"sliding_window": window or None}
+
+
 def _qwen3moe(keys: _Keys) -> Raw:
     _refuse_window(keys)
     raw = _common(keys, "qwen3_moe")
@@ -393,6 +400,7 @@ ARCHITECTURES: dict[str, Callable[[_Keys], Raw]] = {
     "llama": _llama,
     "llama4": _llama4,
     "mistral3": _mistral3,
+    "phi3": _phi3,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
     "qwen3moe": _qwen3moe,

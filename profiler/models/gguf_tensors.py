@@ -104,6 +104,12 @@ WHOLE = {  # names that are not a module plus ``.weight`` or ``.bias``
 MODULES: Mapping[str, Mapping[str, str]] = {
     "llama": PROJECTIONS | TWO_NORMS | {"ffn_gate_inp": "mlp.gate"},  # with experts it is Mixtral
     "mistral3": PROJECTIONS | TWO_NORMS,
+    "phi3": {
+        **PROJECTIONS,
+        **TWO_NORMS,
+        "attn_qkv": "self_attn.qkv_proj",
+        "ffn_up": "mlp.gate_up_proj",  # with the gate
+    },
     "qwen2": PROJECTIONS | TWO_NORMS,
     "qwen3": PROJECTIONS | TWO_NORMS,
     "qwen3moe": PROJECTIONS | TWO_NORMS | {"ffn_gate_inp": "mlp.gate"},

@@ -329,6 +329,7 @@ ARCHITECTURES: Mapping[str, tuple[str, Callable[[Config, Geometry], Metadata]]] 
     "mistral": ("llama", _mistral),
     "mixtral": ("llama", _mistral),
     "gpt_oss": ("gpt-oss", _gpt_oss),
+    "phi3": ("phi3", _llama),
     "qwen2": ("qwen2", _qwen2),
     "qwen3_moe": ("qwen3moe", _qwen3),
     "qwen3": ("qwen3", _qwen3),

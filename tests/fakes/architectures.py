@@ -50,6 +50,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", _common | {"num_hidden_layers": 3}),
     "qwen3": ("qwen3", _common | {"num_hidden_layers": 3}),
     "qwen3_moe": ("qwen3_moe", _common | _experts | {"num_hidden_layers": 3, "num_experts_per_tok": 2}),
+    "phi3": ("phi3", _common | {"num_hidden_layers": 3, "eos_token_id": 1}),
     "mistral": ("mistral", _common | {"num_hidden_layers": 3, "sliding_window": WINDOW}),
     "mixtral": (
         "mixtral",

@@ -87,6 +87,7 @@ TINY: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
         "sliding_window": WINDOW,
     },
+    "phi3": COMMON | {"model_type": "phi3", "num_hidden_layers": 3, "sliding_window": WINDOW},
     "qwen3_5": QWEN3_5 | {"model_type": "qwen3_5_text", "tie_word_embeddings": True},
     "qwen3_5 experts": QWEN3_5
     | {

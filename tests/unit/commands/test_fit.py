@@ -18,7 +18,7 @@ from profiler import console, folders
 from profiler.backends.llama_cpp.synthetic import synthetic_gguf
 from profiler.case import Source
 from profiler.cli import main
-from profiler.models import families, hub
+from profiler.models import families, gguf_mix, gguf_write, hub
 from profiler.units import GIB
 
 PAIR = ["gemma-4-31b", "qwen3.5-27b", "gemma-4-26b-a4b", "qwen3.5-35b-a3b"]
@@ -242,13 +242,23 @@ def test_cards_that_differ_share_a_model() -> None:
     assert (row["devices"], row["verdict"], row["split"]) == (2, "fits", "layer")
 
 
-def test_a_file_of_mixed_types_has_the_bytes_of_its_header(tmp_path: Path, own_cache: None) -> None:
-    """A dynamic mix as Unsloth publishes them: no name of a mix fits its types."""
-    path = gguf(tmp_path / "model-UD-Q4_K_XL.gguf", "q4_k_m")
-    mixed = gguf(tmp_path / "other.gguf", "q2_k")
-    for file in (path, mixed):
-        (row,) = rows(str(file), "--on", "rtx 4090", "-c", "512")
-        assert row["weights_bytes"]["value"] == sum(int(tensor.n_bytes) for tensor in GGUFReader(file).tensors)
+def test_a_dynamic_mix_has_the_bytes_of_its_header(tmp_path: Path) -> None:
+    """As Unsloth publishes them (UD-Q4_K_XL): the name of a plain mix, and other types in some layers."""
+    raw = CONFIGS["llama"] | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8}
+    geometry = families.geometry(raw)
+    dynamic = [
+        (number, weight, "iq4_xs" if kind == "q4_k" and number and number % 2 else kind)
+        for number, weight, kind in gguf_mix.each(geometry, "q4_k_m")
+    ]
+    tensors = gguf_write.tensors(raw, geometry, dynamic)
+    head = gguf_write.header(gguf_write.metadata(raw, geometry, "dynamic", 15), tensors)
+    path = tmp_path / "model-UD-Q4_K_XL.gguf"
+    path.write_bytes(head + bytes(sum(tensor.padded for tensor in tensors)))
+    (row,) = rows(str(path), "--on", "rtx 4090", "-c", "512")
+    nbytes = sum(tensor.nbytes for tensor in tensors)
+    assert row["weights_bytes"]["value"] + row["host_bytes"]["value"] == pytest.approx(nbytes, rel=0.001)
+    assert (row["quant"], row["weights_bytes"]["basis"]) == ("mixed", "exact")
+    assert row["decode"]["seconds"]["basis"] == "fitted"
 
 
 def test_drafts_of_a_multi_token_prediction_layer() -> None:
