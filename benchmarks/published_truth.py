@@ -86,12 +86,12 @@ def memory(used: Iterable[Row], raws: Raws) -> list[str]:
     return [
         "## Peak memory",
         "",
-        f"{stated} of the predicted rows state a peak. Positive where more is predicted than was measured. {unusable}"
-        " self-reported figures are not judged: most are the same for every model or context of a machine, or smaller"
-        " than the weights.",
+        f"{stated} of the predicted rows state a peak. Positive where more is predicted than was measured."
+        f" {unusable} self-reported figures are not judged: most are the same for every model or context of a"
+        " machine, or smaller than the weights.",
         "",
-        "- transformers of 2023 held the cache twice during a decode step, since `generate` kept the old one until the"
-        " step was over. These predictions have that second cache, which later versions do not need. What is left is"
+        "- transformers of 2023 held the cache twice during a decode step, since `generate` kept the old one until"
+        " the step was over. These predictions have that second cache, which later versions do not need. What is left is"
         " the CUDA context and, where NVML was read, memory that the allocator reserved without using it.",
         "- Peaks over several cards are sums.",
         "",
@@ -164,9 +164,9 @@ def first_token(used: Iterable[Row], raws: Raws) -> list[str]:
     return [
         "## Time to first token",
         "",
-        f"Of one sequence, with nothing cached. {unknown} more rows state a TTFT that cannot be compared: of several"
-        " requests at once, after a hit in the prompt cache, or of a prompt of unknown length. TTFT over HTTP also has"
-        " the server's own time, which matters for short prompts.",
+        f"Of one sequence, with nothing cached. {unknown} more rows state a TTFT that cannot be compared: of"
+        " several requests at once, after a hit in the prompt cache, or of a prompt of unknown length. TTFT over HTTP also"
+        " has the server's own time, which matters for short prompts.",
         "",
         *summaries(groups),
     ]
@@ -206,15 +206,16 @@ def energy(used: Iterable[Row], raws: Raws) -> list[str]:
         covered[name].append(low * each.low <= joules <= high * each.high)
         shares[name].append(joules * row.decode_tps / (watts * row.target.count))
     lines = [
-        f"- {name}: the range covers {np.mean(covered[name]):.0%}. The measured power is {np.median(shares[name]):.0%}"
-        f" of the limit at the median, from {min(shares[name]):.0%} to {max(shares[name]):.0%}."
+        f"- {name}: the range covers {np.mean(covered[name]):.0%}. The measured power is"
+        f" {np.median(shares[name]):.0%} of the limit at the median,"
+        f" from {min(shares[name]):.0%} to {max(shares[name]):.0%}."
         for name in sorted(groups)
     ]
     return [
         "## Energy per token",
         "",
-        f"Predicted as {POWER[1]:.0%} of the board's power limit ({POWER[0]:.0%} to {POWER[2]:.0%} for the range) times"
-        " the predicted seconds. Rates over whole requests include the prefill.",
+        f"Predicted as {POWER[1]:.0%} of the board's power limit ({POWER[0]:.0%} to {POWER[2]:.0%} for the range)"
+        " times the predicted seconds. Rates over whole requests include the prefill.",
         "",
         *summaries(groups),
         "",
