@@ -18,7 +18,6 @@ from published_rows import POOL, Row
 
 from profiler.cost.engines.base import EngineRequest, Terms
 from profiler.cost.prediction import POWER, Predictor, shared_out
-from profiler.models.layers import Attention
 from profiler.units import GIB
 
 HEAD = (
@@ -28,7 +27,9 @@ HEAD = (
 TTFT = re.compile(r"\bttft(?:_p50)? (\d+(?:\.\d+)?)(?: / cold (\d+(?:\.\d+)?))? ms")
 TTFT_SELF_REPORTED = re.compile(r"\bP=(\d+) .*\bttft=(\d+(?:\.\d+)?)")
 COLD = "alexhiesch-m3max"  # states a TTFT after a cache hit and, for some rows, a cold one
-COPIES = re.compile(r"topo-tp\d+-pp\d+-dp(\d+)")
+ALL_CARDS = re.compile(r"_tp(\d+)x1_")  # of a host with four: copies of the model on groups of so many cards
+HOST_CARDS = 4
+ONE_CARD = "vllm026-rs"  # a part of a source that states the peak of one of two cards
 RESERVED = re.compile(r"max_model_len (\d+)")
 LEAST_PEAK = 0.25  # of the weights: a smaller peak is that of something else
 Raws = Mapping[tuple[str, int], Mapping[str, str]]
@@ -74,14 +75,14 @@ def memory(used: Iterable[Row], raws: Raws) -> list[str]:
             continue
         stated += 1
         peak = float(raw["peak_memory_gib"]) * GIB
-        if row.engine.like == "vllm":
-            cards = row.target.count * _copies(raw["source"])
+        if row.engine.like == "vllm" and row.tier != "C":
+            cards = _cards(row, raw["source"])
             pools[f"{row.engine.name}, {row.source}"].append(POOL * row.target.memory_bytes * cards / peak - 1)
             least += shared_out(_terms(row), row.geometry, row.machine).needed.value * cards <= peak
-        elif row.tier == "C" or peak < LEAST_PEAK * row.storage.device_bytes:
+        elif row.tier == "C" or peak < LEAST_PEAK * row.storage.device_bytes / row.target.count:
             unusable += 1
         else:
-            groups[f"{row.engine.name}, {row.source}, {_how(row)}"].append(_predicted(row) / peak - 1)
+            groups[_read(row)].append(_predicted(row, raw["source"]) / peak - 1)
     own = sum(map(len, pools.values()))
     return [
         "## Peak memory",
@@ -90,10 +91,13 @@ def memory(used: Iterable[Row], raws: Raws) -> list[str]:
         f" {unusable} self-reported figures are not judged: most are the same for every model or context of a"
         " machine, or smaller than the weights.",
         "",
-        "- transformers of 2023 held the cache twice during a decode step, since `generate` kept the old one until"
-        " the step was over. These predictions have that second cache, which later versions do not need. What is left is"
-        " the CUDA context and, where NVML was read, memory that the allocator reserved without using it.",
-        "- Peaks over several cards are sums.",
+        "- transformers of 2023 kept the logits of whole prompts, and `generate` held the cache twice, because the"
+        " old one lived until a step was over. Its peaks are compared with that. What NVML reads also has the CUDA"
+        " context, which was larger then. The NVML rows of `optimum-benchmark` fit a single cache instead, for which"
+        " we know no reason.",
+        "- MLX ignores the window of Gemma 2 and writes its attention scores to memory, which no rule of ours covers."
+        " Buffers of one machine were fitted to these rows.",
+        "- Peaks over several cards of one source are sums over its host, those of MLX are per machine.",
         "",
         *summaries(groups),
         "",
@@ -105,10 +109,13 @@ def memory(used: Iterable[Row], raws: Raws) -> list[str]:
     ]
 
 
-def _how(row: Row) -> str:
+def _read(row: Row) -> str:
+    """The name of a group: engine, source, and how the peak was read."""
     if row.engine.name == "mlx":
-        return "peak of Metal's allocator"
-    return "allocated" if "ALLOCATED" in row.notes else "used, by NVML"
+        part = row.model if row.model.startswith("gemma-2") else f"{row.target.count} machines"
+        return f"mlx, {row.source}, {'one machine' if part == '1 machines' else part}"
+    how = "by the allocator" if "ALLOCATED" in row.notes else "by NVML"
+    return f"{row.engine.name}, {row.source}, {how}"
 
 
 def _request(row: Row) -> EngineRequest:
@@ -126,25 +133,41 @@ def _terms(row: Row) -> Terms:
     return row.engine.memory(row.geometry, row.storage, _request(row), row.target)
 
 
-def _predicted(row: Row) -> float:
-    """The peak of all devices together, as the source read it. Each has its own buffers and context."""
-    terms, count = _terms(row), row.target.count
-    framework = 0.0 if "ALLOCATED" in row.notes or row.engine.name == "mlx" else terms.framework.value
-    held = terms.weights.value + terms.cache.value + count * (terms.buffers.value + framework)
-    return held + (_second_cache(row, terms) if row.engine.name == "transformers" else 0.0)
+def _predicted(row: Row, source: str) -> float:
+    """The peak as the source read it."""
+    terms = _terms(row)
+    if row.engine.name == "mlx":
+        return shared_out(terms, row.geometry, row.machine).peak.value - terms.framework.value
+    if row.engine.name == "transformers":
+        return _of_2023(row, terms)
+    cards = _cards(row, source)
+    copies = cards / _group(row, source)
+    held = terms.weights.value + terms.cache.value
+    return copies * held + cards * (terms.buffers.value + terms.framework.value)
 
 
-def _second_cache(row: Row, terms: Terms) -> float:
-    """What transformers of 2023 held more than today: the whole cache again, instead of the copy of one layer."""
-    mixers = (layer.mixer for layer, _ in row.geometry.groups)
-    copied = max(mixer.cache_elements(_request(row).context) for mixer in mixers if isinstance(mixer, Attention))
-    return terms.cache.value - 2 * copied * row.request.batch
+def _of_2023(row: Row, terms: Terms) -> float:
+    """The larger of the peaks of prefill and decode in that version."""
+    request, width = _request(row), 2
+    batch, logits = request.batch, request.batch * row.geometry.vocab * (width + 4)
+    caches = [row.geometry.cache_bytes(tokens, batch, width).total for tokens in (row.prompt, request.context)]
+    prefill = caches[0] + row.prompt * logits
+    decode = 2 * caches[1] + logits if row.answered else 0
+    framework = 0.0 if "ALLOCATED" in row.notes else terms.framework.value
+    return terms.weights.value + max(prefill, decode) + framework
 
 
-def _copies(source: str) -> int:
-    """Copies of the model whose memory a peak is the sum of."""
-    found = COPIES.search(source)
-    return int(found[1]) if found else 1
+def _group(row: Row, source: str) -> int:
+    """Cards that hold the model together."""
+    found = ALL_CARDS.search(source)
+    return int(found[1]) if found else row.target.count
+
+
+def _cards(row: Row, source: str) -> int:
+    """Cards that a peak is the sum of."""
+    if ONE_CARD in source:
+        return 1
+    return HOST_CARDS if ALL_CARDS.search(source) else row.target.count
 
 
 def first_token(used: Iterable[Row], raws: Raws) -> list[str]:
@@ -165,8 +188,8 @@ def first_token(used: Iterable[Row], raws: Raws) -> list[str]:
         "## Time to first token",
         "",
         f"Of one sequence, with nothing cached. {unknown} more rows state a TTFT that cannot be compared: of"
-        " several requests at once, after a hit in the prompt cache, or of a prompt of unknown length. TTFT over HTTP also"
-        " has the server's own time, which matters for short prompts.",
+        " several requests at once, after a hit in the prompt cache, or of a prompt of unknown length. TTFT over HTTP"
+        " also has the server's own time, which matters for short prompts.",
         "",
         *summaries(groups),
     ]
@@ -184,7 +207,8 @@ def _ttft(row: Row, raw: Mapping[str, str]) -> tuple[int, float] | None:
     stated = TTFT.search(quote)
     if stated is None or not raw.get("prompt_tokens") or (row.source == COLD and stated[2] is None):
         return None
-    return row.prompt, float(stated[2] or stated[1]) / 1e3
+    seconds = float(stated[2] or stated[1]) / 1e3
+    return (row.prompt, seconds) if seconds > 0 else None
 
 
 def energy(used: Iterable[Row], raws: Raws) -> list[str]:

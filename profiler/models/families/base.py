@@ -185,6 +185,14 @@ def refuse_layer_types(config: Config, window: int | None) -> None:
         raise config.error(f"{what}: all layers of {config.model_type} have {own.replace('_', ' ')}; set it to null")
 
 
+def experts_field(config: Config, declared: str) -> str:
+    """The field with the number of experts: transformers takes ``num_experts`` and ``num_local_experts`` for the
+    same, and the one that its config class does not declare overrides the other.
+    """
+    (other,) = {"num_experts", "num_local_experts"} - {declared}
+    return other if other in config.raw else declared
+
+
 def fused_experts(name: str, mlp: Experts, hidden: int) -> tuple[Weight, ...]:
     """A router without a bias, and the weights of all experts."""
     return (

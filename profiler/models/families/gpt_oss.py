@@ -63,7 +63,8 @@ def geometry(config: Config) -> Geometry:
     base.check_common(config, "hidden_act")
     hidden, size, bias = config.number("hidden_size"), base.head_dim(config), config.flag("attention_bias")
     width = config.number("intermediate_size")
-    mlp = base.experts(config, count="num_local_experts", top_k="num_experts_per_tok", width=width, shared_width=0)
+    count = base.experts_field(config, "num_local_experts")
+    mlp = base.experts(config, count=count, top_k="num_experts_per_tok", width=width, shared_width=0)
 
     def layer(kind: str) -> Layer:
         window = config.number("sliding_window") if kind == "sliding_attention" else None

@@ -56,7 +56,8 @@ def geometry(config: Config) -> Geometry:
     base.refuse_layer_types(config, window)
     attention = base.grouped(config, window, size)
     width = config.number("intermediate_size")
-    mlp = base.experts(config, count="num_local_experts", top_k="num_experts_per_tok", width=width, shared_width=0)
+    count = base.experts_field(config, "num_local_experts")
+    mlp = base.experts(config, count=count, top_k="num_experts_per_tok", width=width, shared_width=0)
     layer = Layer(
         attention,
         mlp,

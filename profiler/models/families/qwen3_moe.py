@@ -71,7 +71,7 @@ def geometry(config: Config) -> Geometry:
             )
         mlp = base.experts(
             config,
-            count="num_experts",
+            count=base.experts_field(config, "num_experts"),
             top_k="num_experts_per_tok",
             width=config.number("moe_intermediate_size"),
             shared_width=0,
