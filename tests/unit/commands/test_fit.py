@@ -244,7 +244,8 @@ def test_cards_that_differ_share_a_model() -> None:
 
 def test_a_dynamic_mix_has_the_bytes_of_its_header(tmp_path: Path) -> None:
     """As Unsloth publishes them (UD-Q4_K_XL): the name of a plain mix, and other types in some layers."""
-    raw = CONFIGS["llama"] | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8}
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8}
+    raw = CONFIGS["llama"] | sizes | {"tie_word_embeddings": False}
     geometry = families.geometry(raw)
     dynamic = [
         (number, weight, "iq4_xs" if kind == "q4_k" and number and number % 2 else kind)
@@ -277,7 +278,6 @@ def test_drafts_of_a_multi_token_prediction_layer() -> None:
 def test_a_model_without_such_a_layer_is_refused_in_one_line() -> None:
     result = fit("gemma-4-e2b", "--mtp", "2", "--acceptance", "0.7", "--on", "rtx 4090")
     assert result.exit_code != 0
-    assert "gemma-4-e2b" in result.output
     assert "this model has no multi-token-prediction layer" in result.output
     assert "Traceback" not in result.output
 
@@ -499,7 +499,7 @@ def test_a_mistake_is_one_clear_line(words: list[str], said: str) -> None:
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (["-q", "q4_k_m"], "--engine llama.cpp has it. Known: bf16, fp16,"),
+        (["-q", "q4_k_m", "--engine", "transformers"], "--engine llama.cpp has it. Known: bf16, fp16,"),
         (["-q", "nvfp4", "--engine", "llama.cpp"], "--engine mlx or --engine vllm has it. "),
         (["-q", "nonsense"], "Known: bf16, fp16,"),
         (["gemma-4-e2b", "-c", "256k"], "Use -c 131072."),
