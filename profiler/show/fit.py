@@ -11,6 +11,7 @@ from profiler.cost.engines.base import Serving
 from profiler.cost.interval import Interval
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import LIMITS, Goal, PredictedPhase, Prediction
+from profiler.cost.speculation import Speculation
 from profiler.run import choice
 from profiler.run.fit import FitPrediction, FitResult, same_case, sequence_tps
 from profiler.shell import Command
@@ -122,6 +123,7 @@ def row(each: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
         "context": request.context,
         "batch": request.batch,
         "kv": request.kv or prediction.engine.default_kv,
+        "mtp": _drafts(each.speculation),
         "path": request.path if len(prediction.engine.paths) > 1 else None,
         "stored": _stored(each),
         "verdict": prediction.verdict.word,
@@ -154,6 +156,13 @@ def row(each: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
         "serve_settings": {} if serving is None else dict(serving.settings),
     }
     return content | ({"goal": goal.met(prediction)} if goal else {})
+
+
+def _drafts(found: Speculation | None) -> dict[str, Any] | None:
+    """What ``--mtp`` and ``--acceptance`` mean; null without them."""
+    if found is None:
+        return None
+    return {"drafted": found.drafted, "acceptance": found.acceptance, "tokens_per_step": found.tokens_per_step}
 
 
 def _stored(each: FitPrediction) -> dict[str, Any] | None:

@@ -82,6 +82,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "attention_chunk_size": 32,
     },
     "qwen3": COMMON | {"model_type": "qwen3", "num_hidden_layers": 2, "tie_word_embeddings": True},
+    "qwen2": COMMON | {"model_type": "qwen2", "num_hidden_layers": 2},
+    "qwen3-moe": COMMON
+    | {
+        "model_type": "qwen3_moe",
+        "num_hidden_layers": 2,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+    },
+    "mistral": COMMON | {"model_type": "mistral", "num_hidden_layers": 2, "sliding_window": None},
+    "mixtral": COMMON
+    | {"model_type": "mixtral", "num_hidden_layers": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "gpt-oss": COMMON
+    | {
+        "model_type": "gpt_oss",
+        "num_hidden_layers": 4,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 32,
+    },
+    "phi3": COMMON | {"model_type": "phi3", "num_hidden_layers": 2, "head_dim": 16, "sliding_window": None},
     "qwen3.5": COMMON | GATED_DELTA | {"model_type": "qwen3_5_text", "tie_word_embeddings": True},
     "qwen3.5-moe": COMMON
     | GATED_DELTA
