@@ -6,6 +6,7 @@ what a model says before it does not count. Answers are hostile input: no checke
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -82,7 +83,7 @@ def _extraction(rules: Rules, answer: str) -> str | None:
         return f"it has another field, {_short(more[0])}"
     for name, value in wanted.items():
         if not any(same(each, given[name]) for each in (value, *also.get(name, ()))):
-            return f"{name} is {_short(given[name])}, not {_short(value)}"
+            return f"{name} is {_value(given[name])}, not {_value(value)}"
     return None
 
 
@@ -151,24 +152,30 @@ def _code(rules: Rules, answer: str) -> str | None:
         if (wrong := _of_case(case, result)) is None:
             right += 1
         else:
-            first = first or f"{function}({', '.join(map(_short, case['args']))}) {wrong}"
+            first = first or f"{function}({', '.join(map(_value, case['args']))}) {wrong}"
     if right == len(cases):
         return None
     return f"{right} of {len(cases)} cases right: {first or ran.failure}" if ran.results else ran.failure
 
 
 def _of_case(case: Mapping[str, Any], result: sandbox.CallResult) -> str | None:
-    expected = f"and not {case['raises']}" if "raises" in case else f"and not {_short(case['gives'])}"
+    expected = f"and not {case['raises']}" if "raises" in case else f"and not {_value(case['gives'])}"
     if result.raised is not None:
         raised = result.text or result.raised
         return None if result.raised == case.get("raises") else f"raises {_short(raised)} {expected}"
     if "gives" in case and exactly(case["gives"], result.value):
         return None
-    return f"gives {_short(result.value)} {expected}"
+    return f"gives {_value(result.value)} {expected}"
 
 
-def _short(value: Any) -> str:
-    return printable(value if isinstance(value, str) else repr(value), SHOWN)
+def _short(text: str) -> str:
+    """A text on one line, its lines apart."""
+    return printable(" / ".join(text.strip().splitlines()), SHOWN)
+
+
+def _value(value: Any) -> str:
+    """A JSON value, in which "14" is not 14."""
+    return printable(json.dumps(value, ensure_ascii=False), SHOWN)
 
 
 CHECKERS = {"code": _code, "html": _html, "arithmetic": _arithmetic, "extraction": _extraction, "format": _format}
