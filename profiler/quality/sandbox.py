@@ -22,7 +22,7 @@ from profiler.foreign import BadContent, Budget, json_value
 from profiler.quality import sandboxed
 from profiler.units import printable
 
-WALL_S = 10.0  # twice the CPU time that it may take, for a busy machine
+WALL_S = 10.0  # several times the CPU time that it may take, for a busy machine
 MAX_OUTPUT = sandboxed.LIMITS[sandboxed.resource.RLIMIT_FSIZE]
 LINE = Budget(nbytes=sandboxed.MAX_LINE + 1, depth=32)
 VISIBLE = ("/usr", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache")  # libraries, not data

@@ -37,7 +37,7 @@ SET_DEATH_SIGNAL, SET_NO_NEW_PRIVILEGES = 1, 38  # of prctl
 WORK = "/tmp"  # the only folder that code may write to
 WORK_BYTES, WORK_FILES = 16 << 20, 256
 LIMITS = {  # of each process, soft and hard
-    resource.RLIMIT_CPU: 5,  # seconds
+    resource.RLIMIT_CPU: 2,  # seconds; right code takes milliseconds
     resource.RLIMIT_AS: 512 << 20,
     resource.RLIMIT_FSIZE: 1 << 20,
     resource.RLIMIT_NOFILE: 32,
