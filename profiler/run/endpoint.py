@@ -322,7 +322,8 @@ class _Bench:
                 for prompt, least, done in zip(turns[sent], fewest[sent], exchanges[sent], strict=True):
                     exchange = self._counted(_whole(await self._send(prompt, unique), least))
                     done.append(exchange)
-                    failures = failures + 1 if exchange.failure is not None else 0
+                    silent = of_tasks and not tasks.answered([exchange])  # the model's answer
+                    failures = failures + 1 if exchange.failure is not None and not silent else 0
                     if exchange.failure is not None and exchange.failure.retry_after_s is not None:
                         left = 0  # it asks to be left alone
                     if exchange.failure is not None and exchange.failure.kind != "empty":

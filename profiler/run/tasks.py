@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from profiler.backends.endpoint import Exchange
 from profiler.errors import ProfileError
@@ -19,6 +19,9 @@ from profiler.results.measurement import Caution
 from profiler.results.tasks import TaskScore, TaskVerdict, score
 from profiler.run.prompts import EndpointPrompt, Prompt
 from profiler.units import printable
+
+if TYPE_CHECKING:  # it uses this module
+    from profiler.run.endpoint import EndpointRequest
 
 NAME = "tasks"
 ANSWER_TOKENS = 2048  # four times the longest right answer; what a reasoning model thinks takes more
@@ -57,7 +60,7 @@ def whole(each: Sequence[EndpointPrompt]) -> EndpointPrompt:
     return EndpointPrompt(NAME, written=Prompt(NAME, NAME, messages, limit), answer_tokens=limit, tasks=every)
 
 
-def refuse(asked: Any) -> None:
+def refuse(asked: EndpointRequest) -> None:
     """ProfileError for what does not combine with ``--tasks`` in an EndpointRequest."""
     others = {
         "-c": (asked.contexts, "every task has its own prompt"),
