@@ -13,6 +13,7 @@ Tags have to be closed in the right order; those that HTML lets a page leave out
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 MAX_DEPTH = 200
+_ENDLESS = re.compile(r"<[^>]{5000}")  # for which Python's parser takes quadratic time
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 MAY_STAY_OPEN = {
     *("li", "p", "td", "th", "tr", "option", "thead", "tbody", "tfoot", "dt", "dd", "html", "head", "body"),
@@ -112,6 +114,8 @@ class MarkupParser(HTMLParser):
 
 def wrong(rules: Mapping[str, Any], text: str) -> str | None:
     """The first rule that ``text`` breaks; None if it keeps to all of them."""
+    if _ENDLESS.search(text):
+        return "a tag does not end"
     parser = MarkupParser()
     parser.feed(text)
     parser.end()

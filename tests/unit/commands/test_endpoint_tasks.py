@@ -86,7 +86,7 @@ def test_two_runs_of_tasks_ask_the_same_and_are_one_case(server: FakeServer, tmp
     assert "30% (11–60)" in shown
     csv = CliRunner().invoke(main, ["runs", "show", "latest", *store, "-o", "csv"]).stdout.splitlines()
     assert dict(zip(csv[0].split(","), csv[1].split(","), strict=False))["tasks_pass_rate"] == "0.3"
-    report = CliRunner().invoke(main, ["report", "latest", *store, "-o", "md"]).stdout
+    report = CliRunner().invoke(main, ["report", "latest", *store]).stdout
     assert "Which tasks do the models solve?" in report and "30% (11–60)" in report
 
 

@@ -141,7 +141,7 @@ def test_a_sleep_ends_with_the_clock_and_leaves_no_process(monkeypatch: pytest.M
     before = _serving()
     begin = time.monotonic()
     assert ran("import os, time\ndef f():\n    os.setsid()\n    time.sleep(99)", []) == CodeRun((), sandbox.TOO_LONG)
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 20
     left, until = _serving() - before, time.monotonic() + 10
     while left and time.monotonic() < until:  # those of other tests end by themselves
         time.sleep(0.1)

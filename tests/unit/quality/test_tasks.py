@@ -71,13 +71,31 @@ def test_code_is_refused_where_there_is_no_sandbox(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != tasks.CODE])
-@pytest.mark.parametrize("part", ["<div>", "</p>", "answer: ", "(", "```\n", "{", '{"a":', "[", "- ", "<a b=", "x\n"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "<div>",
+        "</p>",
+        "<a b=",
+        "<!--",
+        "<a b='>",
+        "<p ><",
+        "<![CDATA[",
+        "answer: ",
+        "(",
+        "```\n",
+        "{",
+        '{"a":',
+        "[",
+        "x\n",
+    ],
+)
 def test_no_answer_takes_long_to_check(kind: str, part: str) -> None:
-    text = (part * MAX_ANSWER)[:MAX_ANSWER]
+    """Python's parser of HTML alone would take a minute for the third."""
+    task, text = tasks.of_kind(kind)[0], (part * MAX_ANSWER)[:MAX_ANSWER]
     begin = time.process_time()
-    for task in tasks.of_kind(kind):
-        assert task.wrong(text) is not None
-    assert time.process_time() - begin < 5
+    assert task.wrong(text) is not None
+    assert time.process_time() - begin < 3
 
 
 def test_an_answer_of_a_megabyte_is_wrong_without_a_look() -> None:
