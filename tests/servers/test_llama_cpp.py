@@ -95,7 +95,9 @@ def test_kl_divergence_is_that_of_llama_perplexity_over_the_same_tokens(
     text.write_text("\n".join(document.text for document in texts.shipped().documents[:3]), encoding="utf-8")
     sizes = ["-f", str(text), "-c", "128", "--chunks", "6", "--kl-divergence-base", str(kept)]
     perplexity_program(found, "-m", str(model), *sizes)
-    said = perplexity_program(found, "-m", str(coarse), "--kl-divergence", "-c", "128", "--kl-divergence-base", str(kept))
+    said = perplexity_program(
+        found, "-m", str(coarse), "--kl-divergence", "-c", "128", "--kl-divergence-base", str(kept)
+    )
     _, size, _, chunks = struct.unpack_from("<8sIII", (data := kept.read_bytes()))
     tokens = struct.unpack_from(f"<{size * chunks}i", data, 20)
     kept.unlink()

@@ -202,9 +202,7 @@ def test_what_cannot_be_compared_leaves_the_speed_and_says_why(
     assert [caution["code"] for caution in row["cautions"]].count("quality-unknown") == 1
 
 
-def test_a_build_without_a_library_leaves_the_speed_and_says_why(
-    programs: Path, models: Path, texts: Path
-) -> None:
+def test_a_build_without_a_library_leaves_the_speed_and_says_why(programs: Path, models: Path, texts: Path) -> None:
     (programs / "libllama.so").unlink()
     code, (row,), _ = sweep(models, texts, "-q", "q8_0")
     assert code == 0 and row["decode"]["tps"] > 0

@@ -1,9 +1,11 @@
-"""Logits of a GGUF file by the library of the user's own build: ``python -m profiler.backends.llama_cpp.libllama PARENT``.
+"""Logits of a GGUF file by the library of the user's own build of llama.cpp.
+
+``python -m profiler.backends.llama_cpp.libllama PARENT`` is the process of a reader (``logits.py``).
 
 None of llama.cpp's programs gives the logits of every position: llama-perplexity scores the second half of a chunk
 and rounds log-probabilities to 16 bits, and llama-server has those of generated tokens. All of them take their
-logits from libllama, so this process loads the same library and calls it as they do. It serves one reader
-(``logits.py``) by lines of JSON on standard input, and is a process of its own because a library that fails ends it.
+logits from libllama, so this process loads the same library and calls it as they do. It answers lines of JSON on
+standard input, and is a process of its own because a library that fails ends the process.
 
 **Versions.** The functions used here have been the same since January 2025. The two structs of parameters change with
 nearly every release, but begin in the same way and are filled by the library itself with known defaults. So a

@@ -82,7 +82,7 @@ class LogitsReader:
     def read(self, tokens: Sequence[int], first: int, take: Rows, steps_from: int | None = None) -> None:
         """Read a window, and give ``take`` the logits after each token from ``first`` on, in order.
 
-        Tokens from ``steps_from`` on are read one at a time, as decode steps do. The tensors are valid during the call.
+        Tokens from ``steps_from`` on are read one at a time, as decode steps do. A tensor is valid during the call.
         """
         steps = len(tokens) if steps_from is None else steps_from
         most = max(1, LOGITS_BYTES // (4 * self.vocabulary))

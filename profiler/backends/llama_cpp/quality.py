@@ -1,6 +1,7 @@
 """The quality of a GGUF file, as a worker measures it: ``scoring.py`` does so in a process of its own.
 
-That process imports PyTorch, which no other part of this backend needs: its memory would hide the peaks of small models.
+That process imports PyTorch, which no other part of this backend needs. Its memory would hide the peaks of small
+models.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Compares a GGUF file with its reference over the text set: ``python -m profiler.backends.llama_cpp.scoring PARENT``.
+"""Compares a GGUF file with its reference over the text set.
+
+``python -m profiler.backends.llama_cpp.scoring PARENT`` is the process of ``quality.measure``.
 
 The definition, the windows and the code that compares are those of transformers (``backends/hf/text_pass.py``); only
 the logits come from the user's build of llama.cpp (``logits.py``). Both files are read by the same build, one after
@@ -167,7 +169,7 @@ class Comparison:
         ]
 
     def _name(self, window: TextWindow) -> str:
-        """The name of the reference of a window. Another build may round otherwise, so it has references of its own."""
+        """The name of the reference of a window, which is that of a build: another one may round otherwise."""
         by = f"{self._reference.quant} {self._version}"
         return references.key(self._reference.model_id, by, window.tokens, window.unscored)
 
