@@ -81,7 +81,7 @@ def perplexity_program(found: build.Build, *arguments: str) -> str:
 def test_kl_divergence_is_that_of_llama_perplexity_over_the_same_tokens(
     found: build.Build, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It scores the second half of each chunk, whose first token it replaces by BOS, against 16-bit log-probabilities."""
+    """It scores the second half of each chunk, after replacing the first token by BOS, against 16-bit logarithms."""
     torch = pytest.importorskip("torch")
     from profiler.backends.hf.text_pass import Keeper, Scorer
     from profiler.backends.llama_cpp.logits import LogitsReader
