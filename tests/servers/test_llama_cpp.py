@@ -104,7 +104,7 @@ def test_kl_divergence_is_that_of_llama_perplexity_over_the_same_tokens(
 
     plain = measured().case
     case = replace(plain, backend="llama.cpp", device="cpu", threads=1, options="")
-    windows, arrays, figures = [], [], []
+    arrays, figures = [], []
     for file in (model, coarse):
         with LogitsReader(case, file, size, lambda text: None) as reader:
             for at in range(0, len(tokens), size):
@@ -113,7 +113,6 @@ def test_kl_divergence_is_that_of_llama_perplexity_over_the_same_tokens(
                 if file is model:
                     reader.read(chunk, size // 2, keeper := Keeper(window))
                     arrays.append(keeper.arrays({}))
-                    windows.append(window)
                 else:
                     reader.read(chunk, size // 2, scorer := Scorer(window, arrays[at // size], torch.device("cpu")))
                     figures.append(scorer.figures())
