@@ -120,7 +120,7 @@ def test_a_quantized_gguf_file_alone_needs_a_named_reference(tmp_path: Path) -> 
     named = resolve_request(replace(request, reference=str(file)), device, device.free_bytes, lambda text: None)
     assert named.effort.quality is not None and named.effort.quality["reference"]["quant"] == "q8_0"
     checkpoint = stored.plain(tmp_path / "folder", "bf16", None)
-    with pytest.raises(ProfileError, match="reads .gguf files, and folder is none"):
+    with pytest.raises(ProfileError, match=r"reads \.gguf files, and folder is none"):
         resolve_request(replace(request, reference=str(checkpoint)), device, device.free_bytes, lambda text: None)
 
 
