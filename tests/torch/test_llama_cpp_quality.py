@@ -68,10 +68,11 @@ def nothing(text: str) -> None:
     pass
 
 
-def sweep(models: Path, texts: Path | None, *arguments: str) -> tuple[int, list[dict[str, Any]], str]:
-    asked = ["sweep", "--backend", "llama.cpp", "--device", "cpu", "-c", "64", "-n", "2", "-r", "1", "-o", "jsonl"]
+def sweep(models: Path, texts: Path | None, *arguments: str, context: int = 64) -> tuple[int, list[Any], str]:
+    asked = ["sweep", "--backend", "llama.cpp", "--device", "cpu", "-n", "2", "-r", "1", "-o", "jsonl"]
     own = [] if texts is None else ["--quality-text", str(texts)]
-    answer = CliRunner().invoke(main, [*asked, "-m", str(models), "--quality", *own, *arguments])
+    words = [*asked, "-c", str(context), "-m", str(models), "--quality", *own, *arguments]
+    answer = CliRunner().invoke(main, words)
     return answer.exit_code, [json.loads(line) for line in answer.stdout.splitlines()], answer.stderr
 
 
@@ -117,7 +118,7 @@ def test_rows_have_the_figures_of_the_definition(programs: Path, models: Path, t
 def test_decode_steps_are_compared_over_the_last_tokens_of_a_window_of_each_kind(
     programs: Path, models: Path, texts: Path
 ) -> None:
-    _, (row,), said = sweep(models, texts, "-q", "q4_0", "-c", "160")
+    _, (row,), said = sweep(models, texts, "-q", "q4_0", context=160)
     decode = row["quality"]["decode"]
     assert decode["tokens"] == 2 * 63, said  # the last predicts nothing
     assert decode["kl"] == pytest.approx(decode["prompt_kl"], rel=1e-9) and decode["kl"] > 0

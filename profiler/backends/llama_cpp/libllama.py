@@ -182,7 +182,8 @@ class Library:
             if place != 4:  # after the pointers to devices and overrides
                 raise Refused("this build has no overrides of buffers")
             host = self._lib.ggml_backend_cpu_buffer_type()
-            named = [(EXPERTS.format(layer).encode(), host) for layer in range(int(settings["n-cpu-moe"]))]
+            layers = range(int(settings["n-cpu-moe"]))
+            named = [BufferOverride(EXPERTS.format(layer).encode(), host) for layer in layers]
             self._point(params, 2, (BufferOverride * (len(named) + 1))(*named))
         return params
 
