@@ -14,6 +14,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
+from profiler.case import digest
 from profiler.errors import ProfileError
 from profiler.foreign import read_bytes, why
 from profiler.units import bytes_text, printable
@@ -123,6 +124,11 @@ class TextWindow:
     def scored(self) -> int:
         """The number of tokens that are predicted."""
         return len(self.tokens) - self.unscored
+
+
+def tokens_hash(cut: Sequence[TextWindow]) -> str:
+    """A short hash of the tokens of windows: the same text may have others in another tokenizer."""
+    return digest([[list(window.tokens), window.unscored] for window in cut])
 
 
 def windows(kind: str, document: str, start: Sequence[int], tokens: Sequence[int], size: int) -> list[TextWindow]:
