@@ -101,7 +101,7 @@ def kept(task: Task, predict: Predict, own: Content | None = None) -> Prediction
         answer = predict(precise, own)
     except ProfileError as error:
         return Predictions(own, reason=f"{PRECISE} cannot be computed: {error.message}")
-    return Predictions(own, answer["kept"], {phase: _mean(answer, phase) for phase in PHASES})
+    return Predictions(own, answer["kept"], {phase: mean(answer, phase) for phase in PHASES})
 
 
 def verdicts(name: str, task: Task, base: Callable[[], Predictions], own: Content, now: Predict) -> list[GateVerdict]:
@@ -136,11 +136,12 @@ def _sum(found: Content, phase: str, name: str) -> float:
     return sum(float(phases[phase][name]) for phases in found["kinds"].values())
 
 
-def _mean(found: Content, phase: str) -> float:
+def mean(found: Content, phase: str) -> float:
+    """The mean KL divergence of a phase, in nats."""
     return _sum(found, phase, "kl") / _sum(found, phase, "tokens")
 
 
-def _kinds(found: Content, phase: str) -> dict[str, float]:
+def by_kind(found: Content, phase: str) -> dict[str, float]:
     """The mean of each kind of text, the largest first."""
     means = {kind: phases[phase]["kl"] / phases[phase]["tokens"] for kind, phases in found["kinds"].items()}
     return dict(sorted(means.items(), key=lambda item: -item[1]))
@@ -161,18 +162,18 @@ def _tokens(name: str, found: Content, kl: list[GateVerdict] | None = None) -> G
 def _same(name: str, phase: Phase, found: Content) -> GateVerdict:
     kinds = ", ".join(map(printable, found["kinds"]))
     reason = f"equal to the last bit at {int(_sum(found, phase, 'tokens')):,} tokens of {kinds}"
-    return GateVerdict(name, f"{phase}_kl", "PASS", reason, kl=0.0, kinds=_kinds(found, phase))
+    return GateVerdict(name, f"{phase}_kl", "PASS", reason, kl=0.0, kinds=by_kind(found, phase))
 
 
 def _judged(
     name: str, phase: Phase, found: Content, limit: float, suffix: str = "", why: str | None = None
 ) -> GateVerdict:
     """The verdict on the mean KL divergence of a phase. ``why``: the reason of a limit that is not measured."""
-    mean, kinds = _mean(found, phase), _kinds(found, phase)
+    kl, kinds = mean(found, phase), by_kind(found, phase)
     worst = next(iter(kinds))
-    reason = f"{nats(mean)} nats on average, most in {printable(worst)}: {nats(kinds[worst])}"
-    verdict = GateVerdict(name, f"{phase}_kl{suffix}", "PASS", reason, kl=mean, kl_limit=limit, kinds=kinds)
-    if mean > limit:
+    reason = f"{nats(kl)} nats on average, most in {printable(worst)}: {nats(kinds[worst])}"
+    verdict = GateVerdict(name, f"{phase}_kl{suffix}", "PASS", reason, kl=kl, kl_limit=limit, kinds=kinds)
+    if kl > limit:
         others = ", ".join(f"{printable(kind)} {nats(value)}" for kind, value in list(kinds.items())[1:])
         reason += f"{f' ({others})' if others else ''}; more than {nats(limit)}"
         return replace(verdict, word="FAIL", reason=reason, advice=ADVICE)

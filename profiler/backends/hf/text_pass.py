@@ -58,19 +58,21 @@ def read_window(
     decoded: Rows | None = None,
     path: str = EAGER,
     steps: int | None = None,
+    chunk: int | None = None,
 ) -> tuple[str, str | None]:
     """Read a window as a prompt, and give ``prompt`` the logits at each position.
 
     With ``decoded``, the last ``steps`` tokens (by default ``DECODED_TOKENS``) are read a second time, by decode steps
-    of ``path``, whose logits it gets. Returns the path that ran, and why it is another one.
+    of ``path``, whose logits it gets. ``chunk``: tokens of a pass, by default ``CHUNK``. Returns the path that ran, and
+    why it is another one.
     """
     ids = torch.tensor([tokens], device=model.device)
     steps = DECODED_TOKENS if steps is None else steps
     first, kv = max(0, len(tokens) - steps), new_cache(model)
-    _read(model, ids[:, :first], kv, prompt, 0, beat)
+    _read(model, ids[:, :first], kv, prompt, 0, beat, chunk)
     with torch.inference_mode():
         saved = None if decoded is None else caches.save(kv)
-        _read(model, ids[:, first:], kv, prompt, first, beat)
+        _read(model, ids[:, first:], kv, prompt, first, beat, chunk)
         if decoded is None or saved is None:
             return EAGER, None
         caches.restore(kv, saved)
@@ -86,11 +88,19 @@ def read_window(
 
 
 @torch.inference_mode()
-def _read(model: PreTrainedModel, ids: torch.Tensor, kv: DynamicCache, take: Rows, at: int, beat: Beat) -> None:
+def _read(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    kv: DynamicCache,
+    take: Rows,
+    at: int,
+    beat: Beat,
+    chunk: int | None = None,
+) -> None:
     """Read ``ids [1, tokens]`` after what ``kv`` holds; ``at``: the position of the first of them."""
-    for start in range(0, ids.shape[1], CHUNK):
-        chunk = ids[:, start : start + CHUNK]
-        output = decoder_of(model)(input_ids=chunk, **with_cache(kv))
+    size = chunk or CHUNK
+    for start in range(0, ids.shape[1], size):
+        output = decoder_of(model)(input_ids=ids[:, start : start + size], **with_cache(kv))
         _through_head(model, output, at + start, take)
         beat("")
 
