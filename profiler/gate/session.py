@@ -1,5 +1,5 @@
 """``profile gate`` from its options to its result: base and candidate are measured in turns, or this installation is
-measured and compared with a stored baseline.
+measured and compared with a stored baseline. What they predict is compared first.
 """
 
 from __future__ import annotations
@@ -314,6 +314,7 @@ class _Gate:
             here = variants.here()
             for task in self._tasks:
                 measured = measure(name_of(task.case), task, bench, here, self._here, self._metrics)
+                bench.start(())  # its processes hold the model
                 predict = numerics.predictor(bench, here, self._device, self._effort)
                 gate.add(self._predicted(measured, gate, predict, accept), self._rule)
         self.result.notes += gate.notes
