@@ -2,11 +2,11 @@
 
     python benchmarks/gate_numerics.py FOLDER [-q bf16,fp32,int8,nf4] [--path static]
 
-Each line is a process that loads the model and compares its predictions with those of an unchanged one, over the texts
-of the gate (``profiler/backends/hf/agreement.py``), as the gate does: in the case's dtype, and computed in fp32.
+Each line is a process that loads the model and compares its predictions with those of an unchanged one, over the
+texts of the gate (``profiler/backends/hf/agreement.py``), as the gate does: in the case's dtype, and computed in fp32.
 *Threads* computes with two instead of one; *other kernels* is torch without vector instructions beyond SSE; *other
 attention* is transformers' own instead of torch's fused one. Faults multiply by 1.02 in one layer in the middle: its
-first norm, the scales or weights of all its linear layers, or only what our own decode step reads.
+first norm, its gate projection, or the weights or scales of all its linear layers.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def run(folder: Path, asked: dict[str, Any], against: Any = None) -> dict[str, A
     """The answer of a process of its own."""
     command = [sys.executable, __file__, str(folder), "--child", json.dumps(asked)]
     environ = os.environ | asked.get("environ", {})
-    done = subprocess.run(command, input=json.dumps(against), env=environ, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, input=json.dumps(against), env=environ, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -11,7 +11,8 @@ kernels compute them.
     PASS   otherwise: the versions round differently
 
 **Limits.** In fp32, correct implementations differ by rounding of 10⁻⁷, and their predictions by less than
-``KL_LIMIT_F32``; an error of two percent in the scales of one layer moves them further (``benchmarks/gate_numerics.md``).
+``KL_LIMIT_F32``; an error of two percent in the scales of one layer moves them further
+(``benchmarks/gate_numerics.md``).
 In 16 bits, every rounding changes the predictions, by an amount that depends on the model. It is measured: the
 divergence between the base in the case's dtype and the base in fp32. Two correct versions whose rounding is
 independent differ by twice as much, and the limit is ``NOISE_FACTOR`` times that noise.
@@ -45,7 +46,8 @@ MARGIN, ROOM_BYTES = 1.1, 1 << 30  # on the weights, and for activations and the
 TOO_OLD = "its profiler is older than this comparison"
 ADVICE = "find the change with git bisect; if it is intended, accept it by judging later versions against it"
 Content = Mapping[str, Any]
-Predict = Callable[[Task, Content | None], Content]  # a task and the predictions to compare with → ``measure``'s answer
+Predict = Callable[[Task, Content | None], Content]
+"""Takes a task and the predictions to compare with, and returns the answer of ``measure``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ def place(parameters: int, kind: str, config: Mapping[str, Any], device: str) ->
             if parameters * DTYPE_BYTES[dtype] * MARGIN + ROOM_BYTES <= free:
                 return Placement(dtype, name, parameters * DTYPE_BYTES[dtype])
     stored = stated_dtype(config)
-    if stored in DTYPES and kind in MAPPED_KINDS and DISK_ROOM_BYTES <= devices.find("cpu").free_bytes:
+    if stored in DTYPES and kind in MAPPED_KINDS and devices.find("cpu").free_bytes >= DISK_ROOM_BYTES:
         return Placement(stored, "cpu", parameters * DTYPE_BYTES[stored], from_disk=True)
     need = bytes_text(int(parameters * DTYPE_BYTES[DTYPES[-1]] * MARGIN + ROOM_BYTES))
     raise ProfileError(f"the reference needs {need} of memory in {DTYPES[-1]}, which is not free")

@@ -97,7 +97,9 @@ def test_a_fault_of_decode_alone_is_one_of_decode(tiny_model: Tiny, monkeypatch:
     from profiler.kernels.runner import StaticRunner
 
     folder, advance = tiny_model("llama"), StaticRunner.advance
-    now = Version(folder, lambda model: monkeypatch.setattr(StaticRunner, "advance", lambda self: 1.2 * advance(self)))
+    now = Version(
+        folder, lambda model: monkeypatch.setattr(StaticRunner, "advance", lambda self: 1.2 * advance(self))
+    )
     found = judged(task("fp32", "fp32"), Version(folder), now)
     assert (found["prefill_kl"].word, found["decode_kl"].word) == ("PASS", "FAIL")
 
@@ -132,5 +134,7 @@ def test_damaged_predictions_are_refused(tiny_model: Tiny, damage: Callable[[dic
 
 
 def test_synthetic_weights_are_compared_on_random_tokens(tiny_model: Tiny) -> None:
-    found = judged(task("fp32", "fp32", weights="synthetic"), Version(tiny_model("llama")), Version(tiny_model("llama")))
+    found = judged(
+        task("fp32", "fp32", weights="synthetic"), Version(tiny_model("llama")), Version(tiny_model("llama"))
+    )
     assert found["prefill_kl"].word == "PASS" and "random tokens" in found["prefill_kl"].reason

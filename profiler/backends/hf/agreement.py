@@ -84,7 +84,9 @@ class _Side:
         """What takes the logits."""
         if self.against is None:
             return self.keeper
-        scorer = self.scorer = Scorer(self.window, _unpacked(self.against, self.phase, self.number, self.window), device)
+        scorer = self.scorer = Scorer(
+            self.window, _unpacked(self.against, self.phase, self.number, self.window), device
+        )
 
         def both(at: int, logits: torch.Tensor) -> None:
             self.keeper(at, logits)
@@ -152,7 +154,11 @@ def _of_stored(content: Mapping[str, Any]) -> list[TextWindow]:
 
 
 def _is_usable(window: TextWindow) -> bool:
-    return STEPS < len(window.tokens) <= MAX_TEXT_TOKENS and 0 < window.unscored < len(window.tokens) - STEPS and min(window.tokens) >= 0
+    return (
+        STEPS < len(window.tokens) <= MAX_TEXT_TOKENS
+        and 0 < window.unscored < len(window.tokens) - STEPS
+        and min(window.tokens) >= 0
+    )
 
 
 def _packed(arrays: ReferenceArrays) -> str:

@@ -62,9 +62,9 @@ def read_window(
 ) -> tuple[str, str | None]:
     """Read a window as a prompt, and give ``prompt`` the logits at each position.
 
-    With ``decoded``, the last ``steps`` tokens (by default ``DECODED_TOKENS``) are read a second time, by decode steps
-    of ``path``, whose logits it gets. ``chunk``: tokens of a pass, by default ``CHUNK``. Returns the path that ran, and
-    why it is another one.
+    With ``decoded``, the last ``steps`` tokens (by default ``DECODED_TOKENS``) are read a second time, by decode
+    steps of ``path``, whose logits it gets. A pass has ``chunk`` tokens, by default ``CHUNK``. Returns the path that
+    ran, and why it is another one.
     """
     ids = torch.tensor([tokens], device=model.device)
     steps = DECODED_TOKENS if steps is None else steps

@@ -25,7 +25,9 @@ FP32 = Task(replace(make_case(512), quant="fp32", dtype="fp32"), source())
 NF4 = Task(replace(make_case(512), quant="nf4", dtype="bf16"), source())
 
 
-def answer(kept: str, prefill: float = 0.0, decode: float = 0.0, worst: float = 3.0, same: int = 10) -> dict[str, Any]:
+def answer(
+    kept: str, prefill: float = 0.0, decode: float = 0.0, worst: float = 3.0, same: int = 10
+) -> dict[str, Any]:
     """10 tokens of prose and of html for each phase; html has ``worst`` times the divergence of prose."""
 
     def phases(factor: float) -> dict[str, dict[str, float]]:
@@ -67,7 +69,10 @@ def test_equal_versions_pass_after_one_pass_of_each() -> None:
     base, candidate = Side(bf16=answer("base")), Side(bf16=answer("base"))
     found = judged(BF16, base, candidate)
     assert words(found) == {"tokens": "PASS", "prefill_kl": "PASS", "decode_kl": "PASS"}
-    assert found["decode_kl"].kl == 0 and "equal to the last bit at 20 tokens of prose, html" in found["decode_kl"].reason
+    assert (
+        found["decode_kl"].kl == 0
+        and "equal to the last bit at 20 tokens of prose, html" in found["decode_kl"].reason
+    )
     assert (base.asked, candidate.asked) == ([("bf16", "bf16", None)], [("bf16", "bf16", {"of": "base"})])
 
 
@@ -135,7 +140,13 @@ def test_stored_predictions_are_read_as_they_were_written() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"own": None}, {"precise": "x"}, {"noise": {"prefill": 1.0}}, {"noise": {"prefill": -1, "decode": 0}}, {"reason": 1}],
+    [
+        {"own": None},
+        {"precise": "x"},
+        {"noise": {"prefill": 1.0}},
+        {"noise": {"prefill": -1, "decode": 0}},
+        {"reason": 1},
+    ],
 )
 def test_damaged_predictions_of_a_baseline_are_refused(change: dict[str, Any]) -> None:
     content = {"own": {}, "precise": {}, "noise": {"prefill": 0.1, "decode": 0.1}, "reason": None}
