@@ -3,7 +3,7 @@
     python benchmarks/gate_numerics.py FOLDER [-q bf16,fp32,int8,nf4] [--path static]
 
 Each line is a process that loads the model and compares its predictions with those of an unchanged one, over the
-texts of the gate (``profiler/backends/hf/agreement.py``), as the gate does: in the case's dtype, and computed in fp32.
+texts of the gate (``profiler/backends/hf/agreement.py``), as the gate does: in the case's dtype and in fp32.
 *Threads* computes with two instead of one; *other kernels* is torch without vector instructions beyond SSE; *other
 attention* is transformers' own instead of torch's fused one. Faults multiply by 1.02 in one layer in the middle: its
 first norm, its gate projection, or the weights or scales of all its linear layers.

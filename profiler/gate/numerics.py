@@ -44,6 +44,7 @@ NOISE_FACTOR = 4.0  # two independent roundings differ by twice the noise of one
 PRECISE = "fp32"
 MARGIN, ROOM_BYTES = 1.1, 1 << 30  # on the weights, and for activations and the framework
 TOO_OLD = "its profiler is older than this comparison"
+UNKNOWN_FIELD = "argument 'agreement'"  # in the TypeError of such a worker
 ADVICE = "find the change with git bisect; if it is intended, accept it by judging later versions against it"
 Content = Mapping[str, Any]
 Predict = Callable[[Task, Content | None], Content]
@@ -191,7 +192,8 @@ def predictor(bench: Bench, variant: Variant, device: DeviceInfo, effort: Effort
             raise ProfileError(f"its weights in {PRECISE} need {bytes_text(needed)} of memory, which is not free")
         row = bench.row(variant, task, replace(effort, agreement={"against": against}))
         if row.outcome != "ok" or row.quality is None:
-            raise ProfileError(f"{printable(variant.name)} gives no predictions: {row.reason or TOO_OLD}")
+            reason = TOO_OLD if UNKNOWN_FIELD in (row.reason or UNKNOWN_FIELD) else row.reason
+            raise ProfileError(f"{printable(variant.name)} gives no predictions: {reason}")
         return row.quality
 
     return predict
