@@ -28,7 +28,7 @@ MAPPED_KINDS = ("folder", "hub")  # of sources; a GGUF file is unpacked in memor
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class ReferencePlace:
     """The dtype and the device of a reference."""
 
     dtype: str
@@ -42,7 +42,7 @@ class Placement:
         return passes * self.weights_bytes / DISK_BYTES_S if self.from_disk else 0.0
 
 
-def place(parameters: int, kind: str, config: Mapping[str, Any], device: str) -> Placement:
+def place(parameters: int, kind: str, config: Mapping[str, Any], device: str) -> ReferencePlace:
     """The best placement that the memory allows now. ``kind`` and ``config`` are those of the model's source.
 
     Raises ProfileError if there is none.
@@ -52,9 +52,9 @@ def place(parameters: int, kind: str, config: Mapping[str, Any], device: str) ->
         free = devices.find(name).free_bytes
         for dtype in DTYPES:
             if parameters * DTYPE_BYTES[dtype] * MARGIN + ROOM_BYTES <= free:
-                return Placement(dtype, name, parameters * DTYPE_BYTES[dtype])
+                return ReferencePlace(dtype, name, parameters * DTYPE_BYTES[dtype])
     stored = stated_dtype(config)
     if stored in DTYPES and kind in MAPPED_KINDS and devices.find("cpu").free_bytes >= DISK_ROOM_BYTES:
-        return Placement(stored, "cpu", parameters * DTYPE_BYTES[stored], from_disk=True)
+        return ReferencePlace(stored, "cpu", parameters * DTYPE_BYTES[stored], from_disk=True)
     need = bytes_text(int(parameters * DTYPE_BYTES[DTYPES[-1]] * MARGIN + ROOM_BYTES))
     raise ProfileError(f"the reference needs {need} of memory in {DTYPES[-1]}, which is not free")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fakes import tiny
-from test_quality_sweep import with_tokenizer
+from fakes.tiny import with_tokenizer
 from transformers import PreTrainedModel
 
 from profiler.backends.hf import agreement

@@ -9,7 +9,7 @@ import pytest
 
 from profiler.errors import ProfileError
 from profiler.quality import placement
-from profiler.quality.placement import Placement, place
+from profiler.quality.placement import ReferencePlace, place
 
 GB = 10**9
 BF16 = {"dtype": "bfloat16"}
@@ -54,7 +54,7 @@ def test_only_a_file_that_can_be_mapped_runs_from_disk(free: Any, kind: str, con
 
 
 def test_weights_on_disk_are_read_once_per_chunk_and_at_least_once_per_document() -> None:
-    on_disk = Placement("bf16", "cpu", 60 * GB, from_disk=True)
+    on_disk = ReferencePlace("bf16", "cpu", 60 * GB, from_disk=True)
     assert on_disk.disk_s(tokens=40_960, windows=30, window=32_768) == pytest.approx(40 * 60)
     assert on_disk.disk_s(tokens=40_960, windows=30, window=1024) == pytest.approx(70 * 60)
-    assert Placement("bf16", "cpu", 60 * GB).disk_s(40_960, 30, 1024) == 0
+    assert ReferencePlace("bf16", "cpu", 60 * GB).disk_s(40_960, 30, 1024) == 0

@@ -12,7 +12,7 @@ from fakes.reported import measured
 from profiler import devices
 from profiler.errors import ProfileError
 from profiler.quality import texts
-from profiler.quality.placement import Placement
+from profiler.quality.placement import ReferencePlace
 from profiler.results.quality import Block, columns
 from profiler.run import plan, quality
 from profiler.run.repetitions import Effort
@@ -88,7 +88,7 @@ def test_the_plan_counts_a_reference_that_runs_from_disk(monkeypatch: pytest.Mon
     request = SweepRequest(models=("gemma-3-270m",), quants=("bf16",))
     tasks = resolve_request(request, device, device.free_bytes, lambda text: None).tasks
     usual = plan.make(tasks, device, Effort(quality=WANTED), 2**50).seconds
-    on_disk = Placement("bf16", "cpu", 10**9, from_disk=True)
+    on_disk = ReferencePlace("bf16", "cpu", 10**9, from_disk=True)
     monkeypatch.setattr(quality, "place", lambda *model: on_disk)
     slow = plan.make(tasks, device, Effort(quality=WANTED), 2**50).seconds
     assert slow - usual > 28  # one read of the file for each document, at 1 GB/s
