@@ -68,7 +68,8 @@ class Predictions:
     @classmethod
     def from_json(cls, content: Content) -> Predictions:
         """The inverse of ``to_json``. Raises ValueError for content of another form; a worker checks the arrays."""
-        own, precise, noise, reason = (content.get(name) for name in ("own", "precise", "noise", "reason"))
+        own: Any = content.get("own")
+        precise, noise, reason = (content.get(name) for name in ("precise", "noise", "reason"))
         good = isinstance(own, dict) and isinstance(precise, dict | None) and isinstance(reason, str | None)
         if noise is not None:
             good = good and isinstance(noise, dict) and all(_is_nats(noise.get(phase)) for phase in PHASES)
