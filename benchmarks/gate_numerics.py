@@ -103,7 +103,7 @@ class Loaded:
     def changes(self) -> dict[str, Callable[[], Any]]:
         """A context manager for each line."""
         faults = {f"fault: {name}": lambda parts=parts: self._fault(parts) for name, parts in FAULTS.items()}
-        return {"threads": self._threads, "other attention": self._attention, **faults}
+        return {**faults, "other attention": self._attention, "threads": self._threads}
 
     @contextmanager
     def _threads(self) -> Iterator[None]:

@@ -29,8 +29,8 @@ from profiler.quality.references import NAMES, ReferenceArrays
 from profiler.quality.texts import TextWindow
 from profiler.units import printable
 
-TEXT_TOKENS = 96  # of each kind: with six kinds, a pass takes seconds even on a CPU
-STEPS = 24  # decode steps of each text
+TEXT_TOKENS = 64  # of each kind: with six kinds, a pass takes seconds even on a CPU
+STEPS = 8  # decode steps of each text
 TOP, SAMPLES = 16, 8  # tokens that are kept at each position, 200 bytes: a stored baseline should stay small
 RANDOM, RANDOM_TEXTS = "random tokens", 6
 MAX_TEXTS, MAX_TEXT_TOKENS, MAX_NAME = 64, 8192, 80  # of stored predictions, which somebody else may have written
