@@ -38,6 +38,7 @@ SUMS = ("tokens", "kl", "same", "nll", "reference_nll")  # columns of numbers
 TEXTS = ("kind", "document")
 DERIVED = ("tokens", "kl", "top1", "ppl", "kinds")  # added when a row is printed
 ALL = "all"  # the name of the whole set in ``tails``
+GGUF_DTYPES = {"f32": "fp32", "f16": "fp16"}  # as references are called that are GGUF files
 SAME_REFERENCE = 0.001  # nats of mean −log p: two programs round the same weights differently, but by less
 
 
@@ -72,9 +73,10 @@ class KlScale:
     title: str  # their name
     model: str  # name of the reference
     window: int  # tokens
-    dtype: str  # of the reference
+    dtype: str  # of the reference, as PyTorch's are called
     reference: str  # its ``model_id``
     tokens: tuple[int, ...]  # of each block, which differ if another tokenizer cut the texts
+    tokens_hash: str | None  # of all tokens; None if the row does not say
     reference_nll: float  # mean −log p of the reference over the texts
 
 
@@ -92,9 +94,10 @@ def scale(stored: Mapping[str, Any] | None) -> KlScale | None:
         str(text.get("name") or text["hash"]),
         str(reference.get("model") or "an unnamed model"),
         int(stored["window"]),
-        str(reference["dtype"]),
+        GGUF_DTYPES.get(str(reference["dtype"]), str(reference["dtype"])),
         str(reference.get("model_id")),
         tuple(columns["tokens"]),
+        text.get("tokens_hash"),
         math.fsum(columns["reference_nll"]) / sum(columns["tokens"]),
     )
 
@@ -111,7 +114,7 @@ def unlike(a: KlScale, b: KlScale) -> str | None:
         return "the texts"
     if a.window != b.window:
         return "the window"
-    if a.tokens != b.tokens:
+    if a.tokens != b.tokens or (a.tokens_hash and b.tokens_hash and a.tokens_hash != b.tokens_hash):
         return "the tokens of the texts"
     if a.dtype != b.dtype or (a.reference != b.reference and not _alike(a.reference_nll, b.reference_nll)):
         return "the reference"

@@ -1,8 +1,8 @@
 """What quantizations are known to lose, for a goal such as ``20 tok/s at 64k, kl<0.05``.
 
 The KL divergence of a model in an engine and a quantization is known from rows that ``--quality`` measured here, of
-any device; otherwise from a published table (``quality/published.py``). Each is compared with the limit by itself. Two
-of them are compared with each other only if they have the same ``scale``.
+any device; otherwise from a published table (``quality/published.py``). Each is compared with the limit by itself.
+Two of them are compared with each other only if they have the same ``scale``.
 
 A row is of a model if its weights are the model's or if its reference is, as those of other GGUF files are that were
 made from it. A model of the catalog has no weights here, so rows count that have its name and its number of

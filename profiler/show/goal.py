@@ -35,7 +35,7 @@ def unmet(result: FitResult, goal: Goal) -> str:
     """That nothing meets a goal, and what would."""
     best = result.best
     context = "" if goal.context is None else f" at {context_text(goal.context)}"
-    wish = f"nothing reaches {significant(goal.tps)} tok/s{context}"
+    wish = f"nothing reaches {goal.tps:,g} tok/s{context}"
     fast = [each for each in result.tried if goal.met(each.prediction) in MET and each.loss is not None]
     if fast:  # and lose too much
         return f"{wish} and {_too_lossy(fast, goal, context)}"
@@ -59,7 +59,7 @@ def _too_lossy(fast: Sequence[FitPrediction], goal: Goal, context: str) -> str:
         for value, each, loss in models.values()
     ]
     least = min(value for value, *_ in models.values())
-    wider = f'--goal "{significant(goal.tps).replace(",", "")} tok/s{context}, kl<{least * HIGHER:.2g}"'
+    wider = f'--goal "{goal.tps:g} tok/s{context}, kl<{least * HIGHER:.2g}"'
     return f"loses less than {goal.kl:g} nats: {'; '.join(told[:MAX_TRADED])}. Try {wider}"
 
 
@@ -87,8 +87,8 @@ def losses(result: FitResult) -> Iterator[str]:
         engine = unknown[0].prediction.engine.name
         how = "profile sweep --quality measures it" if _measures(engine) else "profile cannot measure it"
         yield (
-            f"The loss of {', '.join(names[:MAX_UNKNOWN])}{more} in {engine} is neither measured here nor published,"
-            f" so they come last; {how}"
+            f"The loss of {', '.join(names[:MAX_UNKNOWN])}{more} in {engine} is neither measured here nor published"
+            f" as a mean divergence, so {'they come' if len(names) > 1 else 'it comes'} last; {how}"
         )
 
 

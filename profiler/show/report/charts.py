@@ -20,7 +20,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import repeat
+from itertools import pairwise, repeat
 
 from profiler.units import KIB, significant
 
@@ -59,9 +59,11 @@ TICKS = 5  # about so many on an axis
 SYMBOL_WIDTH, LEGEND_LETTERS, LEGEND_LINE = 24.0, 40, 16
 BAR = 0.68  # width of a bar ÷ distance of the bars
 LARGEST, SMALLEST = 2.0, 0.6  # of points whose area says something ÷ usual size
+LINE_BOX = 3  # pixels of a line between two boxes that keep labels away
 LABEL_PLACES = (  # of the label of a point: steps to the right and down, and the end of the text that is there
-    (1, 0, "start"), (-1, 0, "end"), (0, -1, "middle"), (0, 1, "middle"), (0.7, -0.7, "start"), (0.7, 0.7, "start"),
-)  # fmt: skip
+    *((1, 0, "start"), (0.7, 0.7, "start"), (-1, 0, "end"), (-0.7, -0.7, "end")),
+    *((0, 1, "middle"), (0, -1, "middle"), (0.7, -0.7, "start"), (-0.7, 0.7, "end")),
+)
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 SHAPES = {
     "circle": "M-4,0A4,4 0 1 1 4,0A4,4 0 1 1 -4,0Z",
@@ -360,7 +362,21 @@ def _labels(plot: Plot) -> list[str]:
     for mark in filter(lambda mark: mark.label, plot.marks):
         (x, y), radius = _place(plot, mark.x, mark.y), 4 * _scale(mark)
         taken.append((x - radius, y - radius, x + radius, y + radius))
+    if taken:
+        taken += [box for line in plot.lines for box in _along(plot, line)]
     return [_label(plot, mark, taken) if mark.label else "" for mark in plot.marks]
+
+
+def _along(plot: Plot, line: Line) -> list[Box]:
+    """Small boxes that cover a line."""
+    places = [_place(plot, x, y) for x, y in line.points]
+    found = []
+    for (x0, y0), (x1, y1) in pairwise(places):
+        count = max(1, int(math.dist((x0, y0), (x1, y1)) / LINE_BOX))
+        for n in range(count + 1):
+            x, y = x0 + (x1 - x0) * n / count, y0 + (y1 - y0) * n / count
+            found.append((x - 1, y - 1, x + 1, y + 1))
+    return found
 
 
 def _label(plot: Plot, mark: Mark, taken: list[Box]) -> str:

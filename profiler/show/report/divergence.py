@@ -145,7 +145,8 @@ def _said(group: LossGroup, where: str) -> str | None:
         return None
     shown = [result for result in rated if not any(_beats(other, result) for other in rated)]
     packed = [result for result in shown if result.case.quant not in PLAIN]
-    parts, said = [], None
+    parts: list[str] = []
+    said, engine = None, ""
     for result in (packed or shown)[:MAX_SAID]:
         base = counterpart(result, rated)
         ratio = None if base is None else comparison.pair(base.measurement, result.measurement).rates["decode"]
@@ -154,8 +155,9 @@ def _said(group: LossGroup, where: str) -> str | None:
             f" and decodes {speed} as fast as {named(base, rated)}" if base is not None and base is not said else ""
         )
         words = words if words or not speed else f" at {speed}"
-        parts.append(f"{named(result, rated)} loses {nats(result)}{words if speed else ''}")
-        said = base if speed else said
+        name = result.group.settings if result.engine == engine else named(result, rated)
+        parts.append(f"{name} loses {nats(result)}{words if speed else ''}")
+        said, engine = base if speed else said, result.engine
     told = f"{group.title}, windows of {selection.tokens_text(group.scale.window)}{where}: {'; '.join(parts)}."
     return told + _worst(packed[:MAX_SAID], rated)
 
@@ -233,7 +235,8 @@ def traded(best: CaseResult, usable: Sequence[CaseResult], machine: MachineRows)
     if faster:
         other = max(faster, key=lambda each: each.decode_tps or 0.0)
         loss = nats(known[series(other)])
-        yield f"{named(other, peers)} loses {loss} and decodes {times(best, other, peers)}."
+        ratio = comparison.pair(best.measurement, other.measurement).rates["decode"]
+        yield f"{named(other, peers)} loses {loss} and decodes {ratio_text(ratio, ' as fast')}."
 
 
 def counterpart(result: CaseResult, others: Iterable[CaseResult]) -> CaseResult | None:

@@ -115,7 +115,7 @@ def test_the_advice_says_what_a_quantization_loses_and_gains():
     found = lossy({"bf16": 0.001, "int8": 0.02, "nf4": 0.3}, {"bf16": 4.0, "int8": 8.0, "nf4": 16.0})
     assert found.startswith("Run m in int8")
     assert "It loses 0.020 nats (KL divergence from fp32) and decodes 2.00 × as fast as bf16 (" in found
-    assert "). nf4 loses 0.30 nats and decodes 2.00 × as fast as int8 (" in found
+    assert "). nf4 loses 0.30 nats and decodes 2.00 × as fast (" in found
 
 
 def test_a_measured_loss_decides_instead_of_bits():
