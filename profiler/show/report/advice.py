@@ -38,10 +38,12 @@ RULE = (
     f" that loses least and is still fast enough; {LOSSLESS_BITS} bits and more count as lossless. Sizes count in"
     " doublings, so 27 and 31 billion parameters are equal. If none is fast enough, the rule chooses the fastest. A"
     " predicted case that ranks higher should be measured next. Cases whose intervals overlap may be equally fast."
-    f" Where KL divergences were measured, they say what loses least; up to {divergence.LOSSLESS_KL} nats count as"
-    " no loss."
     " Larger is not always"
-    " better: the section on quality below compares models with known scores."
+    " better: the section on what is worth its memory compares models with known scores."
+)
+KL_RULE = (
+    " Where KL divergences were measured, they say what loses least, instead of bits; losses of up to"
+    f" {divergence.LOSSLESS_KL} nats count as none."
 )
 
 
@@ -99,7 +101,8 @@ def section(
             muted("Predictions for llama.cpp, with the command and the settings that run it:"),
             Code(tuple(dict.fromkeys(map(_in_llama_cpp, chosen)))),
         ]
-    blocks.append(Text(RULE, muted=True, folded="How this was chosen"))
+    rule = f"{RULE}{KL_RULE}" if any(machine.scored for machine in machines) else RULE
+    blocks.append(Text(rule, muted=True, folded="How this was chosen"))
     return Section("run", "What should I run on this machine?", tuple(blocks))
 
 
