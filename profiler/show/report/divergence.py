@@ -27,6 +27,7 @@ PLAIN = ("bf16", *(name for name in DTYPE_BYTES if name != "bf16"), "f16", "f32"
 # docs/quality.md). It changes the perplexity by about 0.5%.
 LOSSLESS_KL = 0.005
 MAX_CHARTS = 6
+NO_CHART = "There is no chart, because no two cases whose losses can be compared have comparable decode rates."
 MAX_SAID = 5  # quantizations of a chart that are described in words
 MUCH = 1.5  # a kind of text is named if it loses so many times the mean
 
@@ -68,7 +69,7 @@ def section(machines: Sequence[MachineRows]) -> Section | None:
     most = figures[:MAX_CHARTS]
     dots = "The area of a dot is the peak memory. The dashed line joins cases that no other beats in speed and loss;"
     dots += " another case is at least as good as a pale one in speed, memory and loss."
-    drawn: list[PageBlock] = [Figures(tuple(most)), muted(dots)] if most else []
+    drawn: list[PageBlock] = [Figures(tuple(most)), muted(dots)] if most else [muted(NO_CHART)]
     words: list[PageBlock] = [Listing(tuple(said))] if said else []
     scales = [group.scale for _, mine in found for group in mine]
     left = [muted(f"{len(figures) - MAX_CHARTS} more charts are left out.")] if len(figures) > MAX_CHARTS else []

@@ -283,6 +283,14 @@ def test_a_chart_has_speed_loss_and_memory_and_the_words_say_the_same():
     )
 
 
+def test_losses_are_known_where_speeds_are_not():
+    noisy = measured(quant="nf4", decode=(1.0, 100.0))
+    section = losses(scored(measured(), 0.001), scored(noisy, 0.1))
+    assert not plots(section) and "no two cases whose losses can be compared" in text(section)
+    (table, _) = [block for block in section.blocks if isinstance(block, Table)]
+    assert [row[3] for row in table.rows] == ["0.0010 (0.00085–0.0012)", "0.10 (0.085–0.12)"]
+
+
 def test_losses_by_kind_of_text_are_a_table():
     section = losses(scored(measured(), 0.001), scored(measured(quant="nf4"), 0.1))
     table = next(b for b in section.blocks if isinstance(b, Table) and "by kind of text" in (b.caption or ""))
