@@ -6,11 +6,26 @@ fused experts) at sizes where a prefill takes milliseconds. Linear sizes are mul
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 SEED = 20260101
 VOCAB = 512
+WORDS = (
+    "the",
+    "river",
+    "market",
+    "stone",
+    "winter",
+    "letter",
+    "garden",
+    "engine",
+    "window",
+    "harbor",
+    "paper",
+    "bridge",
+)
 COMMON: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
@@ -128,3 +143,17 @@ def write(name: str, folder: Path) -> Path:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)
     return folder
+
+
+def with_tokenizer(folder: Path, target: Path) -> Path:
+    """A copy of a tiny checkpoint with a tokenizer of words and bytes that begins with a special token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    shutil.copytree(folder, target)
+    vocabulary = {"<bos>": 2, "<unk>": 3} | {word: 10 + place for place, word in enumerate(WORDS)}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.add_special_tokens(["<bos>"])
+    made.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    made.save(str(target / "tokenizer.json"))
+    return target
