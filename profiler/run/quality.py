@@ -22,6 +22,7 @@ from profiler.errors import ProfileError
 from profiler.folders import expanded
 from profiler.quality import texts
 from profiler.quality.definition import DEFINITION
+from profiler.quality.placement import place
 from profiler.quants.base import DTYPE_BYTES
 from profiler.results.measurement import Caution, Measurement
 
@@ -51,6 +52,7 @@ def requested(quality: bool, text: str | None, reference: str | None) -> dict[st
         "text": None if folder is None else str(folder),
         "hash": found.hash,
         "characters": sum(len(document.text) for document in found.documents),
+        "documents": len(found.documents),
         "kinds": len({document.kind for document in found.documents}),
         "reference": None if reference is None else _reference(reference),
     }
@@ -184,12 +186,28 @@ def reference_s(task: Task, wanted: Mapping[str, Any] | None) -> float:
     """Estimated seconds to compute the reference of a model, of which ``task`` is a planned case."""
     if wanted is None or task.estimate is None:
         return 0.0
-    return REFERENCE * _prompt_s(task.case, task.estimate, wanted)
+    return REFERENCE * _prompt_s(task.case, task.estimate, wanted) + _disk_s(task, wanted)
+
+
+def _disk_s(task: Task, wanted: Mapping[str, Any]) -> float:
+    """Estimated seconds in which the weights of a reference are read that does not fit the memory."""
+    if task.geometry is None or backends.find(task.case.backend).gguf:
+        return 0.0
+    source = task.source
+    try:
+        placement = place(task.geometry.parameters, source.kind, source.config, task.case.device)
+    except ProfileError:  # there will be no reference
+        return 0.0
+    return placement.disk_s(_tokens(wanted), wanted["documents"], task.case.context)
 
 
 def _prompt_s(case: Case, estimate: CaseEstimate, wanted: Mapping[str, Any]) -> float:
+    return _tokens(wanted) * HEAD * estimate.prefill_s.value / (case.context * case.batch)
+
+
+def _tokens(wanted: Mapping[str, Any]) -> float:
     tokens: float = wanted["characters"] / CHARACTERS_PER_TOKEN
-    return tokens * HEAD * estimate.prefill_s.value / (case.context * case.batch)
+    return tokens
 
 
 def has(row: Measurement, wanted: Mapping[str, Any] | None) -> bool:

@@ -13,6 +13,7 @@ from fakes.reported import measured
 from profiler import devices
 from profiler.errors import ProfileError
 from profiler.quality import texts
+from profiler.quality.placement import ReferencePlace
 from profiler.results.quality import Block, columns
 from profiler.run import plan, quality
 from profiler.run.repetitions import Effort
@@ -81,6 +82,17 @@ def test_the_plan_counts_the_texts_and_once_for_a_model_the_reference() -> None:
         assert after.run_s > before.run_s
     loads = [after.load_s - before.load_s for before, after in zip(plain.tasks, scored.tasks, strict=True)]
     assert loads[0] > 0 and loads[1] == 0
+
+
+def test_the_plan_counts_a_reference_that_runs_from_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = devices.find("cpu")
+    request = SweepRequest(models=("gemma-3-270m",), quants=("bf16",))
+    tasks = resolve_request(request, device, device.free_bytes, lambda text: None).tasks
+    usual = plan.make(tasks, device, Effort(quality=WANTED), 2**50).seconds
+    on_disk = ReferencePlace("bf16", "cpu", 10**9, from_disk=True)
+    monkeypatch.setattr(quality, "place", lambda *model: on_disk)
+    slow = plan.make(tasks, device, Effort(quality=WANTED), 2**50).seconds
+    assert slow - usual > 28  # one read of the file for each document, at 1 GB/s
 
 
 def test_synthetic_weights_are_refused_with_the_reason() -> None:
