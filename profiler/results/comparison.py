@@ -24,6 +24,7 @@ from profiler.case import Case
 from profiler.results import measurement, quality, stats
 from profiler.results.environment import differences
 from profiler.results.measurement import PHASES, Measurement, Phase
+from profiler.results.tasks import TaskComparison, compared
 from profiler.units import printable, significant
 
 CONFIDENCE = 0.95
@@ -80,6 +81,7 @@ class ComparedCase:
     rates: Mapping[Phase, Ratio]  # of tokens per second, so above 1 means that B is faster
     peak: Ratio | None  # of the peak memory that decides whether the case fits
     total: Ratio | None = None  # of the tokens per second of all streams of a server together, by wall time
+    tasks: TaskComparison | None = None  # of the tasks of --tasks that both answered
     kl: Ratio | None = None  # of the mean KL divergence, so above 1 means that B loses more
 
     @property
@@ -135,7 +137,9 @@ def pair(a: Measurement, b: Measurement) -> ComparedCase:
             rates[phase] = found
     peak = _exact(a.memory.process_peak_bytes, b.memory.process_peak_bytes)
     totals = ((row.serving or {}).get("total_tps") for row in (a, b))
-    return ComparedCase(a, b, rates, peak, _exact(*totals) if a.case.batch > 1 else None)
+    one, other = ((row.serving or {}).get("tasks") for row in (a, b))
+    tasks = compared(one, other) if one and other else None
+    return ComparedCase(a, b, rates, peak, _exact(*totals) if a.case.batch > 1 else None, tasks)
 
 
 def _kl(a: Measurement, b: Measurement) -> Ratio | None:

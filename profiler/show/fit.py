@@ -10,6 +10,7 @@ from profiler.cost.engines.base import Serving
 from profiler.cost.interval import Interval
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import LIMITS, Goal, PredictedPhase, Prediction
+from profiler.cost.speculation import Speculation
 from profiler.run.fit import FitPrediction, FitResult
 from profiler.run.goal import answer
 from profiler.shell import Command
@@ -99,6 +100,7 @@ def row(each: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
         "context": request.context,
         "batch": request.batch,
         "kv": request.kv or prediction.engine.default_kv,
+        "mtp": _drafts(each.speculation),
         "path": request.path if len(prediction.engine.paths) > 1 else None,
         "stored": _stored(each),
         "verdict": prediction.verdict.word,
@@ -132,6 +134,13 @@ def row(each: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
     }
     loss = {"kl": None if each.loss is None else each.loss.row()} if goal and goal.kl is not None else {}
     return content | ({"goal": answer(goal, prediction, each.loss)} if goal else {}) | loss
+
+
+def _drafts(found: Speculation | None) -> dict[str, Any] | None:
+    """What ``--mtp`` and ``--acceptance`` mean; null without them."""
+    if found is None:
+        return None
+    return {"drafted": found.drafted, "acceptance": found.acceptance, "tokens_per_step": found.tokens_per_step}
 
 
 def _stored(each: FitPrediction) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from profiler.results.measurement import Measurement
 from profiler.results.reading import RowSource
 from profiler.results.store import Run
 from profiler.show.columns import plain
-from profiler.show.report import advice, appendix, ceiling, divergence, energy, memory, quality, speed
+from profiler.show.report import advice, appendix, ceiling, divergence, energy, memory, quality, speed, tasks
 from profiler.show.report.blocks import Page, Section, muted
 from profiler.show.report.predictions import Configs, Forecast
 from profiler.show.report.quality import Score
@@ -67,6 +67,7 @@ def page(
         memory.section(shown, forecasts),
         energy.section(shown),
         quality.section(shown, known),
+        *tasks.sections(shown),
         appendix.skipped(shown),
         appendix.cautions(shown),
         appendix.environment(shown),

@@ -40,6 +40,7 @@ SERVING = {  # of a server's row: the column, and where the figure is
     "total_tps": ("total_tps",),
     "goodput_per_s": ("goodput_per_s",),
     "characters_per_s": ("characters_per_s", "p50"),
+    "tasks_pass_rate": ("tasks", "rate", "value"),
 }
 ENERGY = ("prefill_j_per_token", "decode_j_per_token", "idle_w")
 QUALITY = {  # the column, and where the figure is; only divergences of the same window and texts may be compared

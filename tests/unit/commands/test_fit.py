@@ -20,7 +20,7 @@ from profiler import console, folders
 from profiler.backends.llama_cpp.synthetic import synthetic_gguf
 from profiler.case import Source
 from profiler.cli import main
-from profiler.models import families, hub
+from profiler.models import families, gguf_mix, gguf_write, hub
 from profiler.results.store import Store
 from profiler.units import GIB
 
@@ -200,6 +200,102 @@ def test_without_a_model_the_engine_is_one_that_runs_there() -> None:
     assert {row["engine"] for row in rows("--on", "m4 max")} == {"llama.cpp"}
     assert {row["engine"] for row in rows("--on", "rtx 4090")} == {"transformers"}
     assert {row["engine"] for row in rows("--on", "m4 max", "--engine", "mlx")} == {"mlx"}
+
+
+@pytest.mark.parametrize("on", ["macbook pro m4 max", "rx 7900 xtx", "arc b580"])
+def test_a_named_model_is_predicted_in_an_engine_that_runs_on_the_device(on: str) -> None:
+    result = fit("gemma-4-e4b", "--on", on)
+    assert "llama.cpp" in result.stdout.splitlines()[0]
+    maker = {"m": "Apple", "r": "AMD", "a": "Intel"}[on[0]]
+    told = (
+        f"Predicted in llama.cpp, because profile does not measure transformers on {maker} devices; --engine chooses"
+    )
+    assert told in " ".join(result.stdout.split())
+    (row,) = rows("gemma-4-e4b", "--on", on, "-q", "nf4")
+    assert row["engine"] == "transformers", "nothing else has nf4"
+
+
+@pytest.mark.parametrize(("quant", "packed"), [("mxfp4", "q8_0"), ("q4_k_l", "q4_k"), ("q4_k_m", "q4_k")])
+def test_a_quantization_that_transformers_has_not_is_predicted_in_llama_cpp(quant: str, packed: str) -> None:
+    (row,) = rows("qwen3-8b", "--on", "rtx 4090", "-q", quant)
+    assert (row["engine"], row["quant"], row["verdict"]) == ("llama.cpp", quant, "fits")
+    assert row["decode"]["seconds"]["basis"] in ("fitted", "prior")
+    assert f"transformers has no {quant}" in fit("qwen3-8b", "--on", "rtx 4090", "-q", quant).stdout
+
+
+@pytest.mark.parametrize(
+    ("model", "gib"),
+    [("gpt-oss-20b", 11.27), ("gpt-oss-120b", 59.02)],  # llama-bench prints these sizes
+)
+def test_gpt_oss_has_the_bytes_of_the_published_files(model: str, gib: float) -> None:
+    (row,) = rows(model, "--on", "m3 ultra", "-c", "8k")
+    assert (row["engine"], row["quant"]) == ("llama.cpp", "mxfp4")
+    assert (row["weights_bytes"]["value"] + row["host_bytes"]["value"]) / GIB == pytest.approx(gib, abs=0.01)
+
+
+def test_an_mlx_checkpoint_on_a_mac_is_predicted_in_mlx(tmp_path: Path) -> None:
+    raw = hub.shipped_config("qwen3-8b") | {"quantization": {"bits": 4, "group_size": 64}}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    (row,) = rows(str(tmp_path), "--on", "m4 max 64gb")
+    assert (row["engine"], row["quant"]) == ("mlx", "mlx-4bit")
+
+
+def test_cards_that_differ_share_a_model() -> None:
+    (row,) = rows("qwen3.5-27b", "--on", "3090,4060 ti 16gb", "--engine", "llama.cpp")
+    assert (row["devices"], row["verdict"], row["split"]) == (2, "fits", "layer")
+
+
+def test_a_dynamic_mix_has_the_bytes_of_its_header(tmp_path: Path) -> None:
+    """As Unsloth publishes them (UD-Q4_K_XL): the name of a plain mix, and other types in some layers."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8}
+    raw = CONFIGS["llama"] | sizes | {"tie_word_embeddings": False}
+    geometry = families.geometry(raw)
+    dynamic = [
+        (number, weight, "iq4_xs" if kind == "q4_k" and number and number % 2 else kind)
+        for number, weight, kind in gguf_mix.each(geometry, "q4_k_m")
+    ]
+    tensors = gguf_write.tensors(raw, geometry, dynamic)
+    head = gguf_write.header(gguf_write.metadata(raw, geometry, "dynamic", 15), tensors)
+    path = tmp_path / "model-UD-Q4_K_XL.gguf"
+    path.write_bytes(head + bytes(sum(tensor.padded for tensor in tensors)))
+    (row,) = rows(str(path), "--on", "rtx 4090", "-c", "512")
+    nbytes = sum(tensor.nbytes for tensor in tensors)
+    assert row["weights_bytes"]["value"] + row["host_bytes"]["value"] == pytest.approx(nbytes, rel=0.001)
+    assert (row["quant"], row["weights_bytes"]["basis"]) == ("mixed", "exact")
+    assert row["decode"]["seconds"]["basis"] == "fitted"
+
+
+def test_drafts_of_a_multi_token_prediction_layer() -> None:
+    words = ("qwen3.5-27b", "--on", "rtx 5090", "--mtp", "2", "--acceptance", "0.7")
+    (row,) = rows(*words)
+    assert row["mtp"] == {"drafted": 2, "acceptance": 0.7, "tokens_per_step": pytest.approx(2.19)}
+    (plain,) = rows(*words[:3], "--engine", "llama.cpp")
+    assert plain["mtp"] is None
+    assert 1.2 < row["decode"]["tps"]["value"] / plain["decode"]["tps"]["value"] < 2.19
+    text = " ".join(fit(*words).stdout.split())
+    assert "a step yields 2.19 tokens on average if each of the 2 drafted tokens is accepted with a chance" in text
+    assert "--spec-type draft-mtp --spec-draft-n-max 2" in text
+    assert "is left out" not in text.replace("the vision tower is left out", "")
+
+
+def test_a_model_without_such_a_layer_is_refused_in_one_line() -> None:
+    result = fit("gemma-4-e2b", "--mtp", "2", "--acceptance", "0.7", "--on", "rtx 4090")
+    assert result.exit_code != 0
+    assert "this model has no multi-token-prediction layer" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_windows_that_an_engine_ignores_are_said_and_not_predicted() -> None:
+    (there,) = rows("mistral-7b-v0.1", "--on", "rtx 4090", "--engine", "llama.cpp", "-c", "32k")
+    (vllm,) = rows("mistral-7b-v0.1", "--on", "rtx 4090", "--engine", "vllm", "-c", "32k")
+    assert there["cache_bytes"]["value"] > 2 * vllm["cache_bytes"]["value"]
+    assert any("ignores the sliding window" in caution for caution in there["cautions"])
+
+
+def test_a_family_that_our_step_cannot_run_is_predicted_eager_and_says_so() -> None:
+    (row,) = rows("gpt-oss-20b", "--on", "h100", "--engine", "transformers", "-q", "bf16")
+    assert row["path"] == "eager"
+    assert any("ours does not support attention sinks" in caution for caution in row["cautions"])
 
 
 def test_a_choice_names_the_engine_that_is_much_faster_and_the_command_for_it() -> None:
@@ -501,7 +597,7 @@ def test_a_mistake_is_one_clear_line(words: list[str], said: str) -> None:
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (["-q", "q4_k_m"], "--engine llama.cpp has it. Known: bf16, fp16,"),
+        (["-q", "q4_k_m", "--engine", "transformers"], "--engine llama.cpp has it. Known: bf16, fp16,"),
         (["-q", "nvfp4", "--engine", "llama.cpp"], "--engine mlx or --engine vllm has it. "),
         (["-q", "nonsense"], "Known: bf16, fp16,"),
         (["gemma-4-e2b", "-c", "256k"], "Use -c 131072."),
