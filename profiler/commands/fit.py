@@ -93,7 +93,8 @@ from profiler.show import output as show_output
         "--goal",
         "wish",
         metavar="GOAL",
-        help='Show what meets this goal, best first, and what it costs: "20 tok/s at 64k".',
+        help='Show what meets this goal, best first, and what it costs: "20 tok/s at 64k". "20 tok/s at 64k, '
+        'kl<0.05" also limits the KL divergence.',
     ),
     click.option(
         "--map", "mapped", is_flag=True, help="Show decode speed and bottleneck as a grid of quantization × context."

@@ -1,6 +1,7 @@
 """The prediction for one case: whether it fits, how fast it runs, what limits it, and whether it meets a goal.
 
-A case fits, is tight, needs offloading, or does not fit. A goal is a decode rate such as ``20 tok/s at 64k``.
+A case fits, is tight, needs offloading, or does not fit. A goal is a decode rate such as ``20 tok/s at 64k``, with a
+limit for the loss of the quantization if that matters: ``20 tok/s at 64k, kl<0.05``.
 """
 
 from __future__ import annotations
@@ -48,10 +49,11 @@ OFFLOAD_SPREAD = 1.8  # which weights are offloaded depends on the user's settin
 POWER = (0.4, 0.75, 1.0)  # share of the board's power limit: low, usual and full load
 MAX_BATCH = 4096  # sequences; the search for the largest batch ends here
 
-GoalAnswer = Literal["yes", "likely", "unlikely", "no"]
-EXAMPLE = '--goal "20 tok/s at 64k"'
+GoalAnswer = Literal["yes", "likely", "unknown", "unlikely", "no"]
+EXAMPLE = '--goal "20 tok/s at 64k" or --goal "20 tok/s at 64k, kl<0.05"'
 _GOAL = re.compile(
-    r"^\s*(?P<rate>\d+(?:\.\d+)?)\s*(?:tok(?:en)?s?(?:/s| per second)|t/s)?\s*(?:(?:at|@)\s*(?P<context>\w+))?\s*$",
+    r"^\s*(?P<rate>\d+(?:\.\d+)?)\s*(?:tok(?:en)?s?(?:/s| per second)|t/s)?\s*(?:(?:at|@)\s*(?P<context>\w+))?"
+    r"\s*(?:,?\s*kl\s*<\s*(?P<kl>\d*\.?\d+(?:e-?\d+)?)\s*(?:nats?)?)?\s*$",
     re.IGNORECASE,
 )
 
@@ -451,10 +453,13 @@ def largest(most: int, holds: Callable[[int], bool]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A decode rate per sequence, optionally at a given context."""
+    """A decode rate per sequence, optionally at a given context. ``kl``: nats; a quantization must lose less, which
+    ``profiler/run/loss.py`` knows.
+    """
 
     tps: float
     context: int | None
+    kl: float | None = None
 
     def met(self, prediction: Prediction) -> GoalAnswer:
         """``yes`` if the lower bound meets it, ``likely`` if the value does, ``unlikely`` if only the upper does."""
@@ -469,16 +474,20 @@ class Goal:
 
 
 def parse(text: str) -> Goal:
-    """Parse ``20 tok/s at 64k``, ``20 t/s @ 8192`` or ``20``. Raises ProfileError."""
+    """Parse ``20 tok/s at 64k``, ``20 t/s @ 8192, kl<0.05`` or ``20``. Raises ProfileError."""
     match = _GOAL.match(text)
     if match is None or float(match["rate"]) <= 0:
         raise ProfileError(
-            f"--goal {printable(text)!r} is not a decode rate with an optional context", f"Example: {EXAMPLE}"
+            f"--goal {printable(text)!r} is not a decode rate with an optional context and KL limit",
+            f"Example: {EXAMPLE}",
         )
+    kl = None if match["kl"] is None else float(match["kl"])
+    if kl == 0:
+        raise ProfileError("--goal: no loss is below 0, so nothing meets kl<0", f"Example: {EXAMPLE}")
     try:
         context = parse_count(match["context"]) if match["context"] else None
     except ValueError as error:
         raise ProfileError(f"--goal: {error}", f"Example: {EXAMPLE}") from None
     if context is not None and context < 1:
         raise ProfileError("--goal: the context must be at least one token", f"Example: {EXAMPLE}")
-    return Goal(float(match["rate"]), context)
+    return Goal(float(match["rate"]), context, kl)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,9 @@ from profiler.models.stored import Stored
 from profiler.quants.base import DTYPE_BYTES
 from profiler.run import choice, grid
 from profiler.run.engine_choice import ChosenEngine, chosen
+from profiler.run.goal import least_loss, ranked, sequence_tps
 from profiler.run.grid import counts, model_names, words
+from profiler.run.loss import KnownLoss, KnownLosses
 from profiler.run.prompts import contexts_of
 from profiler.run.quantization import EngineQuant, checked, engine_quants, held
 from profiler.run.refusal import Refusal, accepted, combined_error
@@ -85,6 +87,7 @@ class FitPrediction:
     placed: Placement
     checkpoint_format: Stored | None = None  # of the model's checkpoint, whatever quantization is predicted
     speculation: Speculation | None = None
+    loss: KnownLoss | None = None  # what the quantization is known to lose, if the goal limits it
 
     @property
     def parameters(self) -> int:
@@ -115,6 +118,7 @@ class FitResult:
     reasons: tuple[str, ...] = ()
     elsewhere: tuple[str, Command] | None = None
     tried: tuple[FitPrediction, ...] = ()
+    goal: Goal | None = None
 
 
 def predictions(request: FitRequest) -> FitResult:
@@ -164,10 +168,21 @@ def predictions(request: FitRequest) -> FitResult:
     if request.goal is None:
         reasons = (*picked.reasons, *dict.fromkeys(reason for *_, why in plans for reason in why))
         return FitResult(found, refused, reasons=reasons, elsewhere=_elsewhere(found, request))
+    if request.goal.kl is not None:
+        found = _with_losses(found, resolved, engine, request.store)
     met = ranked(found, request.goal)
     met = met if request.quants else least_loss(met)
     best = None if met else max(found, key=sequence_tps, default=None)
-    return FitResult(met, refused, best, reasons=picked.reasons, tried=tuple(found))
+    return FitResult(met, refused, best, reasons=picked.reasons, tried=tuple(found), goal=request.goal)
+
+
+def _with_losses(
+    found: Sequence[FitPrediction], models: Mapping[str, Model], engine: Engine, store: Path | None
+) -> list[FitPrediction]:
+    """The predictions with what their quantizations are known to lose."""
+    known = KnownLosses.of_store(store)
+    losses = {model.name: known.of(model, engine) for model in models.values()}
+    return [replace(each, loss=losses[each.model].get(each.prediction.request.quant)) for each in found]
 
 
 def _elsewhere(found: Sequence[FitPrediction], request: FitRequest) -> tuple[str, Command] | None:
@@ -251,12 +266,6 @@ def _engine(request: FitRequest, on: Sequence[Target]) -> ChosenEngine:
         path=request.path,
         drafts=request.mtp is not None,
     )
-
-
-def sequence_tps(found: FitPrediction) -> float:
-    """Decode rate per sequence, which a goal is compared with; 0 if the case does not fit."""
-    p = found.prediction
-    return p.decode.tps.value / p.request.batch if p.decode else 0.0
 
 
 def _with_scenario(request: FitRequest) -> FitRequest:
@@ -405,27 +414,6 @@ def _extrapolated(engine: Engine, run_as: EngineQuant, machine: Machine, request
     if run_as.quant in DTYPE_BYTES or run_as.checkpoint_format is not None:
         return (told,)
     return (told, f"{run_as.quant} assumes that bitsandbytes is as efficient there as on NVIDIA GPUs")
-
-
-def ranked(found: Sequence[FitPrediction], goal: Goal) -> list[FitPrediction]:
-    """The predictions that meet the goal at least ``likely``, the best first: see ``choice``."""
-    met = [(word, each) for each in found if (word := goal.met(each.prediction)) in ("yes", "likely")]
-    met.sort(key=lambda pair: choice.order(pair[1].geometry, pair[1].prediction, pair[0] == "yes"))
-    return [each for _, each in met]
-
-
-def least_loss(ranked: Sequence[FitPrediction]) -> list[FitPrediction]:
-    """The first quantization of each model and case, which is the one with the least loss."""
-    first: dict[tuple[object, ...], FitPrediction] = {}
-    for each in ranked:
-        first.setdefault(same_case(each), each)
-    return list(first.values())
-
-
-def same_case(found: FitPrediction) -> tuple[object, ...]:
-    """What predictions have in common that differ in their quantization only."""
-    p = found.prediction
-    return found.model, p.machine, p.request.context, p.request.batch
 
 
 def _machines(request: FitRequest, engine: Engine, on: Sequence[Target]) -> list[Machine]:

@@ -263,6 +263,11 @@ def legend(measurements: Sequence[Measurement]) -> str | None:
     if references := dict.fromkeys(dtype for m in measurements if (dtype := quality.reference_dtype(m.quality))):
         whose = " or ".join(plain(dtype) for dtype in references)
         parts.append(f"KL: how far predictions are from those of the reference in {whose}, mean over a set of texts")
+        scales = filter(None, (quality.scale(m.quality) for m in measurements))
+        if differ := quality.apart(scales):
+            parts[-1] += (
+                f"; compare only rows with the same {' and '.join(what.removeprefix('the ') for what in differ)}"
+            )
     scopes = dict.fromkeys(m.energy.scope for m in measurements if m.energy and m.energy.scope)
     if scopes:
         whose = " or of ".join(SCOPES.get(scope, plain(scope)) for scope in scopes)

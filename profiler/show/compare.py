@@ -19,20 +19,29 @@ from profiler.results.measurement import PHASES, Measurement, Phase
 from profiler.results.redact import redact
 from profiler.results.tasks import TaskComparison
 from profiler.show import output as show_output
-from profiler.show.columns import TOO_NOISY, context_cell, figure, noisy_text, options_text, plain
+from profiler.show.columns import TOO_NOISY, context_cell, figure, noisy_text, options_text, plain, quality_cell
 from profiler.units import UNKNOWN, bytes_text, rate_text, significant
 
 FORMATS = (*show_output.FORMATS, "benchstat")
 ALL_LISTED = 200  # with more cases, a table lists only those that differ
 MANY = 20  # cases of which one is expected to differ by chance
 CASES_NAMED = 12  # missing cases that a table lists before "and n more"
-WORDS = {"rate": ("slower", "faster"), "bytes": ("less", "more"), "tasks": ("fewer", "more")}
+WORDS = {
+    "rate": ("slower", "faster"),
+    "bytes": ("less", "more"),
+    "kl": ("less", "more"),
+    "tasks": ("fewer", "more"),
+}
 LEGEND = (
     "B ÷ A: ratio of the medians. interval: 95%, by Welch's t on the logarithms of the repetitions, including"
     " process-to-process variation. faster, slower: the interval excludes 1. too noisy: the repetitions differ too"
     " much to compare. Two runs at different times can differ by more than this; profile gate detects regressions."
 )
 WIDTH = 110  # of sentences, unless the terminal is narrower
+KL_LEGEND = (
+    "KL, nats: its interval is that of other texts of the same kinds. It has a ratio only if both rows have the same"
+    " texts, window, definition and reference."
+)
 REUSED = (
     "{same:,} of {all:,} cases have the same row in A and B, because a run reused it. profile sweep --fresh measures"
     " again."
@@ -84,11 +93,16 @@ def _figures(pair: ComparedCase) -> Iterator[tuple[str, Ratio]]:
         yield "total_tps", pair.total
     if pair.peak is not None:
         yield "peak_bytes", pair.peak
+    if pair.kl is not None:
+        yield "kl", pair.kl
 
 
 def _differs(pair: ComparedCase) -> bool:
-    return any(ratio.significant and not too_noisy(pair.a, pair.b, phase) for phase, ratio in pair.rates.items()) or (
-        (pair.peak is not None and pair.peak.a != pair.peak.b) or (pair.tasks is not None and pair.tasks.significant)
+    return (
+        any(ratio.significant and not too_noisy(pair.a, pair.b, phase) for phase, ratio in pair.rates.items())
+        or (pair.peak is not None and pair.peak.a != pair.peak.b)
+        or (pair.kl is not None and pair.kl.significant is True)
+        or (pair.tasks is not None and pair.tasks.significant)
     )
 
 
@@ -146,6 +160,10 @@ def _lines(pair: ComparedCase) -> Iterator[tuple[str, ...]]:
     if (peak := pair.peak) is not None:
         word = "" if peak.a == peak.b else WORDS["bytes"][peak.b > peak.a]
         yield (*head, "peak", bytes_text(peak.a), bytes_text(peak.b), significant(peak.value, 4), "", word)
+    if (kl := pair.kl) is not None:
+        word = {None: UNKNOWN, False: "", True: WORDS["kl"][kl.value > 1]}[kl.significant]
+        sides = (quality_cell(row).partition(" ")[0] for row in (pair.a, pair.b))
+        yield (*head, "KL, nats", *sides, figure(kl.value, kl.relative_half), interval_text(kl), word)
     if pair.tasks is not None:
         yield (*head, *_tasks(pair.tasks))
 
@@ -237,7 +255,8 @@ def _summary(found: Comparison) -> list[str]:
     ]
     same = sum(_reused(pair) for pair in found.pairs)
     lines += [REUSED.format(same=same, all=len(found.pairs))] if same else []
-    return [*lines, LEGEND, *([] if all(known) else [NARROW.format(rows=known.count(False), all=len(known))])]
+    legend = [LEGEND, *([KL_LEGEND] if any(pair.kl is not None for pair in found.pairs) else [])]
+    return [*lines, *legend, *([] if all(known) else [NARROW.format(rows=known.count(False), all=len(known))])]
 
 
 def _reused(pair: ComparedCase) -> bool:

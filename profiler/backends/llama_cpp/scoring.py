@@ -21,7 +21,7 @@ import torch
 
 from profiler import devices
 from profiler.backends.base import Beat, OutOfMemory
-from profiler.backends.hf.quality import MARGIN, MIN_WINDOW_TOKENS, ROOM_BYTES, stored
+from profiler.backends.hf.quality import MIN_WINDOW_TOKENS, stored
 from profiler.backends.hf.session import memory_errors
 from profiler.backends.hf.text_pass import Keeper, PositionFigures, Scorer
 from profiler.backends.llama_cpp import build as builds
@@ -33,6 +33,7 @@ from profiler.devices.base import kind_of
 from profiler.errors import ProfileError
 from profiler.quality import references, texts
 from profiler.quality.definition import DEFINITION
+from profiler.quality.placement import MARGIN, ROOM_BYTES
 from profiler.quality.texts import DECODED_TOKENS, TextSet, TextWindow
 from profiler.units import bytes_text, printable
 

@@ -6,11 +6,13 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from fakes.reported import measured, scored
 from fakes.tiny import CONFIGS
 from gguf import GGUFReader
 
@@ -19,6 +21,7 @@ from profiler.backends.llama_cpp.synthetic import synthetic_gguf
 from profiler.case import Source
 from profiler.cli import main
 from profiler.models import families, gguf_mix, gguf_write, hub
+from profiler.results.store import Store
 from profiler.units import GIB
 
 PAIR = ["gemma-4-31b", "qwen3.5-27b", "gemma-4-26b-a4b", "qwen3.5-35b-a3b"]
@@ -375,6 +378,95 @@ def test_an_unmet_goal_is_told_with_the_best_there_is() -> None:
     )
 
 
+LOSSY = ("qwen3.5-27b", "--on", "rtx 4090", "--engine", "llama.cpp")
+
+
+def keep(*kls: tuple[str, float], parameters: float = 1.0, **scale: Any) -> None:
+    """Store rows of Qwen 3.5 9B in transformers, with these losses of quantizations."""
+    count = families.geometry(hub.shipped_config("qwen3.5-9b")).parameters
+    with Store.open() as store:
+        run = store.start_run(["sweep"], {})
+        for quant, kl in kls:
+            row = scored(measured(model="qwen3.5-9b", quant=quant), kl, **scale)
+            store.append(run, replace(row, checkpoint={"parameters": round(count * parameters)}))
+        store.finish_run(run, "done")
+
+
+def known(goal: str, *words: str) -> dict[str, tuple[str, float | None]]:
+    """Quantizations of Qwen 3.5 9B in transformers that meet a goal, in their order, with their losses."""
+    found = rows("qwen3.5-9b", "--on", "h100", "-q", "bf16,int8,nf4,fp4", *words, "--goal", goal)
+    return {row["quant"]: (row["goal"], row["kl"] and row["kl"]["value"]) for row in found}
+
+
+def test_a_limit_of_the_loss_goes_by_published_tables_with_their_source() -> None:
+    (best, *_) = rows(*LOSSY, "--goal", "20 tok/s at 8k, kl<0.006")
+    assert (best["quant"], best["goal"], best["kl"]["value"]) == ("q4_k_m", "likely", 0.0056)
+    text = " ".join(fit(*LOSSY, "--goal", "20 tok/s at 8k, kl<0.006").stdout.split())
+    assert "KL: qwen3.5-27b q4_k_m, published (bartowski Q4_K_M; chat texts of TitwitMuffbiscuit" in text
+    assert "qwen3.5-27b is in q4_k_m because q5_k_m has no known loss" in text
+    all_of_them = rows(*LOSSY, "--goal", "20 tok/s at 8k, kl<0.01", "-q", "q6_k,iq4_xs,q4_k_m")
+    assert [(row["quant"], row["goal"]) for row in all_of_them] == [
+        ("q4_k_m", "likely"), ("iq4_xs", "likely"), ("q6_k", "unknown"),
+    ]  # fmt: skip
+    assert all_of_them[-1]["kl"] is None
+
+
+def test_a_limit_of_the_loss_goes_by_what_was_measured_here() -> None:
+    keep(("bf16", 0.001), ("int8", 0.03), ("nf4", 0.02), ("fp4", 0.2))
+    assert known("5 tok/s at 8k, kl<0.1") == {
+        "bf16": ("yes", pytest.approx(0.001)),
+        "nf4": ("yes", pytest.approx(0.02)),
+        "int8": ("yes", pytest.approx(0.03)),
+    }
+    assert known("5 tok/s at 8k, kl<0.021")["nf4"][0] == "likely"  # the interval holds the limit
+    text = " ".join(fit("qwen3.5-9b", "--on", "h100", "-q", "nf4", "--goal", "5 tok/s at 8k, kl<0.1").stdout.split())
+    assert (
+        "KL: qwen3.5-9b nf4, measured here over 4,800 tokens of some texts in windows of 512, from fp32 (0.0" in text
+    )
+
+
+def test_losses_of_two_scales_are_not_compared_with_each_other() -> None:
+    """Each is compared with the limit; bits decide between them."""
+    keep(("nf4", 0.001), ("fp4", 0.002))
+    keep(("int8", 0.03), texts="other")
+    found = known("5 tok/s at 8k, kl<0.1")
+    assert list(found) == ["int8", "nf4", "fp4", "bf16"]
+    assert {word for word, _ in found.values()} == {"yes", "unknown"} and found["bf16"] == ("unknown", None)
+
+
+def test_rows_of_another_model_or_engine_say_nothing_about_a_loss() -> None:
+    keep(("nf4", 0.001), parameters=0.5)
+    assert known("5 tok/s at 8k, kl<0.1")["nf4"] == ("unknown", None)
+    keep(("nf4", 0.001))
+    assert known("5 tok/s at 8k, kl<0.1")["nf4"] == ("yes", pytest.approx(0.001))
+    (row,) = rows("qwen3.5-9b", "--on", "h100", "--engine", "vllm", "-q", "bf16", "--goal", "5 tok/s at 8k, kl<0.1")
+    assert (row["goal"], row["kl"]) == ("unknown", None)
+
+
+def test_a_figure_of_another_definition_never_meets_a_limit() -> None:
+    """localbench has 0.16 for q8_0 by its own definition."""
+    (row,) = rows("gemma-4-31b", "--on", "h100", "--engine", "llama.cpp", "-q", "q8_0", "--goal", "5 tok/s, kl<9")
+    assert (row["goal"], row["kl"]) == ("unknown", None)
+    text = fit("gemma-4-31b", "--on", "h100", "--engine", "llama.cpp", "--goal", "5 tok/s, kl<9").stdout
+    assert "is neither measured here nor published as a mean divergence" in " ".join(text.split())
+
+
+def test_a_limit_that_nothing_meets_is_told_with_the_least_loss() -> None:
+    words = (*LOSSY, "-q", "q4_k_m,iq4_xs", "--goal")
+    text = fit(*words, "20 tok/s at 8k, kl<0.001").stdout
+    assert text.startswith("nothing reaches 20 tok/s at 8k and loses less than 0.001 nats: qwen3.5-27b q4_k_m loses")
+    (wider,) = re.findall(r'--goal "([^"]*)"', text)
+    assert [row["quant"] for row in rows(*words, wider)] == ["q4_k_m"]
+
+
+def test_a_table_with_losses_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "size", lambda: (80, 24))
+    monkeypatch.setattr(console, "width", lambda: 80)
+    lines = fit(*LOSSY, "--goal", "20 tok/s at 8k, kl<0.006").stdout.splitlines()
+    assert "KL, nats" in lines[2] and "goal" in lines[2] and len(lines[2]) <= 80
+    assert max(len(line) for line in lines if not line.startswith("  ")) <= 80  # commands are not wrapped
+
+
 def test_a_goal_without_a_context_is_asked_of_what_a_short_model_reaches(model: Any) -> None:
     (row,) = rows(model(), "--on", "rtx 4090", "--goal", "1 tok/s", "-q", "bf16")
     assert row["context"] == 4096
@@ -483,7 +575,13 @@ def test_only_this_machine_is_told_to_calibrate() -> None:
         (["-q", "q4_k_m"], "unknown quantization of transformers: q4_k_m"),
         (["qwen3-8b", "--on", "h100", "--kv", "q8_0"], "--kv needs --engine llama.cpp or vllm"),
         (["qwen3-8b", "--engine", "llama.cpp", "--kv", "q2"], "unknown KV cache type of llama.cpp: q2"),
-        (["--goal", "soon"], "--goal 'soon' is not a decode rate with an optional context"),
+        (["--goal", "soon"], "--goal 'soon' is not a decode rate with an optional context and KL limit"),
+        (
+            ["--goal", "20 tok/s, kl<"],
+            "--goal '20 tok/s, kl<' is not a decode rate with an optional context and KL limit",
+        ),
+        (["--goal", "20 tok/s at 8k, kl<0"], "--goal: no loss is below 0, so nothing meets kl<0"),
+        (["--goal", "kl<0.05"], "--goal 'kl<0.05' is not a decode rate"),
         (["-c", "0"], "-c: '0' is less than 1"),
         (["--on", "vram=24"], "--on vram=24: bandwidth is missing"),
         (["-b", "1-200+1", "-c", "1-200+1", "--on", "4090"], "predictions are too many to print"),
