@@ -58,7 +58,9 @@ class Parameter:
         if first == "engine":
             name, *rest = rest
             return name in (row.engine.name, row.engine.like) and (
-                len(rest) == 1 or rest[0] == "slower" or rest[1] in {*(device.vendor for device in devices), "other"}
+                len(rest) == 1
+                or rest[0] in ("slower", "unpack")
+                or rest[1] in {*(device.vendor for device in devices), "other"}
             )
         if first == "generation":
             return rest[0] in (BANDWIDTH, row.engine.name) and any(rest[1] == device.generation for device in devices)
@@ -173,6 +175,8 @@ ENGINES = (
     *_engine(
         "transformers",
         call_s={"other": (9e-6, 1.5)},
+        cache={"other": (1.5, 1.5)},
+        unpack={"int4": (8.0, 1.5)},
         prefill={"NVIDIA": (0.5, 1.5)},
         attention={"other": (3.0, 1.6)},
     ),
@@ -218,9 +222,7 @@ class Timed:
     """Observations with precomputed work, so that a fit can predict them many times."""
 
     def __init__(self, rows: Sequence[Row], phases: Sequence[Phase] = PHASES) -> None:
-        known = [
-            (row, phase) for row in rows if row.aside is None for phase in phases if row.seconds(phase) is not None
-        ]
+        known = [(row, phase) for row in rows for phase in phases if row.counts(phase)]
         self.rows = [row for row, _ in known]
         self.phases = [phase for _, phase in known]
         self.parts = [row.parts(phase) for row, phase in known]

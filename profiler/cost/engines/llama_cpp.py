@@ -133,7 +133,10 @@ class LlamaCpp(Engine):
 
     def prefill_rules(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> PassRules:
         return PassRules(
-            ubatch=self._ubatch(request), cache_bytes=kv_bytes(request), how=Execution(trims_shared=False)
+            ubatch=request.ubatch or UBATCH,
+            cache_bytes=kv_bytes(request),
+            how=Execution(trims_shared=False),
+            shared_passes=True,
         )
 
     def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command:
