@@ -317,7 +317,13 @@ def aside(used: Sequence[Row]) -> list[str]:
         "",
         HEAD,
     ]
-    return [*lines, *(ErrorSummary(reason, groups[reason]).line() for reason in sorted(groups))]
+    lines += [ErrorSummary(reason, groups[reason]).line() for reason in sorted(groups)]
+    prefills: dict[str, list[str]] = defaultdict(list)
+    for row in used:
+        if row.aside is None and row.prefill_aside is not None:
+            prefills[row.prefill_aside].append(f"{row.file[0]}{row.line}")
+    lines += ["", "Prefill rates that are not judged, while the decode rates of the same rows are:", ""]
+    return [*lines, *(f"- {reason}: {' '.join(prefills[reason])}" for reason in sorted(prefills))]
 
 
 def _shipped(row: Row) -> float:

@@ -176,7 +176,7 @@ ENGINES = (
         "transformers",
         call_s={"other": (9e-6, 1.5)},
         cache={"other": (1.5, 1.5)},
-        unpack={"int4": (8.0, 1.5)},
+        unpack={"int4": (7.7, 1.5)},
         prefill={"NVIDIA": (0.5, 1.5)},
         attention={"other": (3.0, 1.6)},
     ),

@@ -338,7 +338,8 @@ def _row(
     fp16 = quant in ("fp16", "f16") or "bf16" not in host.target.flops
     dtype = "fp16" if fp16 else "bf16"
     prompt, depth, prefill_depth = _tokens(raw)
-    request = EngineRequest(quant, max(prompt, 1), batch, dtype, _kv(notes, engine), ubatch)
+    flash = False if raw.get("flash_attn") == "0" or "-fa 0" in notes else None
+    request = EngineRequest(quant, max(prompt, 1), batch, dtype, _kv(notes, engine), ubatch, flash=flash)
     answer, itl = _answer(raw), _ITL.search(raw.get("quote") or "")
     decode_s = prefill_s = None
     if raw["decode_tps"]:

@@ -97,6 +97,9 @@ class PassRules:
     calls: Calls | None = None  # for an eager engine
     expert_copies: float | None = None  # how often a step moves each token's experts; None: reads each expert once
     shared_passes: bool = False  # a prefill pass takes its tokens from as many sequences as fit into it
+    score_bytes: float = (
+        0.0  # moved per query, key and head of a prefill; 0: scores stay on the chip (flash attention)
+    )
 
 
 def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, rules: PassRules) -> PhaseWork:
@@ -154,6 +157,9 @@ def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, rule
         if isinstance(layer.mixer, Attention):
             read = sum(layer.mixer.read_elements(chunk * (n + 1)) for n in _few(each)) / len(_few(each))
             items.append(Item(layer.kind, "cache", "cache", many * read * rules.cache_bytes, flops, chunk))
+            if rules.score_bytes:
+                scores = count * batch * layer.mixer.prefill_scores(context, chunk, rules.how) * rules.score_bytes
+                items.append(Item("scores", "activations", "copy", scores, 0.0, avoidable_bytes=scores))
         else:
             state = STATE_TOUCHES * RECURRENT_BYTES * layer.mixer.recurrent_elements
             items.append(Item(layer.kind, "state", "state", many * state, flops, chunk))

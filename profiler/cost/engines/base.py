@@ -40,6 +40,7 @@ class EngineRequest:
     kv: str | None = None  # type of K and V; None: the engine's default
     ubatch: int | None = None  # tokens per sequence in one prefill pass; None: the engine's default
     path: str = EAGER  # decode path of transformers: see ``profiler.decode_path``
+    flash: bool | None = None  # flash attention; None: the engine's default
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,30 @@ def test_a_prefill_reads_the_weights_again_in_each_pass() -> None:
     assert read(four, "weights") == 4 * read(once, "weights")
 
 
+def test_a_pass_of_a_server_takes_tokens_of_as_many_sequences_as_fit() -> None:
+    shared = replace(PLAIN, ubatch=2048, shared_passes=True)
+    one, three, eight = (work.prefill(*shape("qwen3.6-35b-a3b"), 512, batch, shared) for batch in (1, 3, 8))
+    assert [(each.passes, each.tokens, each.sequences) for each in (one, three, eight)] == [
+        (1, 512, 1),
+        (1, 1536, 3),
+        (2, 2048, 4),
+    ]
+    rows = [next(i.rows for i in each.items if i.part == "experts") for each in (one, three, eight)]
+    assert rows[0] < rows[1] < rows[2]  # more tokens for each expert, as long as a pass is not full
+    apart = work.prefill(*shape("qwen3.6-35b-a3b"), 512, 8, replace(shared, shared_passes=False))
+    assert (apart.passes, apart.tokens, apart.sequences) == (1, 8 * 512, 8)
+    assert read(eight, "cache") == read(apart, "cache")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_prefill_of_one_sequence_is_the_same_in_shared_passes(name: str) -> None:
+    for context in (100, 512, 1300):
+        apart, shared = (
+            work.prefill(*shape(name), context, 1, replace(PLAIN, shared_passes=each)) for each in (False, True)
+        )
+        assert apart == shared
+
+
 def test_a_prefill_sends_one_token_a_pass_through_shared_layers() -> None:
     geometry, storage = shape("gemma-4-e2b")
     trimmed, whole = (
