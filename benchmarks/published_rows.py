@@ -16,7 +16,6 @@ from typing import Any
 
 import published_models
 import row_checks
-from row_checks import OFFLOADED
 
 from profiler.cost import engines, machine, work
 from profiler.cost import rates as cost_rates
@@ -120,12 +119,6 @@ LOADED = {  # of transformers
     "bnb int8 (llm.int8 decomposition)": "int8",
     "bnb fp4 (4bit, fp16 compute)": "fp4",
 }  # fmt: skip
-SPILLED = ("PARTIAL CPU OFFLOAD", "HOST SPILL")  # the same in notes
-SLOW_VERSION = "mlx-vlm 0.4 decodes Gemma 4 up to three times slower than mlx-lm, says the source"
-OLD_GPTQ = "a kernel for GPTQ that its library called old in 2023"
-OLD_DELTA = "llama.cpp before it had a kernel for the gated delta rule (PR 19504)"
-DELTA_BUILD = 8000  # that change was proposed at this build, and is in b8240
-_BUILD = re.compile(r"\bb(\d{4,5})\b")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _TEST = re.compile(r"/\d\d-[\w-]+\.md.*")  # a test of dgx-spark-benchmarks
 _WALL = re.compile(r"(\d+) (?:in \+|in \+ |in and )\s*(\d+) (?:out|new)")
@@ -369,11 +362,12 @@ def _row(
         TIERS[raw["tier"]],
         parallel,
         raw.get("source_id") == "localscore",
-        _aside(raw, geometry),
+        row_checks.aside(raw, geometry),
         float(raw["peak_memory_gib"]) * GIB if raw.get("peak_memory_gib") and host.target.count == 1 else None,
         int(stated[2]) if (stated := _WALL.search(notes)) else 0,
         1.0 if raw.get("source_id") else (batch - 1) / batch,  # llama-benchy counts from the first token of all
         _series(raw),
+        row_checks.prefill_aside(raw, geometry, host.target),
     )
 
 
@@ -382,17 +376,6 @@ def _series(raw: Mapping[str, str]) -> str:
     dated = _DATE.search(raw["notes"]) if "localmaxxing" in raw["source"] else None  # every row has its own id there
     origin = f"localmaxxing {dated[0]}" if dated else _TEST.sub("", raw["source"])
     return " · ".join((origin, raw["model"], raw["quant"], raw["device"], raw["engine"], raw.get("ubatch") or ""))
-
-
-def _aside(raw: Mapping[str, str], geometry: Geometry) -> str | None:
-    if any(word in raw["notes"] for word in SPILLED):
-        return OFFLOADED
-    if "cuda-old" in raw["quant"]:
-        return OLD_GPTQ
-    build = _BUILD.search(raw["engine"])
-    if build and int(build[1]) < DELTA_BUILD and any(layer.kind == "gated delta" for layer in geometry.layers):
-        return OLD_DELTA
-    return SLOW_VERSION if raw["engine"].startswith("mlx-vlm 0.4") and raw["model"].startswith("gemma-4") else None
 
 
 def _tokens(raw: Mapping[str, str]) -> tuple[int, int, int]:

@@ -70,8 +70,8 @@ LINKED = "FILE.gguf"  # stands for a link to a file whose path llama.cpp's progr
 CONVERT = ("python3", "convert_hf_to_gguf.py")
 CONVERTED = ("f32", "f16", "bf16", "q8_0")  # values of its --outtype
 MIX_BOUNDS = (0.95, 1.08)  # files of one mix differ by the llama.cpp version and the importance matrix that made them
-# Bytes that a score of a prefill moves without flash attention: it is written in fp32, read and written by the softmax,
-# and read for the weighted sum; except with Metal, that sum first gets a copy in 16 bits.
+# Bytes that a score of a prefill moves without flash attention: it is written in fp32, read and written by the
+# softmax, and read for the weighted sum; except with Metal, that sum first gets a copy in 16 bits.
 SCORE_BYTES = {"Apple": 16.0, "other": 20.0}
 MASK_BYTES = 2  # the attention mask in f16: one entry per cache cell for each token of a pass
 

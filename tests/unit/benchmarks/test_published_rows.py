@@ -184,11 +184,33 @@ def test_the_warm_up_of_a_run_is_not_judged(published: ModuleType, monkeypatch: 
 def test_rows_of_kernels_that_were_replaced_are_set_aside(
     published: ModuleType, changes: dict[str, str], reason: str | None
 ) -> None:
-    assert published.match("f", 2, raw(**changes)).aside == (reason and getattr(published, reason))
+    assert published.match("f", 2, raw(**changes)).aside == (reason and getattr(published.row_checks, reason))
+
+
+@pytest.mark.parametrize(
+    ("changes", "judged"),
+    [
+        ({}, False),
+        ({"prefill_depth": "0"}, True),  # attention takes a small part of the time
+        ({"model": "gemma-3-12b"}, True),  # heads of 256, for which the kernel is still the same
+        ({"engine": "llama.cpp b10604"}, True),
+        ({"backend": "Vulkan"}, True),
+    ],
+)
+def test_attention_before_it_used_matrix_units_is_not_judged(
+    published: ModuleType, changes: dict[str, str], judged: bool
+) -> None:
+    card = "Radeon AI PRO R9700"
+    deep = more(
+        model="qwen3-8b", engine="llama.cpp (rocm7.1.1) b7423", device=card, device_base=card, backend="ROCm",
+        prefill_depth="16384", prefill_tps="1000",
+    )  # fmt: skip
+    row = published.match(FILE, 2, deep | changes)
+    assert (row.counts("prefill"), row.counts("decode")) == (judged, True)
 
 
 def test_what_does_not_fit_is_set_aside(published: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [("f", 2, raw(device="RTX 3060 12GB", decode_tps="5")), ("f", 3, raw(notes="PARTIAL CPU OFFLOAD"))]
     monkeypatch.setattr(published, "published", lambda: iter(rows))
     used, _ = published.rows()
-    assert [row.aside for row in used] == [published.OFFLOADED] * 2
+    assert [row.aside for row in used] == [published.row_checks.OFFLOADED] * 2

@@ -92,6 +92,44 @@ def test_a_prefill_of_one_sequence_is_the_same_in_shared_passes(name: str) -> No
         assert apart == shared
 
 
+def test_scores_that_leave_the_chip_are_written_and_read() -> None:
+    geometry, storage = shape("qwen3-8b")
+    on_chip, moved = (
+        work.prefill(geometry, storage, 1024, 2, replace(PLAIN, score_bytes=nbytes)) for nbytes in (0.0, 20.0)
+    )
+    (scores,) = (item for item in moved.items if item.part == "scores")
+    pairs = 1024 * 1025 // 2  # those that the mask allows
+    assert scores.nbytes == 20 * 2 * 36 * 32 * pairs
+    assert moved.needed_bytes == on_chip.nbytes  # flash attention shows that they need not be moved
+
+
+def test_llama_cpp_keeps_scores_on_the_chip_unless_told_otherwise_and_llamafile_does_not() -> None:
+    geometry, _ = shape("qwen3-8b")
+    request = EngineRequest("q4_k_m", 2048, 1)
+    llama_cpp, llamafile = (
+        engines.find(name).prefill_rules(geometry, request, None) for name in ("llama.cpp", "llamafile")
+    )
+    assert llama_cpp.score_bytes == 0 < llamafile.score_bytes
+    without = engines.find("llama.cpp").prefill_rules(geometry, replace(request, flash=False), None)
+    assert without == llamafile
+
+
+def test_mlx_never_computes_what_no_cache_needs() -> None:
+    """A pass evaluates caches only, so layers that share K and V wait for the step that makes a token."""
+    geometry, storage = shape("gemma-4-e2b")
+    mlx, vllm = (
+        work.prefill(
+            geometry,
+            storage,
+            4096,
+            1,
+            engines.find(name).prefill_rules(geometry, EngineRequest("bf16", 4096, 1), None),
+        ).flops
+        for name in ("mlx", "vllm")
+    )
+    assert mlx < 0.5 * vllm
+
+
 def test_a_prefill_sends_one_token_a_pass_through_shared_layers() -> None:
     geometry, storage = shape("gemma-4-e2b")
     trimmed, whole = (
