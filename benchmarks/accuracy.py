@@ -9,6 +9,7 @@ sheet's bandwidth), and the formula of llmfit 1.1.17 (``llmfit-core/src/fit.rs``
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -250,22 +251,41 @@ def _depth(judged: Judged) -> str:
     return f"from {max(depth for depth in DEPTHS if depth <= tokens):05d} tokens"
 
 
-def noise(used: Iterable[Row]) -> list[str]:
-    """How far sources differ on the same model, quantization, engine and device at similar depth."""
-    groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
-    for row in used:
-        if row.aside is None and row.decode_s is not None and row.batch == 1 and row.answer is None:
-            depth = "deep" if row.depth > 8192 else "shallow"
-            groups[row.model, row.request.quant, row.engine.name, row.target.title, depth].append(row)
-    pairs = [
-        (key, max(r.decode_tps for r in rows) / min(r.decode_tps for r in rows) - 1)
-        for key, rows in groups.items()
-        if len({row.source for row in rows}) > 1
+def noise(used: Sequence[Row]) -> list[str]:
+    """How far sources differ on the same model, quantization, engine and device: decode rates at similar depth, and
+    prefill rates of prompts of nearly the same length.
+    """
+    decode = [row for row in used if row.counts("decode") and row.batch == 1 and row.answer is None]
+    prefill = [row for row in used if row.counts("prefill") and row.request.batch == 1 and not row.mixes]
+    return [
+        *_gaps("decode", decode, lambda row: "deep" if row.depth > 8192 else "shallow"),
+        "",
+        *_gaps("prefill", prefill, _about),
+        "",
+        "No formula can be closer to both of two sources than half of their gap.",
     ]
-    lines = [f"{len(pairs)} cases were published by more than one source; fastest ÷ slowest − 1:", ""]
-    lines += [f"- {' · '.join(key)}: {gap:.0%}" for key, gap in sorted(pairs, key=lambda pair: -pair[1])]
+
+
+def _about(row: Row) -> str:
+    return f"about {2 ** round(math.log2(row.prompt)):,} tokens after {row.prefill_depth:,}"
+
+
+def _gaps(phase: str, rows: Iterable[Row], at: Callable[[Row], str]) -> list[str]:
+    groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.model, row.request.quant, row.engine.name, row.target.title, at(row)].append(row)
+    pairs = []
+    for key, same in groups.items():
+        if len({row.source for row in same}) > 1:
+            rates = [row.tokens(phase) / (row.seconds(phase) or math.inf) for row in same]
+            pairs.append((key, max(rates) / min(rates) - 1))
     middle = np.median([gap for _, gap in pairs])
-    return [*lines, "", f"Median gap {middle:.0%}; no formula can be closer to both than half of that."]
+    lines = [
+        f"{len(pairs)} {phase} rates were published by more than one source. Fastest ÷ slowest − 1 is {middle:.0%} in"
+        " the median:",
+        "",
+    ]
+    return [*lines, *(f"- {' · '.join(key)}: {gap:.0%}" for key, gap in sorted(pairs, key=lambda pair: -pair[1]))]
 
 
 def worst(judged: Sequence[Judged], name: str) -> list[Judged]:

@@ -23,7 +23,9 @@ from profiler.cost.roofline import Rates
 HUBER = 0.15  # log units: the influence of a row does not grow beyond this error
 STEPS = 8
 SMALL_STEP = 0.03  # log units
+LEAST = {("overlap",): 1.02, ("cache",): 0.85}  # of an engine: below, rates hardly follow, and steps would jump
 BANDWIDTH = "bandwidth"
+COPIES = "copies"  # in the content: paths that have the value of a parameter too, by its own path
 GENERATION_WIDTH, DEVICE_WIDTH = {BANDWIDTH: 1.12}, {BANDWIDTH: 1.08}  # of shares of the bandwidth
 GENERATION_OTHER, DEVICE_OTHER = 1.5, 1.2  # of shares of the peak
 Content = dict[str, Any]
@@ -46,10 +48,11 @@ class Parameter:
         return float(found)
 
     def write(self, content: Content, value: float) -> None:
-        found: Any = content
-        for key in self.path[:-1]:
-            found = found.setdefault(key, {})
-        found[self.path[-1]] = value
+        for path in (self.path, *content.get(COPIES, {}).get(self.path, ())):
+            found: Any = content
+            for key in path[:-1]:
+                found = found.setdefault(key, {})
+            found[path[-1]] = value
 
     def concerns(self, row: Row) -> bool:
         """Whether the rate of a row can depend on it."""
@@ -120,6 +123,7 @@ ENGINES = (
         prefill={"NVIDIA": (0.25, 1.6), "AMD": (0.3, 1.8), "Apple": (0.70, 1.4)},
         plain={"NVIDIA": (2.5, 1.6), "AMD": (1.5, 1.6), "Apple": (1.05, 1.2)},
         attention=SEVERAL,
+        wide={"AMD": (0.22, 1.5)},
         experts={"NVIDIA": (4.0, 1.8), "AMD": (4.0, 1.8), "Apple": (2.0, 1.8)},
         idle_rows={"NVIDIA": (48.0, 2.0), "AMD": (48.0, 2.0), "Apple": (32.0, 2.0)},
     ),
@@ -269,7 +273,7 @@ class Fit:
         self.prior = np.log([parameter.prior for parameter in self.parameters])
         self.stiffness = 1 / np.log([parameter.width for parameter in self.parameters])
         self.base = weights(timed)
-        self.least = np.array([math.log(1.02) if p.path[-1] == "overlap" else -math.inf for p in self.parameters])
+        self.least = np.log([LEAST.get(parameter.path[2:3], 1e-9) for parameter in self.parameters])
 
     def content(self, at: np.ndarray) -> Content:
         """The file's content with the parameters at ``at``."""

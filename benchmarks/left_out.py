@@ -12,6 +12,7 @@ import numpy as np
 from published_rows import Row
 
 COVER = 0.90
+FEW_DEVICES = 2.0  # how much wider intervals are that rest on few devices: one more differs from all of them
 ENOUGH, SOME_DEVICES = 12, 3  # observations and devices of an engine and phase, for a width of their own
 
 
@@ -144,7 +145,7 @@ def spread(entries: Sequence[Judged]) -> tuple[float, float]:
     order = np.argsort(ratios)
     share = (np.cumsum(weights[order]) - weights[order] / 2) / weights.sum()
     tail = (1 - COVER) / 2
-    low, high = np.interp([tail, 1 - tail], share, ratios[order])
+    low, high = np.interp([tail, 1 - tail], share, ratios[order]) * (1 + FEW_DEVICES / len(rows))
     return math.exp(min(low, -0.01)), math.exp(max(high, 0.01))
 
 

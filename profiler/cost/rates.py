@@ -20,7 +20,7 @@ from typing import Any, Self
 from profiler import quants
 from profiler.cost.interval import ORDER, Basis
 from profiler.cost.roofline import Ahead, Bounds, Convolution, Cost, InTurn, Rates, Roofline, divided, wider
-from profiler.cost.work import Item, PhaseWork
+from profiler.cost.work import WIDE, Item, PhaseWork
 from profiler.decode_path import GRAPH
 from profiler.devices.target import Target
 from profiler.models.gguf import TYPES
@@ -33,7 +33,7 @@ OWN_ROWS = {
 PLAIN = ("fp32", "bf16", "fp16", "f32", "f16")
 OF_CHECKPOINTS = ("int8", "fp8", "nvfp4", "int4")  # types that checkpoint weights are read like: ``Scheme.rate``
 MAX_BANDWIDTH_SHARE = 0.95  # of a data sheet's: refresh and turning the bus around take the rest
-AS_THEY_ARE = (*PLAIN, "cache", "state")  # types that are multiplied without unpacking
+AS_THEY_ARE = (*PLAIN, "cache", WIDE, "state")  # types that are multiplied without unpacking
 OTHERS = (*AS_THEY_ARE, *OF_CHECKPOINTS, "copy", *(name for name in TYPES if name not in PLAIN))
 
 
@@ -165,6 +165,7 @@ def rates(
     own_duty_cycle = target.duty_cycle if maker == "CPU" else 1.0
     if halves:
         read_s["cache"] *= halves["cache"]
+    read_s[WIDE] = read_s["cache"]
     basis: Basis = own["basis"] if maker in own["fitted_on"] else "prior"
     return DataSheetRates(
         roofline=Roofline(read_s, flop_s, vector_s, rule.value("idle_rows", 0.0), rule.value("experts", 1.0)),
@@ -222,6 +223,8 @@ class Efficiency:
         share = self.value("prefill", 0.3) * self.factor(self.engine)
         if self.maker in self.own["vector_prefill"]:
             return _peak(self.target, "fp32") * min(share, 1.0)
+        if scheme == WIDE:
+            return _peak(self.target, "fp32") * min(self.value("wide", 0.22), 1.0)
         if scheme in ("cache", "state"):
             return _peak(self.target, dtype) * min(share / self.value("attention", 2.0), 1.0)
         if scheme in AS_THEY_ARE:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
 from profiler.cost.interval import Basis
-from profiler.cost.work import Item, PhaseWork
+from profiler.cost.work import WIDE, Item, PhaseWork
 from profiler.devices.target import Target
 
 UNTIMED = 2.0  # uncertainty of the speed of a quantization that was never timed with an engine
@@ -187,8 +187,8 @@ class Rates(ABC):
 
     def rereading_cache(self, times: float) -> Self:
         """Rates for devices that together read K and V ``times`` times."""
-        cache = self.roofline.read_s["cache"] * times
-        return replace(self, roofline=self.roofline.reads(cache=cache))
+        again = {scheme: times * self.roofline.read_s[scheme] for scheme in ("cache", WIDE)}
+        return replace(self, roofline=self.roofline.reads(**again))
 
     def wider(self, spread: float) -> Self:
         """Rates with bounds wider by the factor ``spread`` on both sides."""

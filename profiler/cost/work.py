@@ -14,6 +14,7 @@ from profiler.models.geometry import Geometry
 from profiler.models.layers import DELTA_CHUNK, IDEAL, RECURRENT_BYTES, Attention, Dense, Execution, GatedDelta, Layer
 
 Kind = Literal["weights", "cache", "state", "activations", "convolution"]
+WIDE = "wide cache"  # K and V of heads whose attention runs on vector units: see ``PassRules.matrix_heads``
 GROWING_TOUCHES = 3  # reads and writes of a cache that is copied to append to it and then read
 STATE_TOUCHES = 2.0  # the minimum for a recurrent state: a step reads it and writes it back
 MLP_TENSORS = 4  # tensors as wide as a feed-forward layer: gate, up, activation, product
@@ -97,9 +98,8 @@ class PassRules:
     calls: Calls | None = None  # for an eager engine
     expert_copies: float | None = None  # how often a step moves each token's experts; None: reads each expert once
     shared_passes: bool = False  # a prefill pass takes its tokens from as many sequences as fit into it
-    score_bytes: float = (
-        0.0  # moved per query, key and head of a prefill; 0: scores stay on the chip (flash attention)
-    )
+    matrix_heads: int | None = None  # the widest heads whose attention runs on matrix units; None: all of them
+    score_bytes: float = 0.0  # that a prefill moves per query, key and head; 0: none leave the chip (flash attention)
 
 
 def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, rules: PassRules) -> PhaseWork:
@@ -156,7 +156,8 @@ def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, rule
         flops, many = count * batch * layer.mixer.prefill_flops(context, chunk, rules.how), count * batch * each
         if isinstance(layer.mixer, Attention):
             read = sum(layer.mixer.read_elements(chunk * (n + 1)) for n in _few(each)) / len(_few(each))
-            items.append(Item(layer.kind, "cache", "cache", many * read * rules.cache_bytes, flops, chunk))
+            scheme = WIDE if rules.matrix_heads and layer.mixer.head_dim > rules.matrix_heads else "cache"
+            items.append(Item(layer.kind, "cache", scheme, many * read * rules.cache_bytes, flops, chunk))
             if rules.score_bytes:
                 scores = count * batch * layer.mixer.prefill_scores(context, chunk, rules.how) * rules.score_bytes
                 items.append(Item("scores", "activations", "copy", scores, 0.0, avoidable_bytes=scores))

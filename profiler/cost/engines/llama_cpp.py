@@ -70,6 +70,8 @@ LINKED = "FILE.gguf"  # stands for a link to a file whose path llama.cpp's progr
 CONVERT = ("python3", "convert_hf_to_gguf.py")
 CONVERTED = ("f32", "f16", "bf16", "q8_0")  # values of its --outtype
 MIX_BOUNDS = (0.95, 1.08)  # files of one mix differ by the llama.cpp version and the importance matrix that made them
+# The flash attention of ROCm uses the matrix units of these generations for heads of up to 128 only (PR 22880).
+MATRIX_HEADS, NARROW = 128, ("RDNA3", "RDNA3.5", "RDNA4")
 # Bytes that a score of a prefill moves without flash attention: it is written in fp32, read and written by the
 # softmax, and read for the weighted sum; except with Metal, that sum first gets a copy in 16 bits.
 SCORE_BYTES = {"Apple": 16.0, "other": 20.0}
@@ -89,6 +91,7 @@ class LlamaCpp(Engine):
     pipelines_passes = computes_on_host = multiplies_in_int8 = True
     quants = tuple(gguf_mix.MIXES)
     flash = True  # --flash-attn auto, the default since August 2025
+    narrow: tuple[str, ...] = NARROW
 
     def check(self, quant: str) -> str:
         return gguf_mix.mix(quant)
@@ -142,6 +145,7 @@ class LlamaCpp(Engine):
             cache_bytes=kv_bytes(request),
             how=Execution(skips_masked=flash, trims_shared=False),
             shared_passes=True,
+            matrix_heads=MATRIX_HEADS if flash and target and target.generation in self.narrow else None,
             score_bytes=0.0 if flash else SCORE_BYTES.get(target.vendor if target else "", SCORE_BYTES["other"]),
         )
 
@@ -366,7 +370,7 @@ class LlamaCppBuild(LlamaCpp):
     device's maker."""
 
     def __init__(self, name: str, flash: bool = True) -> None:
-        self.name, self.flash = name, flash
+        self.name, self.flash, self.narrow = name, flash, ()
 
 
 ENGINE = LlamaCpp()
