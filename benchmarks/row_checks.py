@@ -23,6 +23,7 @@ OFFLOADED = "a part of the weights, of unknown size, was in host memory"
 SPILLED = ("PARTIAL CPU OFFLOAD", "HOST SPILL")  # the same in notes
 SLOW_VERSION = "mlx-vlm 0.4 decodes Gemma 4 up to three times slower than mlx-lm, says the source"
 OLD_GPTQ = "a kernel for GPTQ that its library called old in 2023"
+OLD_AWQ = "vLLM of 2023, which warned that its 4-bit kernels were not optimized (Marlin's came with PR 3922)"
 OLD_DELTA = "llama.cpp before it had a kernel for the gated delta rule (PR 19504)"
 DELTA_BUILD = 8000  # that change was proposed at this build, and is in b8240
 OLD_ATTENTION = "llama.cpp before its attention used the matrix units of RDNA4 (PR 18481), at depth"
@@ -41,6 +42,8 @@ def aside(raw: Mapping[str, str], geometry: Geometry) -> str | None:
         return OFFLOADED
     if "cuda-old" in raw["quant"]:
         return OLD_GPTQ
+    if raw["engine"].startswith("vLLM (2023") and "4bit" in raw["quant"]:
+        return OLD_AWQ
     if _before(raw, DELTA_BUILD) and any(layer.kind == "gated delta" for layer in geometry.layers):
         return OLD_DELTA
     return SLOW_VERSION if raw["engine"].startswith("mlx-vlm 0.4") and raw["model"].startswith("gemma-4") else None

@@ -178,6 +178,8 @@ def test_the_warm_up_of_a_run_is_not_judged(published: ModuleType, monkeypatch: 
         ({"model": "qwen3.5-27b", "engine": "llama.cpp (rocm7.1.1) b7423"}, "OLD_DELTA"),
         ({"model": "qwen3.5-27b", "engine": "llama.cpp b8240"}, None),
         ({"model": "gemma-3-12b", "engine": "llama.cpp (rocm7.1.1) b7423"}, None),
+        ({"engine": "vLLM (2023-11)", "quant": "AWQ/GPTQ 4bit"}, "OLD_AWQ"),
+        ({"engine": "vLLM 0.23.0", "quant": "INT4"}, None),
         ({"engine": "transformers + optimum GPTQ (2023-08)", "quant": "GPTQ 4bit (cuda-old)"}, "OLD_GPTQ"),
     ],
 )
