@@ -281,8 +281,8 @@ def _gaps(phase: str, rows: Iterable[Row], at: Callable[[Row], str]) -> list[str
             pairs.append((key, max(rates) / min(rates) - 1))
     middle = np.median([gap for _, gap in pairs])
     lines = [
-        f"{len(pairs)} {phase} rates were published by more than one source. Fastest ÷ slowest − 1 is {middle:.0%} in"
-        " the median:",
+        f"{len(pairs)} {phase} rates were published by more than one source. Their median of fastest ÷ slowest − 1 is"
+        f" {middle:.0%}:",
         "",
     ]
     return [*lines, *(f"- {' · '.join(key)}: {gap:.0%}" for key, gap in sorted(pairs, key=lambda pair: -pair[1]))]

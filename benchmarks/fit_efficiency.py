@@ -74,7 +74,11 @@ def _leaves(content: Mapping[str, Any], path: tuple[str, ...], found: dict[float
 def main() -> None:
     """Fit to all rows, estimate the error by leaving out devices, and write the file."""
     used, _ = published_rows.rows()
-    judged, content = left_out.judge(used, start(), note=lambda text: print(text, file=sys.stderr))
+    write(used, *left_out.judge(used, start(), note=lambda text: print(text, file=sys.stderr)))
+
+
+def write(used: Sequence[Row], judged: Sequence[Judged], content: fitting.Content) -> None:
+    """Write the file, with the intervals that ``judged`` justifies."""
     values = {name(p): f"{p.read(content):.4g}" for p in fitting.PARAMETERS}
     for engine in FITTED:
         for phase, kind in product(fitting.PHASES, ("", "_experts")):

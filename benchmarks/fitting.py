@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from published_rows import Row
 
+from profiler.cost.rates import group
 from profiler.cost.roofline import Rates
 
 HUBER = 0.15  # log units: the influence of a row does not grow beyond this error
@@ -41,9 +42,11 @@ class Parameter:
     prior: float
     width: float
 
-    def read(self, content: Mapping[str, Any]) -> float:
+    def read(self, content: Mapping[str, Any], otherwise: float | None = None) -> float:
         found: Any = content
         for key in self.path:
+            if key not in found and otherwise is not None:
+                return otherwise
             found = found[key]
         return float(found)
 
@@ -73,6 +76,8 @@ class Parameter:
             return any(device.kind == "datacenter" for device in devices)
         if first == "links":
             return row.target.count > 1
+        if first == "format":
+            return any(group(line.scheme) == rest[0] for line in row.storage.read)
         if first in (BANDWIDTH, "launch", "multiply"):
             return rest[-1] in {*(device.vendor for device in devices), "other"}
         return True
@@ -281,6 +286,11 @@ class Fit:
         for parameter, value in zip(self.parameters, np.exp(at), strict=True):
             parameter.write(content, float(value))
         return content
+
+    def known(self, content: Content) -> np.ndarray:
+        """Parameters as in ``content``; at their priors if it has none."""
+        found = [parameter.read(content, otherwise=parameter.prior) for parameter in self.parameters]
+        return np.maximum(np.log(found), self.least)
 
     def slopes(self, at: np.ndarray, logs: np.ndarray) -> np.ndarray:
         """Change of each observation's log seconds with each parameter."""

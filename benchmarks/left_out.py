@@ -92,16 +92,20 @@ def summary(name: str, judged: Sequence[Judged]) -> ErrorSummary:
 
 
 def judge(
-    rows: Sequence[Row], start: fitting.Content, note: Callable[[str], None] = lambda text: None
+    rows: Sequence[Row],
+    start: fitting.Content,
+    note: Callable[[str], None] = lambda text: None,
+    near: fitting.Content | None = None,
 ) -> tuple[list[Judged], fitting.Content]:
     """All figures of ``rows``, each predicted without its device; and the fit to all of them.
 
     ``start`` has every parameter at its prior. A fit without a device starts from the fit to all, and forgets what
-    only that device's rows say: factors of the device itself return to their priors.
+    only that device's rows say: factors of the device itself return to their priors. ``near``: the content of an
+    earlier fit, from which this one needs fewer steps.
     """
     timed = fitting.Timed(rows)
     fit = fitting.Fit(timed, start, note)
-    at, logs, slopes = fit.run()
+    at, logs, slopes = fit.run(at=fit.known(near) if near else None)
     without = fit.without(at, logs, slopes)
     devices = [_devices(row) for row in timed.rows]
     predicted = np.zeros(len(timed.rows))
