@@ -39,6 +39,7 @@ LLMFIT_PACKED |= {"nv": 0.58, "iq2": 0.37, "iq3": 0.48, "iq4": 0.58}
 LLMFIT_FIXED_BYTES = 3.2  # per parameter outside the experts
 LLMFIT_PRESSURE_FROM, LLMFIT_PRESSURE_LEAST = 0.6, 0.3
 WORST = 15
+LARGEST = 8  # contributions to a mean error
 HOST_BYTES = 64 * GIB  # an assumption about hosts, for rows whose weights do not fit on the device
 FEW = 8  # figures below which a group has no line of its own
 DEPTHS = (0, 4096, 16384, 65536)
@@ -116,6 +117,10 @@ def page(used: Sequence[Row], left: Sequence[ExcludedRow], judged: list[Judged])
         "## The noise floor",
         "",
         *noise(used),
+        "",
+        "## Where the mean error comes from",
+        "",
+        *contributions([(kind(j), j.row.engine.name, j.row.target.title, j.error) for j in judged]),
         "",
         "## Residuals by cause",
         "",
@@ -286,6 +291,31 @@ def _gaps(phase: str, rows: Iterable[Row], at: Callable[[Row], str]) -> list[str
         "",
     ]
     return [*lines, *(f"- {' · '.join(key)}: {gap:.0%}" for key, gap in sorted(pairs, key=lambda pair: -pair[1]))]
+
+
+def contributions(errors: Sequence[tuple[str, str, str, float]]) -> list[str]:
+    """The engines and devices with the largest parts of each kind's mean error. ``errors``: kind, engine, device, and
+    relative error of each figure.
+    """
+    lines = [
+        "Points of the mean error of each kind, by engine and device. A few figures can make up a large part.",
+        "",
+        "| kind | engine and device | n | points | MAPE | signed median |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for name in ("decode", "batch", "prefill"):
+        own = [each for each in errors if each[0] == name]
+        groups: dict[str, list[float]] = defaultdict(list)
+        for _, engine, device, error in own:
+            groups[f"{engine}, {device}"].append(error)
+        largest = sorted(groups.items(), key=lambda item: -sum(map(abs, item[1])))[:LARGEST]
+        for key, found in largest:
+            total = sum(map(abs, found))
+            lines.append(
+                f"| {name} | {key} | {len(found)} | {total / len(own):.1%} | {total / len(found):.0%}"
+                f" | {np.median(found):+.0%} |"
+            )
+    return lines
 
 
 def worst(judged: Sequence[Judged], name: str) -> list[Judged]:
