@@ -1,6 +1,6 @@
 """What differs between the versions of the libraries that we support, in one place.
 
-The test suite is run with the oldest and the newest of ``TESTED``. A newer one is used too, with a caution on its
+The test suite is run with the oldest and the newest of ``TESTED``. Another one is used too, with a caution on its
 rows, because it may compute something else than the predictions and the static decode step assume.
 """
 
@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 
 TESTED = {  # oldest and newest minor version of each library that a row depends on
     "transformers": ((5, 23), (5, 24)),
-    "torch": ((2, 10), (2, 14)),
+    "torch": ((2, 13), (2, 14)),  # older ones need CUDA's libraries even on a CPU
     "bitsandbytes": ((0, 50), (0, 50)),
     "accelerate": ((1, 1), (1, 15)),
 }

@@ -33,11 +33,10 @@ def test_a_newer_version_of_any_library_is_a_caution(library: str, monkeypatch: 
     assert text is not None and text.startswith(f"{library} 99.0a1+cpu: this version of profile was tested with ")
 
 
-def test_the_oldest_tested_versions_are_those_that_can_be_installed() -> None:
-    """And no newest one is refused."""
+def test_no_tested_version_is_older_than_those_that_can_be_installed() -> None:
     required = {word.partition(">=")[0]: word.partition(">=")[2] for word in metadata.requires("llm-hwprofile") or ()}
     for library, (oldest, _) in versions.TESTED.items():
-        assert required[library] == ".".join(map(str, oldest))
+        assert tuple(map(int, required[library].split("."))) <= oldest
 
 
 def test_the_caution_is_on_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
