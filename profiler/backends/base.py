@@ -203,6 +203,9 @@ class Backend:
     microbenchmark: str | None = None  # the module that `profile calibrate` runs
     ceilings: str | None = None  # the module that measures only the two ceilings of MBU and MFU
     quality: str | None = None  # the module that compares its logits with a reference's (``profiler/run/quality.py``)
+    agreement: str | None = (
+        None  # the module that compares the logits of two versions for a gate (``gate/numerics.py``)
+    )
     server_command: str | None = None  # the command that measures it, if it is a running server: no worker opens it
     has_cpu_time: Callable[[Case], bool] = _always  # whether the repetitions of a case on a CPU have CPU times
     find_build: Callable[[str | None], InstalledBuild] | None = None  # the build in a folder, or the usual one

@@ -63,7 +63,8 @@ MAX_CHANGES = 3  # differences of machine and software that a message names
         "--engine",
         metavar="NAME",
         help="The engine that would run the model: transformers, llama.cpp, llama.cpp-vulkan, llamafile, mlx, vllm,"
-        " sglang or tensorrt-llm. [default: llama.cpp for GGUF files, otherwise transformers]",
+        " sglang or tensorrt-llm. [default: transformers; llama.cpp for GGUF files and its quantizations, and on AMD,"
+        " Apple and Intel devices]",
     ),
     options.choice(
         "--path", PATHS, help="How transformers decodes. [default: as profile sweep would on that device]"

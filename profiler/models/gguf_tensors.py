@@ -75,6 +75,12 @@ QWEN35 = {
     "ffn_up_shexp": "mlp.shared_expert.up_proj",
     "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
+EXPERTS = {
+    "ffn_gate_exps.weight": "mlp.experts.gate_up_proj",
+    "ffn_up_exps.weight": "mlp.experts.gate_up_proj",
+    "ffn_gate_up_exps.weight": "mlp.experts.gate_up_proj",
+    "ffn_down_exps.weight": "mlp.experts.down_proj",
+}
 WHOLE = {  # names that are not a module plus ``.weight`` or ``.bias``
     "gemma4": {
         "layer_output_scale.weight": "layer_scalar",
@@ -84,18 +90,30 @@ WHOLE = {  # names that are not a module plus ``.weight`` or ``.bias``
         "ffn_down_exps.weight": "experts.down_proj",
     },
     "qwen35": {"ssm_a": "linear_attn.A_log", "ssm_dt.bias": "linear_attn.dt_bias"},
-    "qwen35moe": {
-        "ssm_a": "linear_attn.A_log",
-        "ssm_dt.bias": "linear_attn.dt_bias",
-        "ffn_gate_exps.weight": "mlp.experts.gate_up_proj",
-        "ffn_up_exps.weight": "mlp.experts.gate_up_proj",
-        "ffn_gate_up_exps.weight": "mlp.experts.gate_up_proj",
-        "ffn_down_exps.weight": "mlp.experts.down_proj",
+    "qwen35moe": EXPERTS | {"ssm_a": "linear_attn.A_log", "ssm_dt.bias": "linear_attn.dt_bias"},
+    "llama": EXPERTS,
+    "qwen3moe": EXPERTS,
+    "gpt-oss": EXPERTS
+    | {
+        "attn_sinks.weight": "self_attn.sinks",
+        "ffn_gate_exps.bias": "mlp.experts.gate_up_proj_bias",
+        "ffn_up_exps.bias": "mlp.experts.gate_up_proj_bias",
+        "ffn_down_exps.bias": "mlp.experts.down_proj_bias",
     },
 }
 MODULES: Mapping[str, Mapping[str, str]] = {
-    "llama": PROJECTIONS | TWO_NORMS,
+    "llama": PROJECTIONS | TWO_NORMS | {"ffn_gate_inp": "mlp.gate"},  # with experts it is Mixtral
+    "mistral3": PROJECTIONS | TWO_NORMS,
+    "phi3": {
+        **PROJECTIONS,
+        **TWO_NORMS,
+        "attn_qkv": "self_attn.qkv_proj",
+        "ffn_up": "mlp.gate_up_proj",  # with the gate
+    },
+    "qwen2": PROJECTIONS | TWO_NORMS,
     "qwen3": PROJECTIONS | TWO_NORMS,
+    "qwen3moe": PROJECTIONS | TWO_NORMS | {"ffn_gate_inp": "mlp.gate"},
+    "gpt-oss": PROJECTIONS | {"post_attention_norm": "post_attention_layernorm", "ffn_gate_inp": "mlp.router"},
     "gemma3": PROJECTIONS | FOUR_NORMS,
     "gemma4": PROJECTIONS | FOUR_NORMS | GEMMA4,
     "qwen35": PROJECTIONS | QWEN35,
@@ -108,6 +126,7 @@ NAMES = (  # of ggml_type, by number (ggml.h); empty for removed types
     "Q2_0",
 )
 
+INPUTS_FIRST = frozenset({"gpt-oss"})  # transformers has their experts as ``[experts, in, out]``
 BLOCK_LINES = re.compile(r"blk\.(\d{1,9})\.(.+)", re.DOTALL)
 OUTSIDE: dict[str, tuple[Role, str]] = {
     "token_embd.weight": ("embedding", EMBEDDING),
@@ -197,6 +216,8 @@ def entries(header: GgufHeader, geometry: Geometry) -> Iterator[FileTensor]:
         target = parameter(architecture, tensor.name, drafting)
         leaf = (target or "").removeprefix("model.layers.").partition(".")[2]
         shape = _as_expected(tensor, shapes.get(leaf))
+        if architecture in INPUTS_FIRST and len(shape) == 3:
+            shape = (shape[0], shape[2], shape[1])
         known = tensor.type_id < len(NAMES) and NAMES[tensor.type_id]
         dtype = known or f"ggml type {tensor.type_id}"
         yield FileTensor(tensor.name, target, shape, dtype, tensor.nbytes or 0)
@@ -274,7 +295,7 @@ def _placed(geometry: Geometry, tensor: GgufTensor) -> tuple[Weight, int | None]
 
 
 def _role(name: str, shape: tuple[int, ...]) -> Role:
-    if "_exps" in name and len(shape) == 3:
+    if "_exps" in name and len(shape) > 1:
         return "experts"
     if "conv1d" in name:
         return "conv"

@@ -26,6 +26,7 @@ from profiler.cost.engines.transformers import swept, usual_path
 from profiler.cost.learned import NOTHING, Learned
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import TIGHT_BYTES, Prediction, Predictor
+from profiler.cost.speculation import Speculation
 from profiler.devices.target import Target
 from profiler.models import families, hub
 from profiler.models.geometry import Geometry
@@ -121,6 +122,7 @@ def predictor(
     path: str | None = None,
     learned: Learned = NOTHING,
     run_as: EngineQuant | None = None,
+    speculation: Speculation | None = None,
 ) -> Predictor:
     """A predictor of a model that is quantized as ``quant``, run as a sweep would run it on ``machine``. ``run_as``
     has the dtype and the format of a checkpoint, where one is known.
@@ -128,7 +130,8 @@ def predictor(
     target = machine.target
     dtype, stored = (run_as.dtype, run_as.checkpoint_format) if run_as is not None else (None, None)
     dtype = dtype or compute_dtype(target, quant)
-    return Predictor(geometry, engine, quant, machine, dtype, path or usual_path(target), stored, learned)
+    path = path or usual_path(target)
+    return Predictor(geometry, engine, quant, machine, dtype, path, stored, learned, speculation)
 
 
 def with_room(machine: Machine) -> Machine:

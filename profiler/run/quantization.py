@@ -28,6 +28,7 @@ from profiler.units import bytes_text, printable
 
 FP8_FLOPS = "fp8"
 AS_GGUF = {"bf16": "bf16", "fp16": "f16", "fp32": "f32"}
+AS_GGUF_PACKED = {"mxfp4": "mxfp4"}  # quantizations of checkpoints that llama.cpp's converter keeps
 MEASURE_ANOTHER = "measure the unquantized checkpoint with -q nf4, or predict this one with profile fit --engine vllm"
 
 
@@ -286,6 +287,9 @@ def compute_dtype(target: Target, quant: str = "") -> str:
 
 
 def _converted(model: Model, stored: Stored, engine: Engine) -> EngineQuant:
+    if stored.quant in AS_GGUF_PACKED:
+        kept = AS_GGUF_PACKED[stored.quant]
+        return EngineQuant(kept, cautions=(f"{engine.name} reads GGUF files: predicted as if converted to {kept}",))
     if stored.packed or stored.dtype not in AS_GGUF:
         raise ProfileError(
             f"{model.name}: its weights are stored in {stored.quant}, and {engine.name} reads GGUF files only",
@@ -318,6 +322,9 @@ def _not_kept(stored: Stored, target: Target) -> str | None:
 
 def _another(model: Model, stored: Stored, engine: Engine, quant: str) -> EngineQuant:
     """A quantization that would be made from the checkpoint."""
+    if engine.loads_with_transformers and stored.quant in AS_GGUF_PACKED and quant in DTYPE_BYTES:
+        told = f"predicted as unpacked into {quant}, which transformers does where it cannot run {stored.quant}"
+        return EngineQuant(quant, None, quant, (told,))
     if engine.loads_with_transformers and stored.scheme is not None:
         reason = checkpoint.not_unpacked(stored) if quant in DTYPE_BYTES else "it cannot be quantized a second time"
         if reason is not None:

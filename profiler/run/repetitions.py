@@ -83,6 +83,7 @@ class Effort:
     energy: bool = False  # also measure energy: ten more seconds for a short phase
     quick: bool = False  # few warm-ups, and from ``QUICK_MIN_REPS`` repetitions on, precision may end a phase
     quality: Mapping[str, Any] | None = None  # also compare predictions with a reference's (``run/quality.py``)
+    agreement: Mapping[str, Any] | None = None  # only give predictions, for a gate (``gate/numerics.py``)
 
     @property
     def min_reps(self) -> int:

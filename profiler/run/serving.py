@@ -41,12 +41,13 @@ from profiler.backends.endpoint.servers import ServedModel, Server, choose_serve
 from profiler.case import PROMPT, SERVER, UNSTATED, Case, digest, options_text
 from profiler.devices.base import DeviceInfo
 from profiler.errors import StoreError
+from profiler.quality.tasks import hash_of
 from profiler.results import environment
 from profiler.results.cautions import cautions
 from profiler.results.measurement import Caution, Measurement, Memory, Repetitions, RunModel, Sample
 from profiler.results.store import Store
 from profiler.results.validity import MAX_NUMBER
-from profiler.run import endpoint
+from profiler.run import endpoint, tasks
 from profiler.run.endpoint import EndpointRequest, EndpointResult
 from profiler.run.prompts import OWN, Prompt
 from profiler.run.served_model import KnownModel, ServedModels
@@ -184,7 +185,8 @@ def case_of(result: EndpointResult, known: KnownModel | None, device: DeviceInfo
     stated = known.model.stored.quant if known and known.same_weights and known.model.stored else model.quant
     options = {SERVER: _slug(server.kind)}
     if written is not None:
-        options[PROMPT] = f"{_slug(prompt.name)}:{digest([*written.messages, *written.tools])[:HASH]}"
+        asked = hash_of(prompt.tasks) if prompt.tasks else digest([*written.messages, *written.tools])
+        options[PROMPT] = f"{_slug(prompt.name)}:{asked[:HASH]}"
     if result.cached:
         options["cached"] = "yes"
     return Case(
@@ -196,7 +198,7 @@ def case_of(result: EndpointResult, known: KnownModel | None, device: DeviceInfo
         device=environment.REMOTE if device is None else device.name,
         backend="endpoint",
         path=UNSTATED,
-        context=prompt.tokens or about_tokens(written),
+        context=prompt.tokens or max(1, about_tokens(written) // max(1, len(prompt.tasks))),
         batch=result.streams,
         steps=result.asked_tokens,
         options=options_text(options),
@@ -223,7 +225,7 @@ def _slug(text: str) -> str:
 
 def _samples(result: EndpointResult) -> Iterable[Sample]:
     """A prefill and a decode for each request, as far as its tokens and times are known."""
-    cached = result.cached or result.prompt.turn > 1
+    cached = result.cached or result.prompt.may_be_cached
     found = [(each, figures(each, cached)) for each in result.exchanges]
     gaps = sum(len(each.gaps_s) for _, each in found) <= MAX_STEPS
     for exchange, each in found:
@@ -257,6 +259,7 @@ def server_cautions(result: EndpointResult) -> Iterator[Caution]:
     if not good:
         return
     yield from _counts(result, good)
+    yield from tasks.cautions(result.tasks)
     if result.cold_ttft_s is not None:
         filled = (
             f"the first request with this prompt, which filled the cache: TTFT {seconds_text(result.cold_ttft_s)}"
@@ -307,7 +310,7 @@ def _counts(result: EndpointResult, good: Sequence[Exchange]) -> Iterator[Cautio
         text = f"{by_tokenizer.why_unknown}: answers are counted by the tokenizer in the folder of --config"
         yield Caution("tokenizer-counts", text)
     fewest, most, tokens = min(lengths), max(lengths), sum(lengths)
-    if fewest != most or fewest != result.asked_tokens:
+    if not result.tasks and (fewest != most or fewest != result.asked_tokens):
         length = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
         yield Caution("answer-length", f"answers have {length} tokens; {result.asked_tokens:,} were asked for")
     chunks, arrivals = sum(len(e.arrivals) for e in good), sum(len(joined(e.arrivals)) for e in good)
@@ -349,6 +352,7 @@ def served(result: EndpointResult, results: Sequence[EndpointResult] = ()) -> di
         "fixed_length": result.fixed_length,
         "answers": dict(result.verdicts) or None,
         "expected": written.expected if written else None,
+        "tasks": tasks.row(result.tasks, result.prompt),
         "requests": summary.requests,
         "failed": len(result.exchanges) - len(good),
         "wall_s": summary.wall_s if result.exchanges else None,

@@ -24,6 +24,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import errno
+import importlib
 import os
 import resource
 import select
@@ -31,7 +32,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -249,9 +250,12 @@ def serve(tasks: Iterator[SentTask], wire: Wire) -> None:
                 wire.send({"type": "loaded", "load": cost.to_json()})
             if max_memory_bytes is not None:
                 limit_memory(max_memory_bytes)
-            repeater = Repeater(effort, wire.beat, task.case.key in measured, settled)
-            row = with_load_cost(measure_with(session, task.case, repeater, prefills), cost)
-            row = quality.add(row, session, task.source, effort.quality, failed, wire.beat)
+            if effort.agreement is not None:
+                row = agreement_row(session, task, effort.agreement, wire)
+            else:
+                repeater = Repeater(effort, wire.beat, task.case.key in measured, settled)
+                row = with_load_cost(measure_with(session, task.case, repeater, prefills), cost)
+                row = quality.add(row, session, task.source, effort.quality, failed, wire.beat)
             measured.add(task.case.key)
             settled.update(phase for phase in PHASES if phase in row.stopped)
         except Exception as error:
@@ -272,6 +276,13 @@ def measure_with(
     effort = repeater.effort
     shares = effort.quick and not effort.energy and not repeater.measured_before
     return measure(cast(Session, session), case, repeater, prefills if shares else None)
+
+
+def agreement_row(session: Any, task: Task, wanted: Mapping[str, Any], wire: Wire) -> Measurement:
+    """A row without samples, whose ``quality`` is what a gate compares. Raises ProfileError."""
+    module = importlib.import_module(backends.find(task.case.backend).agreement or "")
+    found = module.measure(session, task.case, task.source, wanted, wire.beat)
+    return Measurement(task.case, {}, "ok", quality=found)
 
 
 def load(task: Task, max_memory_bytes: int | None, wire: Wire) -> tuple[Session | TimedSession, LoadCost]:

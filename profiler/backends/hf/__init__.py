@@ -31,6 +31,7 @@ BACKEND = Backend(
     refuses=_refuses,
     microbenchmark="profiler.backends.hf.microbenchmark",
     quality="profiler.backends.hf.quality",
+    agreement="profiler.backends.hf.agreement",
     ceilings="profiler.backends.hf.ceilings",
 )
 

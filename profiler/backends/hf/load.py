@@ -178,7 +178,7 @@ def _real(
             dtype=dtype,
             quantization_config=quantization,
             device_map={"": device},
-            attn_implementation="sdpa",
+            attn_implementation=synthetic.attention_of(config),
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,

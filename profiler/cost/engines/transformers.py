@@ -51,6 +51,9 @@ STEP_CALLS = {
     "other": {"gemma4": 43.0, "gemma3": 35.0, "qwen3_5": 40.0, "qwen3": 33.0, "llama": 31.0, "delta": 30.0, "": 39.0},
 }
 STEP_OUTSIDE_CALLS = 45.0
+EAGER_ONLY = frozenset(
+    {"gpt_oss"}
+)  # its attention sinks are not part of PyTorch's attention, which our step replaces
 CHECKPOINT_DTYPES = (*DTYPE_BYTES, "fp64")
 OWN_DTYPES = ("fp32", "bf16")  # dtypes of our own attention kernels; others use PyTorch's, over padded buckets
 OF_CHECKPOINTS = ("awq", "gptq")  # predicted by name, although only a checkpoint can be stored in them
@@ -212,11 +215,20 @@ class Transformers(Engine):
         read = STORED_BYTES * sum(line.elements for line in storage.lines if line.packed)
         return Interval(read, 0, read, "prior")
 
-    def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
-        """A CUDA graph cannot contain operators that wait for the device, as LLM.int8() does."""
+    def runs(self, path: str, quant: str, dtype: str, target: Target, family: str = "") -> str:
+        """A CUDA graph cannot contain operators that wait for the device, as LLM.int8() does. Families without
+        PyTorch's attention run eager.
+        """
+        if family in EAGER_ONLY:
+            return EAGER
         ours = quants.find(quant)
         captured = ours is None or ours.kernels.in_graphs
         return STATIC if path == GRAPH and not captured and target.vendor != "CPU" else path
+
+    def remarks(self, geometry: Geometry) -> tuple[str, ...]:
+        if geometry.model_type not in EAGER_ONLY:
+            return ()
+        return ("decodes with transformers' own step (--path eager), because ours does not support attention sinks",)
 
     def step_rules(self, geometry: Geometry, request: EngineRequest, target: Target) -> PassRules:
         shipped = self.prefill_rules(geometry, request, target)
