@@ -51,6 +51,7 @@ class Named:
     argument: str  # for the options of ``profile`` that take a model
     source: Source
     as_stored: bool = True  # the user asked for no other quantization than that of the file
+    measurable: bool = True  # `profile sweep` can run the weights as they are predicted
 
     @property
     def title(self) -> str:
