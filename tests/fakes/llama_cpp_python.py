@@ -1,7 +1,7 @@
 """The package llama-cpp-python without a library: its functions compute nothing, and keep what they were called with.
 
-``install(folder)`` puts a package ``llama_cpp`` into ``folder``. Calls of ``llama_decode`` are kept with the positions and
-sequences of their tokens. Names and types are those of llama_cpp/llama_cpp.py in version 0.3.16.
+``install(folder)`` puts a package ``llama_cpp`` into ``folder``. What was called is kept in ``calls.jsonl``, with the
+positions and sequences of tokens. Names and types are those of llama_cpp/llama_cpp.py in version 0.3.16.
 """
 
 from __future__ import annotations

@@ -45,10 +45,10 @@ def swept(model: Path, *arguments: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def asked(model: Path, *arguments: str) -> list[str]:
+def asked(model: Path, *arguments: str, steps: int = STEPS) -> list[str]:
     """The arguments of a sweep of one thread."""
     words = ["sweep", "--backend", "llama.cpp", "-m", str(model), "--device", "cpu", "--threads", "1", "-r", "3"]
-    return [*words, "-c", str(CONTEXT), "-n", str(STEPS), "-o", "jsonl", *arguments]
+    return [*words, "-c", str(CONTEXT), "-n", str(steps), "-o", "jsonl", *arguments]
 
 
 def test_rows_are_what_the_programs_print(found: build.Build, model: Path) -> None:
@@ -79,13 +79,15 @@ def test_the_reason_of_llama_cpp_is_the_reason_of_the_row(found: build.Build, mo
 # Survival: the first of two files fails, for a reason that the row states, and the second one is measured.
 
 
-@pytest.fixture
-def files(model: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """The same model under two names."""
-    found = tmp_path / "first.gguf", tmp_path / "second.gguf"
-    for path in found:
-        path.symlink_to(model)
-    return found
+@pytest.fixture(scope="module")
+def files(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model and a renamed copy, because a sweep measures files of the same content once."""
+    folder = tmp_path_factory.mktemp("models")
+    content = model.read_bytes()
+    start = content.index(b"general.name") + len(b"general.name") + 12  # after its type and length
+    (folder / "first.gguf").symlink_to(model)
+    (folder / "second.gguf").write_bytes(content[:start] + b"?" + content[start + 1 :])
+    return folder / "first.gguf", folder / "second.gguf"
 
 
 def wrapped(found: build.Build, folder: Path, script: str) -> str:
@@ -123,7 +125,7 @@ def test_a_file_that_the_build_cannot_load_is_a_row(
     edited = tmp_path / "edited.gguf"
     edited.write_bytes(edit(files[0].read_bytes()))
     swap = f'for word; do shift; [ "$word" = {files[0]} ] && word={edited}; set -- "$@" "$word"; done'
-    row = both(files, "--llama-cpp", wrapped(found, tmp_path / "bin", swap))
+    row = both(files, "--llama-cpp", wrapped(found, tmp_path / "bin", swap), "-r", "1")
     assert row["outcome"] == "failed"
     assert reason in row["reason"]
 
@@ -132,7 +134,7 @@ def test_a_model_that_does_not_fit_into_the_address_space_is_out_of_memory(
     found: build.Build, files: tuple[Path, Path], tmp_path: Path
 ) -> None:
     limit = f'case "$*" in *{files[0]}*) ulimit -v 150000;; esac'
-    row = both(files, "--llama-cpp", wrapped(found, tmp_path / "bin", limit))
+    row = both(files, "--llama-cpp", wrapped(found, tmp_path / "bin", limit), "-r", "1")
     assert row["outcome"] == "oom"
     assert "out of memory in load" in row["reason"]
 
@@ -142,10 +144,10 @@ def test_an_option_that_this_build_lacks_is_a_row(
 ) -> None:
     older = f'[ "$1" = --help ] && {{ {shlex.quote(str(found.bench))} --help | grep -v ctv; exit; }}'
     folder = wrapped(found, tmp_path / "bin", older)
-    rows = swept(files[0], "--llama-cpp", folder, "--kv", "q8_0,f16")
+    rows = swept(files[0], "--llama-cpp", folder, "--kv", "q8_0,f16", "-r", "1")
     assert {row["outcome"] for row in rows} == {"failed"}
     assert "the llama-bench of this build of llama.cpp has no option -ctv" in rows[0]["reason"]
-    assert [row["outcome"] for row in swept(files[0], "--llama-cpp", folder)] == ["ok"]
+    assert [row["outcome"] for row in swept(files[0], "--llama-cpp", folder, "-r", "1")] == ["ok"]
 
 
 def measuring(file: Path) -> list[int]:
@@ -165,7 +167,7 @@ def programs(file: Path) -> list[tuple[int, list[bytes]]]:
 
 def started(files: tuple[Path, Path], *arguments: str) -> tuple[subprocess.Popen[bytes], int]:
     """A sweep in its own process group, and the program that measures the first file."""
-    words = asked(files[0], "-m", str(files[1]), "-n", "512", *arguments)
+    words = asked(files[0], "-m", str(files[1]), "-r", "1", *arguments, steps=64)
     sweeping = subprocess.Popen(
         [sys.executable, "-m", "profiler", *words],
         stdout=subprocess.PIPE,
@@ -184,7 +186,7 @@ def started(files: tuple[Path, Path], *arguments: str) -> tuple[subprocess.Popen
     [
         (signal.SIGKILL, (), "failed", "llama-bench was killed by SIGKILL"),
         (signal.SIGABRT, (), "failed", "llama-bench was killed by SIGABRT"),
-        (signal.SIGSTOP, ("--timeout", "20s"), "timeout", "after 20.0 s; stopped"),
+        (signal.SIGSTOP, ("--timeout", "45s"), "timeout", "after 45.0 s; stopped"),
     ],
 )
 def test_a_program_that_is_killed_or_hangs_while_it_measures_is_a_row(

@@ -4,7 +4,8 @@
     llama-batched-bench   several sequences: one prefill and one decode at its depth per line, by its own timer
     llama-server          greedy completions, which a gate compares
 
-Where none is found, llama-cpp-python takes their place: ``llama_cpp_python.py`` drives its library like the first two.
+Where none is found, llama-cpp-python takes their place: ``llama_cpp_python.py`` drives its library as the first two
+drive theirs.
 
 What a build can do is read from its ``--help`` and not from its version, since distributions build any commit.
 """
@@ -309,6 +310,11 @@ def using(folder: str | None) -> Iterator[None]:
 def named(folder: str) -> Build:
     """The build in a folder, which may also be the folder above its programs. Raises ProfileError."""
     return _in(Path(os.path.abspath(expanded(folder))))
+
+
+def is_in(folder: Path) -> bool:
+    """Whether there are programs of llama.cpp in a folder, an installation, or a source tree that was built."""
+    return any((folder / inside / BENCH).is_file() for inside in INSIDE)
 
 
 def installed(folder: str | None) -> InstalledBuild:

@@ -2,8 +2,8 @@
 
 A file has the tensors that llama.cpp's converter and quantizer would give the model: names, shapes, types, sizes. The
 codes of the weights are random, their scales are chosen so that weights are about as large as trained ones, and norms
-are 1, so activations stay finite. Reading and multiplying them takes as long as the real ones, for which two things
-matter besides their bytes: scales vary (``SPREAD``), and the file is written in small pieces (``PIECE_BYTES``).
+are 1, so activations stay finite. Reading and multiplying them takes as long as the real ones: the values do not matter,
+but how the page cache holds the file does (``PIECE_BYTES``).
 
 Files lie in the user's cache under ``profile/gguf-synthetic``. Their names contain a hash of the header, so each
 combination of config, quantization and seed has its own. They may be deleted at any time, and the least recently used
@@ -37,12 +37,12 @@ FOLDER = "gguf-synthetic"
 LIMIT = "PROFILER_SYNTHETIC_LIMIT"  # a size such as 100GiB
 USUAL_LIMIT = 64 * GIB
 SPARE = 64 * 1024**2  # bytes of the disk that are left free
-RULES = 2  # of what is written: other rules make another file
+RULES = 1  # of what is written: other rules make another file
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 PATTERN_BYTES = 2**22  # random bytes per type, which all tensors of that type repeat
 STEP_BYTES = 2**26  # written between two signs of progress
 # Pages that are written 2 MiB at a time are mapped as huge pages, which makes decode on a CPU faster. A file that was
-# downloaded, or read from a disk, has none. Linux joins the pages of one ``write`` (ext4 since 6.16, XFS since 6.6).
+# read from a disk has none. Linux joins the pages of one ``write`` (ext4 since 6.16, XFS since 6.6).
 PIECE_BYTES = 2**16
 # Offsets of the scales in a block (ggml-common.h), in fp16 unless said otherwise, and values that give weights a
 # standard deviation of about 0.02. A second scale is that of the minimum, chosen so that the mean is about 0.
@@ -55,11 +55,6 @@ SCALES: dict[str, tuple[tuple[int, float], ...]] = {
 }  # fmt: skip
 PLAIN = ("f32", "f16", "bf16")
 GUESSED = 1024  # general.file_type of a file whose mix has no number (LLAMA_FTYPE_GUESSED)
-# The standard deviation of a scale's logarithm: 0.2 to 0.55 in the tensors of Gemma 3 270M. ggml converts fp16 scales
-# by a table of 256 KiB, in which a single value would always be in the fastest cache.
-SPREAD = 0.35
-SIGNED = ("q3_k", "q4_0", "q5_0", "q6_k", "iq4_nl")  # types whose scale has the sign of the largest weight
-DRAWN = 4096  # different scales of a type
 IQ1_M_SCALES = 48  # offset of four 16-bit words whose highest four bits together are an fp16 scale
 MXFP4_EXPONENT = 120  # 2^(120 - 128), times codes of at most 12: the first byte of a block
 
@@ -256,18 +251,10 @@ def _pattern(kind: str, numbers: random.Random) -> bytes:
         scale = struct.unpack("<H", struct.pack("<e", 5e-3))[0]
         for word in range(4):
             _mask(data, IQ1_M_SCALES + 2 * word + 1, size, 0x0F, (scale >> 4 * word & 0xF) << 4)
-    factors = [_factor(kind, numbers) for _ in range(DRAWN)]
-    chosen = numbers.choices(range(DRAWN), k=count)
     for offset, value in SCALES.get(kind, ()):
-        drawn = [struct.pack("<e", value * factor) for factor in factors]
-        scales = b"".join(drawn[each] for each in chosen)
-        data[offset::size], data[offset + 1 :: size] = scales[0::2], scales[1::2]
+        for index, byte in enumerate(struct.pack("<e", value)):
+            data[offset + index :: size] = bytes([byte]) * count
     return bytes(data)
-
-
-def _factor(kind: str, numbers: random.Random) -> float:
-    """Of the scales of one block."""
-    return numbers.lognormvariate(0, SPREAD) * (numbers.choice((-1, 1)) if kind in SIGNED else 1)
 
 
 def _mask(data: bytearray, start: int, step: int, kept: int, fixed: int) -> None:

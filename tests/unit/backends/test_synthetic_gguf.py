@@ -97,17 +97,6 @@ def test_random_blocks_stand_for_weights_of_a_usual_size(kind: str) -> None:
     assert abs(values.mean()) < 0.1 * values.std() + 1e-3
 
 
-@pytest.mark.parametrize("kind", sorted(synthetic.SCALES))
-def test_scales_vary_as_those_of_trained_weights_do(kind: str) -> None:
-    size = models_gguf.BLOCKS[models_gguf.TYPES[kind]][1]
-    blocks = numpy.frombuffer(synthetic._pattern(kind, random.Random(1)), numpy.uint8).reshape(-1, size)
-    for offset, value in synthetic.SCALES[kind]:
-        scales = blocks[:, offset : offset + 2].copy().view("<f2")[:, 0].astype(float) / value
-        assert len(numpy.unique(scales)) > 200
-        assert numpy.log(abs(scales)).std() == pytest.approx(synthetic.SPREAD, abs=0.05)
-        assert (scales < 0).any() == (kind in synthetic.SIGNED)
-
-
 def test_a_file_is_written_in_small_pieces_as_a_download_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is written 2 MiB at a time lies in huge pages, and is faster than the same file from the disk."""
     sizes, write_some = [], os.write
