@@ -335,7 +335,7 @@ def find() -> Build:
         return _build(Path(found).parent)
     package = find_spec(PYTHON)
     for place in (package and package.submodule_search_locations) or ():
-        if (Path(place) / BINDING).is_file():
+        if _is_package(Path(place)):
             return _python_build(Path(place))
     raise ProfileError(
         f"llama.cpp is not found: neither {VARIABLE} nor the PATH has {BENCH}, and llama-cpp-python is not installed",
@@ -343,8 +343,13 @@ def find() -> Build:
     )
 
 
+def _is_package(folder: Path) -> bool:
+    """Whether this is the folder of llama-cpp-python, and not any module of its name."""
+    return (folder / BINDING).is_file() and (folder / "__init__.py").is_file()
+
+
 def _in(named: Path) -> Build:
-    if (named / BINDING).is_file():
+    if _is_package(named):
         return _python_build(named)
     for inside in INSIDE:
         folder = named / inside if named.is_dir() else named.parent

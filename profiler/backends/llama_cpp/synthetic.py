@@ -2,8 +2,8 @@
 
 A file has the tensors that llama.cpp's converter and quantizer would give the model: names, shapes, types, sizes. The
 codes of the weights are random, their scales are chosen so that weights are about as large as trained ones, and norms
-are 1, so activations stay finite. Reading and multiplying them takes as long as the real ones: the values do not matter,
-but how the page cache holds the file does (``PIECE_BYTES``).
+are 1, so activations stay finite. Reading and multiplying them takes as long as the real ones: the values do not
+matter, but how the page cache holds the file does (``PIECE_BYTES``).
 
 Files lie in the user's cache under ``profile/gguf-synthetic``. Their names contain a hash of the header, so each
 combination of config, quantization and seed has its own. They may be deleted at any time, and the least recently used
