@@ -13,7 +13,6 @@ import math
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import fit_efficiency
@@ -21,8 +20,10 @@ import left_out
 import numpy as np
 import published_models
 import published_rows
+import published_truth
 from left_out import ErrorSummary, Judged, summary
 from published_rows import ExcludedRow, Row
+from published_truth import HEAD
 
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import Predictor
@@ -43,10 +44,6 @@ LARGEST = 8  # contributions to a mean error
 HOST_BYTES = 64 * GIB  # an assumption about hosts, for rows whose weights do not fit on the device
 FEW = 8  # figures below which a group has no line of its own
 DEPTHS = (0, 4096, 16384, 65536)
-HEAD = (
-    "| figures | n | MAPE | median | signed median | 9 of 10 within | 90% interval covers | its width |\n"
-    "|---|--:|--:|--:|--:|--:|--:|--:|"
-)
 
 
 def roofline(row: Row) -> float:
@@ -140,9 +137,7 @@ def page(used: Sequence[Row], left: Sequence[ExcludedRow], judged: list[Judged])
         "|---|---|--:|--:|--:|",
         *(worst_line(j) for name in ("decode", "batch", "prefill") for j in worst(judged, name)),
         "",
-        "## Peak memory",
-        "",
-        *memory(used),
+        *published_truth.sections(used),
         "",
         "## Rows predicted and not judged with the others",
         "",
@@ -335,25 +330,6 @@ def worst_line(judged: Judged) -> str:
     )
     rates = f"{tokens / judged.measured:.1f} | {tokens / judged.predicted:.1f}"
     return f"| {row.file}:{row.line} | {what} | {rates} | {judged.error:+.0%} |"
-
-
-def memory(used: Sequence[Row]) -> list[str]:
-    """Errors of predicted peaks on one device. vLLM's peak is the pool that it reserves, whatever a case needs."""
-    groups: dict[str, list[float]] = defaultdict(list)
-    for row in used:
-        if row.peak_bytes is not None and row.tier != "C" and row.engine.like != "vllm":
-            request = replace(row.request, context=row.prompt + row.answered)
-            terms = row.engine.memory(row.geometry, row.storage, request, row.target)
-            inside = "ALLOCATED" in row.notes or row.engine.name == "mlx"  # without the framework itself
-            whole = terms.peak.value - (terms.framework.value if inside else 0.0)
-            groups[f"{row.engine.name}, {row.source}"].append(whole / row.peak_bytes - 1)
-    return [
-        "Positive where more is predicted than was measured. Versions of transformers of 2023 kept logits of whole"
-        " prompts in fp32, which later ones do not.",
-        "",
-        HEAD,
-        *(ErrorSummary(name, groups[name]).line() for name in sorted(groups)),
-    ]
 
 
 def aside(used: Sequence[Row]) -> list[str]:

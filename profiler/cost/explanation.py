@@ -119,7 +119,7 @@ def explain(predictor: Predictor, context: int, batch: int, kv: str | None = Non
 
 
 def _graph_helps(predictor: Predictor) -> bool:
-    path = predictor.engine.runs(GRAPH, predictor.quant, predictor.dtype, predictor.machine.target)
+    path = predictor.runs(GRAPH)
     return path == GRAPH != predictor.path
 
 

@@ -102,15 +102,22 @@ class PassRules:
     score_bytes: float = 0.0  # that a prefill moves per query, key and head; 0: none leave the chip (flash attention)
 
 
-def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, rules: PassRules) -> PhaseWork:
-    """One decode step of ``batch`` sequences; ``depth`` includes the token of this step."""
+def decode(
+    geometry: Geometry, storage: Storage, depth: int, batch: int, rules: PassRules, tokens: int = 1
+) -> PhaseWork:
+    """One decode step of ``batch`` sequences; ``depth`` includes the token of this step.
+
+    ``tokens``: of each sequence, if the step verifies drafted tokens. They read the cache together, and write a state
+    each.
+    """
+    rows = batch * tokens
     items = [
         _weights(
             line,
-            (moved := _moved(line, batch, rules)),
-            line.share(batch),
-            2 * batch,
-            _each(line, batch, moved, rules.how),
+            (moved := _moved(line, rows, rules)),
+            line.share(rows),
+            2 * rows,
+            _each(line, rows, moved, rules.how),
             rules.how,
         )
         for line in storage.read
@@ -118,24 +125,24 @@ def decode(geometry: Geometry, storage: Storage, depth: int, batch: int, rules: 
     touches = rules.calls.state_touches if rules.calls else STATE_TOUCHES
     for layer, count in geometry.groups:
         mixer, many = layer.mixer, count * batch
-        flops = many * mixer.decode_flops(depth)
+        flops = many * tokens * mixer.decode_flops(depth)
         if isinstance(mixer, GatedDelta):
-            nbytes = many * touches * RECURRENT_BYTES * mixer.recurrent_elements
+            nbytes = many * touches * (1 + tokens) / 2 * RECURRENT_BYTES * mixer.recurrent_elements
             avoidable = nbytes * (1 - STATE_TOUCHES / touches)
-            items.append(Item(layer.kind, "state", "state", nbytes, flops, avoidable_bytes=avoidable))
+            items.append(Item(layer.kind, "state", "state", nbytes, flops, tokens, avoidable_bytes=avoidable))
         else:
             nbytes = many * mixer.read_elements(depth) * rules.cache_bytes * rules.cache_touches
             avoidable = nbytes * (1 - 1 / rules.cache_touches)
-            items.append(Item(layer.kind, "cache", "cache", nbytes, flops, avoidable_bytes=avoidable))
+            items.append(Item(layer.kind, "cache", "cache", nbytes, flops, tokens, avoidable_bytes=avoidable))
     calls = 0.0
     if rules.calls is not None:
-        items.append(_activations(geometry, rules.calls, len(geometry.layers) * batch))
-        items.append(_convolutions(geometry, rules.calls, 1, batch, batch))
+        items.append(_activations(geometry, rules.calls, len(geometry.layers) * rows))
+        items.append(_convolutions(geometry, rules.calls, 1, rows, batch))
         delta = _delta_layers(geometry)
         attention = len(geometry.layers) - delta
         calls = rules.calls.outside + attention * rules.calls.layer + delta * rules.calls.delta_step
     layers, experts = len(geometry.layers), _expert_layers(geometry)
-    return PhaseWork(tuple(items), 1, batch, layers, experts, calls, rules.how, batch)
+    return PhaseWork(tuple(items), 1, rows, layers, experts, calls, rules.how, batch)
 
 
 def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, rules: PassRules) -> PhaseWork:

@@ -7,7 +7,7 @@ newest. Cache rules are those of transformers 5.23, ``cache_utils.py``, after at
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal
 
@@ -36,6 +36,11 @@ class Weight:
     def parameters(self) -> int:
         """Number of elements."""
         return prod(self.shape)
+
+    @property
+    def expert_bias(self) -> bool:
+        """Whether it holds a bias ``[experts, outputs]``: read like the experts, but added and so never quantized."""
+        return self.role == "experts" and len(self.shape) == 2
 
 
 def linear(name: str, outputs: int, inputs: int, bias: bool = False) -> tuple[Weight, ...]:
@@ -266,6 +271,12 @@ class Layer:
         routed = sum(weight.parameters for weight in self.weights if weight.role == "experts")
         object.__setattr__(self, "parameters", sum(weight.parameters for weight in self.weights))
         object.__setattr__(self, "routed", routed)
+
+    def without_window(self) -> Layer:
+        """The same layer with full attention, if it slides."""
+        if not isinstance(self.mixer, Attention) or self.mixer.kind != "sliding":
+            return self
+        return replace(self, mixer=replace(self.mixer, kind="full", window=None))
 
     @property
     def kind(self) -> str:

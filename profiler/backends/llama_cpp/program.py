@@ -36,6 +36,9 @@ CHUNK = 1 << 16
 KEPT_LINES = 400  # of the log; the verbose log of loading a model has about 300 after its first error
 LONGEST_LINE = 1 << 20  # bytes; a row of llama-bench has a thousand
 MAX_REASON = 300  # characters
+BAD_INSTRUCTION = (  # a virtual machine may show AMX and refuse it, so that a build made on it fails as well
+    "this machine cannot run an instruction that the build of llama.cpp uses; rebuild it with -DGGML_NATIVE=OFF"
+)
 
 OUT_OF_MEMORY = re.compile(
     r"out of memory|OutOfDeviceMemory|bad_alloc|insufficient memory|cannot allocate memory"
@@ -73,7 +76,7 @@ class Program:
     def __init__(
         self, command: Sequence[str], environ: Mapping[str, str], look: Callable[[int], None] = lambda pid: None
     ) -> None:
-        self.name = os.path.basename(command[0])
+        self.name = title(command)
         self.peak_bytes: int | None = None  # VmHWM: the most resident memory so far
         self.started_s = self._looked_s = time.perf_counter()
         self._look = look
@@ -174,7 +177,7 @@ class Program:
             return OutOfMemory(f"the kernel's OOM killer ended {self.name}: the machine or group was full")
         if refused is not None and self._status:
             return OutOfMemory(printable(f"{self.name}: {refused}", MAX_REASON))
-        cause = cause_of(log)
+        cause = BAD_INSTRUCTION if self._status == -signal.SIGILL else cause_of(log)
         text = f"{self.name} {_ended(self._status or 0)}"
         return ProgramFailed(printable(f"{text}: {cause}" if cause else f"{text}, and printed no reason", MAX_REASON))
 
@@ -247,9 +250,15 @@ def cause_of(log: Sequence[str]) -> str | None:
     return told[-1] if told else None
 
 
+def title(command: Sequence[str]) -> str:
+    """The name of a program in messages: that of the script, if it is one of Python."""
+    script = next((word for word in command[1:3] if word.endswith(".py")), command[0])
+    return os.path.basename(script)
+
+
 def answer(command: Sequence[str], environ: Mapping[str, str], seconds: float) -> str:
     """Everything that a short call such as ``--help`` prints. Raises ProfileError if it does not work or end."""
-    name = printable(os.path.basename(command[0]))
+    name = printable(title(command))
     try:
         done = subprocess.run(
             command,
@@ -263,7 +272,7 @@ def answer(command: Sequence[str], environ: Mapping[str, str], seconds: float) -
     except OSError as error:
         raise ProgramFailed(f"{printable(command[0])} cannot be started: {describe(error)}") from None
     except subprocess.TimeoutExpired:
-        raise ProgramFailed(f"{name} {command[1]} did not end within {seconds:g} s") from None
+        raise ProgramFailed(f"{name} {command[-1]} did not end within {seconds:g} s") from None
     return done.stdout.decode("utf-8", "replace")
 
 

@@ -105,6 +105,7 @@ class LlamaSession:
         self.watcher = _watcher(self._device)
         self._threads = case.threads or _confined()
         self._first: tuple[Case, Reserved | Exception] | None = None
+        self.scored: dict[int, dict[str, Any]] = {}  # the quality at each context (``quality.measure``)
         try:
             reserved = self._reserve(case)
         except _NotReserved as error:
@@ -153,6 +154,11 @@ class LlamaSession:
     def alone(self, case: Case) -> bool:
         """Whether llama-bench measures the case."""
         return self._build.alone(case)
+
+    @property
+    def library(self) -> str:
+        """What computes: llama.cpp, or llama-cpp-python."""
+        return self._build.title
 
     @property
     def beat(self) -> Beat:
@@ -368,7 +374,9 @@ class LlamaCase:
 
     def path(self) -> DecodePath:
         """What computed: the devices that hold weights."""
-        return DecodePath("eager", kernels=f"llama.cpp on {self._reserved.computes_on or 'an unknown device'}")
+        return DecodePath(
+            "eager", kernels=f"{self._session.library} on {self._reserved.computes_on or 'an unknown device'}"
+        )
 
     def cautions(self) -> tuple[Caution, ...]:
         if kind_of(self._case.device).is_host:

@@ -88,6 +88,9 @@ class LlamaCpp(Engine):
     smaller_kv = "q8_0"
     makers = frozenset(CONTEXT) - {"other"} | {"CPU"}
     reads = frozenset({GGUF})
+    ignores_windows = frozenset({"mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe"})
+    drafts = drafts_in_own_context = True
+    unquantized = "f16"
     pipelines_passes = computes_on_host = multiplies_in_int8 = True
     quants = tuple(gguf_mix.MIXES)
     flash = True  # --flash-attn auto, the default since August 2025
@@ -149,10 +152,12 @@ class LlamaCpp(Engine):
             score_bytes=0.0 if flash else SCORE_BYTES.get(target.vendor if target else "", SCORE_BYTES["other"]),
         )
 
-    def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command:
+    def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command | None:
         """The sweep of the file itself, or of one with random weights; llama-batched-bench where no sweep runs."""
         target = machine.target
         several = target.count > 1
+        if request.mtp:  # the programs that measure do not draft
+            return None
         if not swept(target) or (several and machine.split != "layer"):
             return _batched(model, request, machine, placed)
         named, blanks = _measured(model, request.quant)
@@ -175,7 +180,8 @@ class LlamaCpp(Engine):
         slots = ("-np", str(request.batch)) if request.batch > 1 else ()
         cells = str(request.batch * request.context)
         options = _options(request, machine, placed)
-        server = command("llama-server", "-m", file, "-c", cells, slots, options, **blanks)
+        drafts = ("--spec-type", "draft-mtp", "--spec-draft-n-max", str(request.mtp)) if request.mtp else ()
+        server = command("llama-server", "-m", file, "-c", cells, slots, options, drafts, **blanks)
         settings = (
             ("LM Studio", _lm_studio(request, machine, placed)),
             ("Ollama", _ollama(request, machine, placed)),
