@@ -43,7 +43,7 @@ from profiler.units import MIB
 FLASH_WIDTH = 256  # widest head that takes a flash kernel on CUDA
 # Operators of a layer that are not views, counted with a TorchDispatchMode on meta tensors (transformers 5.23); a
 # gated-delta layer without flash-linear-attention has 94 in a step and 118 + 9 per chunk of 64 tokens in a prefill.
-LAYER_CALLS = {"gemma4": 99.0, "gemma3": 77.0, "qwen3": 50.0, "llama": 48.0, "": 60.0}
+LAYER_CALLS = {"gemma4": 99.0, "gemma3": 77.0, "qwen3": 50.0, "llama": 48.0, "qwen2": 48.0, "mistral": 48.0, "": 60.0}
 # The same for our own step. On a GPU we have kernels for norms, the delta rule and attention (which takes as long as
 # six of the others).
 STEP_CALLS = {
