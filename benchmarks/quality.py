@@ -1,7 +1,7 @@
 """Is the interval of a quality honest, and what does a quality pass cost? Aims: 93 to 97%, 1.3 times, 1.5 GiB.
 
     python benchmarks/quality.py interval [--sets 500]
-    python benchmarks/quality.py cost FOLDER [--tokens 8192] [--dtype bf16] [--against head]
+    python benchmarks/quality.py cost FOLDER [--tokens 8192] [--dtype bf16] [--against head] [--pairs 3]
 
 ``interval`` simulates sets of documents: four kinds with 3 to 10 blocks each, whose levels of KL differ, and tokens
 that differ more than a hundredfold. It counts the intervals that contain the true mean.
@@ -42,6 +42,7 @@ def main() -> int:
     cost_parser.add_argument("--tokens", type=int, default=8192)
     cost_parser.add_argument("--dtype", default="bf16", choices=["fp32", "bf16", "fp16"])
     cost_parser.add_argument("--against", default="head", choices=["head", "last"])
+    cost_parser.add_argument("--pairs", type=int, default=PAIRS)
     options = parser.parse_args()
     return interval(options.sets) if options.command == "interval" else cost(options)
 
@@ -91,7 +92,7 @@ def cost(options: argparse.Namespace) -> int:
 
     text_pass.read_window(model, window.tokens[:8], lambda at, logits: None, quiet)  # mapped weights become resident
     keep_s, keep_bytes = timed(lambda: text_pass.read_window(model, window.tokens, keeper, quiet))
-    print(f"the reference: {keep_s:.1f} CPU s, {keep_bytes / 1024**2:.0f} MiB above the model")
+    print(f"the reference: {keep_s:.1f} CPU s, {keep_bytes / 1024**2:.0f} MiB above the model", flush=True)
     kept = keeper.arrays({})
 
     def score() -> Any:
@@ -104,12 +105,15 @@ def cost(options: argparse.Namespace) -> int:
             model(input_ids=part, **with_cache(cache), logits_to_keep=int(options.against == "last"))
 
     ratios, peaks = [], [keep_bytes]
-    for pair in range(PAIRS):
+    for pair in range(options.pairs):
         first, second = (score, prefill) if pair % 2 else (prefill, score)
         found = {function: timed(function) for function in (first, second)}
         ratios.append(found[score][0] / found[prefill][0])
         peaks.append(found[score][1])
-        print(f"scoring {found[score][0]:.1f} CPU s, prefill {found[prefill][0]:.1f} CPU s: {ratios[-1]:.2f}")
+        print(
+            f"scoring {found[score][0]:.1f} CPU s, prefill {found[prefill][0]:.1f} CPU s: {ratios[-1]:.2f}",
+            flush=True,
+        )
     ratio, peak = statistics.median(ratios), max(peaks)
     what = f"{options.tokens} tokens in {options.dtype}"
     print(f"{what}: {ratio:.2f} × the prefill, {peak / 1024**2:.0f} MiB above the model")

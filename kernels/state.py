@@ -184,8 +184,12 @@ class DecodeState:
     ) -> None:
         """Take over ``cache``, a prefilled DynamicCache, and the ``token [batch, 1]`` that was chosen after it.
 
-        Raises ProfileError for a cache layer without a static form.
+        Raises ProfileError for a cache layer without a static form, and for attention whose masks differ.
         """
+        if not getattr(model, "_supports_sdpa", True):
+            what = "attention that is not PyTorch's, such as attention sinks"
+            raise ProfileError(f"{model.config.model_type}: the static decode step does not support {what}",
+                               "use --path eager")  # fmt: skip
         device, batch = token.device, token.shape[0]
         kinds = dict.fromkeys(layer_kinds(cache))
         windows = [window for window in kinds if window is not None]

@@ -62,6 +62,8 @@ def fit(
     split: str | None = None,
     ram: Size | None = None,
     ram_bandwidth: float | None = None,
+    mtp: int | None = None,
+    acceptance: float | None = None,
     goal: str | None = None,
     learned: bool = True,
 ) -> Rows:
@@ -69,7 +71,9 @@ def fit(
 
     The rows are those of ``profile fit -o json``. None means the default of that command: without ``models``, the
     largest Gemma 4 and Qwen 3.5 that fit; without ``on``, this machine. ``ram`` is host memory that weights may be
-    offloaded to, ``ram_bandwidth`` its speed in GB/s. ``learned=False`` ignores what was measured here. A
+    offloaded to, ``ram_bandwidth`` its speed in GB/s. With ``mtp``, a decode step drafts that many tokens with the
+    model's multi-token-prediction layer, and ``acceptance`` is the share of them that you expect the model to accept,
+    0 to 1. ``learned=False`` ignores what was measured here. A
     model that cannot be predicted raises if it is the only one; otherwise it is in ``Rows.refused``, with a warning.
 
     Raises NotFound for unknown names, and ProfileError.
@@ -89,6 +93,8 @@ def fit(
                 split=None if split is None else _parsed("split", _text("split", split), one_of(SPLITS)),
                 ram_bytes=None if ram is None else _parsed("ram", _sized("ram", ram), some_bytes),
                 ram_bandwidth=None if ram_bandwidth is None else _bandwidth("ram_bandwidth", ram_bandwidth),
+                mtp=None if mtp is None else _whole("mtp", mtp),
+                acceptance=None if acceptance is None else _real("acceptance", acceptance),
                 goal=wish,
                 scenario=None if scenario is None else _path_text("scenario", scenario),
                 learned=_flag("learned", learned),
@@ -173,11 +179,12 @@ def _sweep(
     listener = PythonPrinter() if progress else run_sweep.SweepListener()
     found = devices.find(device)
     available = run_sweep.available_bytes(found, limits.max_memory_bytes)
-    with llama_cpp_build.using(sweep_request.llama_cpp):
+    early = run_sweep.early_worker(sweep_request.backend, found)
+    with llama_cpp_build.using(sweep_request.llama_cpp), early as spare:
         resolved = resolve_request(sweep_request, found, available, listener.say)
         refused = _refused(resolved.refused, SWEEP_OPTIONS, stacklevel=4)
         with Store.open(path) as opened:
-            result = run_sweep.sweep(resolved, found, opened, limits, listener, argv=argv, **ways)
+            result = run_sweep.sweep(resolved, found, opened, limits, listener, argv=argv, spare=spare, **ways)
             measured = opened.rows(result.run)
     if result.interrupted:
         again = "the same call" if ways["resumed"] else "the same call without fresh=True"
@@ -367,6 +374,22 @@ def _bandwidth(name: str, value: Any) -> float:
     return number
 
 
+def _real(name: str, value: Any) -> float:
+    """A number, which is checked where it is used."""
+    value = _plain(value)
+    if not _is_number(value):
+        raise ProfileError(f"{name}: {_shown(value)} is not a number")
+    return float(_number(name, value))
+
+
+def _whole(name: str, value: Any) -> int:
+    """A whole number, which is checked where it is used."""
+    number = _real(name, value)
+    if not number.is_integer():
+        raise ProfileError(f"{name}: {_shown(value)} is not a whole number")
+    return int(number)
+
+
 def _with_unit(unit: str, scale: int = 1) -> Callable[[str, Any], str]:
     """A function that formats a number for the command line: with its unit, without an exponent."""
 
@@ -426,7 +449,8 @@ SWEEP_OPTIONS = {
 }
 FIT_OPTIONS = {
     **{spelling: name for name in ("models", "quants", "contexts", "batches") for spelling in OPTIONS[name].names},
-    **{f"--{name}": name for name in ("on", "engine", "scenario", "kv", "path", "split", "ram", "goal")},
+    **{f"--{name}": name for name in ("on", "engine", "scenario", "kv", "path", "split", "ram", "goal", "mtp")},
+    "--acceptance": "acceptance",
     "--ram-bandwidth": "ram_bandwidth",
     "--no-learned": "learned=False",
 }

@@ -13,6 +13,8 @@ import pytest
 from profiler import folders
 from profiler.run import ceilings
 
+# By pytest, by the first command that looks for GPUs, and by the first compilation with torch's inductor.
+SET_ONCE = {"PYTEST_CURRENT_TEST", "CUDA_DEVICE_ORDER", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"}
 NOWHERE = "http://127.0.0.1:9"  # the discard port, where nothing listens
 
 # huggingface_hub and transformers read these once, when they are imported; workers of ours inherit them.
@@ -33,8 +35,7 @@ def _environment_untouched() -> Iterator[None]:
     """No test, and no command that it runs, leaves a variable behind that a later test would see."""
     before = dict(os.environ)
     yield
-    own = {"PYTEST_CURRENT_TEST", "CUDA_DEVICE_ORDER"}  # the first command that looks for GPUs sets the latter
-    changed = sorted(n for n in {*before, *os.environ} - own if before.get(n) != os.environ.get(n))
+    changed = sorted(n for n in {*before, *os.environ} - SET_ONCE if before.get(n) != os.environ.get(n))
     assert not changed, f"the environment changed: {', '.join(changed)}"
 
 

@@ -203,11 +203,15 @@ class Backend:
     microbenchmark: str | None = None  # the module that `profile calibrate` runs
     ceilings: str | None = None  # the module that measures only the two ceilings of MBU and MFU
     quality: str | None = None  # the module that compares its logits with a reference's (``profiler/run/quality.py``)
+    agreement: str | None = (
+        None  # the module that compares the logits of two versions for a gate (``gate/numerics.py``)
+    )
     server_command: str | None = None  # the command that measures it, if it is a running server: no worker opens it
     has_cpu_time: Callable[[Case], bool] = _always  # whether the repetitions of a case on a CPU have CPU times
     find_build: Callable[[str | None], InstalledBuild] | None = None  # the build in a folder, or the usual one
     build_command: str = ""  # that makes such a build in a checkout of the engine
     complete: Callable[[Case, Source, InstalledBuild], Sequence[Completion]] | None = None  # by one of its builds
+    imports_slowly: bool = False  # whether its libraries take seconds, in which a sweep can plan
     times_itself: bool = False  # whether its sessions are ``TimedSession``s, which give samples and not steps
     gguf: bool = False  # whether it runs GGUF files as they are stored, and nothing else
     ubatch: int | None = None  # default tokens per prefill pass; None: that of the kind of device

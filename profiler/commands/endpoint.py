@@ -23,6 +23,13 @@ def _slo(text: str) -> Any:
     return parse_slo(text)
 
 
+def _kinds(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """The kinds of ``--tasks``, none for all of them; None without the option."""
+    from profiler.run import grid
+
+    return None if value is None else grid.words([value])
+
+
 @click.command(
     "endpoint",
     cls=options.DocumentedCommand,
@@ -33,6 +40,7 @@ def _slo(text: str) -> Any:
         "profile endpoint http://box:8000 --concurrency 1,4,16 --slo ttft=2s,itl=100ms": "a server under load",
         "profile endpoint localhost:8080 --scenario frontend-landing-page,multilingual": "prompts of real uses",
         "profile endpoint localhost:8080 --prompt page.txt --keep answers": "your own prompt; keep the answers",
+        "profile endpoint localhost:8080 --tasks --keep answers": "50 tasks with exact checkers; keep the answers",
     },
 )
 @click.argument("url", required=False, metavar="[URL]")
@@ -50,6 +58,15 @@ def _slo(text: str) -> Any:
         help="Your own prompt: a text file, or every file of a folder.",
     ),
     options.many("--scenario", "scenarios", metavar="NAME", help="The prompts of scenarios, such as code or agent."),
+    click.option(
+        "--tasks",
+        is_flag=False,
+        flag_value="",
+        callback=_kinds,
+        metavar="[KINDS]",
+        help="Solve about 50 tasks with exact checkers: all kinds, or some of code, html, arithmetic, extraction, "
+        "format. code runs what the model writes, in a sandbox without network.",
+    ),
     click.option(
         "--config",
         metavar="MODEL",
@@ -160,6 +177,11 @@ def _interrupted(work: Callable[[], object]) -> bool:
 def _progress(result: Any) -> str:
     """A line for each finished case."""
     where = f"{result.model.shown}, {printable(result.prompt.name, 60)}, {result.streams} at a time"
+    solved = ""
+    if result.tasks:
+        from profiler.run.tasks import scored
+
+        solved = f", {scored(result.tasks).passed} of {len(result.tasks)} tasks passed"
     if result.failure:
-        return f"{where}: failed: {result.failure}" + (f". {result.hint}" if result.hint else "")
-    return f"{where}: {result.summary.requests} requests in {seconds_text(result.summary.wall_s)}"
+        return f"{where}{solved}: failed: {result.failure}" + (f". {result.hint}" if result.hint else "")
+    return f"{where}: {result.summary.requests} requests in {seconds_text(result.summary.wall_s)}{solved}"

@@ -63,7 +63,8 @@ MAX_CHANGES = 3  # differences of machine and software that a message names
         "--engine",
         metavar="NAME",
         help="The engine that would run the model: transformers, llama.cpp, llama.cpp-vulkan, llamafile, mlx, vllm,"
-        " sglang or tensorrt-llm. [default: llama.cpp for GGUF files, otherwise transformers]",
+        " sglang or tensorrt-llm. [default: transformers; llama.cpp for GGUF files and its quantizations, and on AMD,"
+        " Apple and Intel devices]",
     ),
     options.choice(
         "--path", PATHS, help="How transformers decodes. [default: as profile sweep would on that device]"
@@ -136,7 +137,7 @@ def _instead(
     fits = prediction.verdict.word != "no"
     if (fits and choice.shrinks(predictor)) or case.model.source.kind == "gguf":
         return left, None, None
-    most = choice.LOSSLESS_BITS if choice.shrinks(predictor) else choice.bits(request.quant)
+    most = choice.MOST_BITS if choice.shrinks(predictor) else choice.bits(request.quant)
     other = choice.instead(predictor.geometry, predictor.machine, case.context, request.batch, most)
     if other is None:
         return left, None, None if fits else command("profile", where)

@@ -25,6 +25,7 @@ from profiler.show import output as show_output
         'profile fit gemma-4-e4b --on "rtx 4090" -q bf16,nf4 -c 4k,32k': "a model on a GPU you do not have",
         "profile fit model.gguf": "a GGUF file in llama.cpp, from the tensors in its header",
         'profile fit qwen3.5-27b --on 2x3090 --engine vllm --goal "20 tok/s at 64k"': "only what meets a goal",
+        'profile fit qwen3.5-27b --on "rtx 5090" --mtp 2 --acceptance 0.7': "with multi-token prediction",
         'profile fit gemma-4-e4b --on "rtx 4090" -q bf16,int8,nf4 -c 4k,32k,128k --map': "a map instead of a table",
     },
 )
@@ -48,6 +49,18 @@ from profiler.show import output as show_output
         help="Take models, contexts and batches from a scenario (see profile scenarios). Options override it.",
     ),
     click.option("--kv", metavar="TYPE", help="Type of the KV cache, such as q8_0 or fp8. [default: the engine's]"),
+    click.option(
+        "--mtp",
+        type=int,
+        metavar="N",
+        help="Decode with the model's multi-token-prediction layer, which drafts N tokens per step.",
+    ),
+    click.option(
+        "--acceptance",
+        type=float,
+        metavar="SHARE",
+        help="With --mtp: the share of drafted tokens that you expect the model to accept, 0 to 1.",
+    ),
 )
 @options.group(
     "Where it would run",
@@ -62,7 +75,8 @@ from profiler.show import output as show_output
         "--engine",
         metavar="NAME",
         help="The engine that would run the model: transformers, llama.cpp, llama.cpp-vulkan, llamafile, mlx, vllm,"
-        " sglang or tensorrt-llm. [default: llama.cpp for GGUF files, otherwise transformers]",
+        " sglang or tensorrt-llm. [default: transformers; llama.cpp for GGUF files and its quantizations, for --mtp,"
+        " and on AMD, Apple and Intel devices]",
     ),
     options.choice(
         "--path", PATHS, help="How transformers decodes. [default: as profile sweep would on that device]"
@@ -79,7 +93,8 @@ from profiler.show import output as show_output
         "--goal",
         "wish",
         metavar="GOAL",
-        help='Show what meets this goal, best first, and what it costs: "20 tok/s at 64k".',
+        help='Show what meets this goal, best first, and what it costs: "20 tok/s at 64k". "20 tok/s at 64k, '
+        'kl<0.05" also limits the KL divergence.',
     ),
     click.option(
         "--map", "mapped", is_flag=True, help="Show decode speed and bottleneck as a grid of quantization × context."

@@ -182,6 +182,7 @@ def gate(
     With --base, the gate runs both versions in turns, in worker processes, as pairs in random order. After 6, 10 and
     16 pairs it decides PASS or FAIL, or continues; a FAIL has to be confirmed in new processes. On a CPU it compares
     CPU time. With --baseline, it compares bytes and tokens exactly with a stored file, and times only coarsely.
+    Predictions of the next token that differ by more than rounding are a FAIL, too.
 
     Exit codes: 0 PASS, 1 FAIL, 2 usage error, 3 inconclusive, 4 incomparable, 130 interrupted.
     """

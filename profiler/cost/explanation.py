@@ -23,6 +23,7 @@ NAMES = {
     "tables": "embeddings",
     "delta": "gated delta layers",
     "head": "output head",
+    "scores": "attention scores",
 }
 CONVOLUTIONS = "convolutions"
 NEAR_BEST = 0.8  # share of the best speed; below it, the breakdown names a cause for the lost time
@@ -118,7 +119,7 @@ def explain(predictor: Predictor, context: int, batch: int, kv: str | None = Non
 
 
 def _graph_helps(predictor: Predictor) -> bool:
-    path = predictor.engine.runs(GRAPH, predictor.quant, predictor.dtype, predictor.machine.target)
+    path = predictor.runs(GRAPH)
     return path == GRAPH != predictor.path
 
 

@@ -1,6 +1,7 @@
 """The prediction for one case: whether it fits, how fast it runs, what limits it, and whether it meets a goal.
 
-A case fits, is tight, needs offloading, or does not fit. A goal is a decode rate such as ``20 tok/s at 64k``.
+A case fits, is tight, needs offloading, or does not fit. A goal is a decode rate such as ``20 tok/s at 64k``, with a
+limit for the loss of the quantization if that matters: ``20 tok/s at 64k, kl<0.05``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from profiler.cost.interval import Basis, Interval
 from profiler.cost.learned import NOTHING, Correction, Learned, LearnedCase
 from profiler.cost.machine import Machine
 from profiler.cost.roofline import Bounds, Rates
+from profiler.cost.speculation import Draft, Speculation, draft, spread_of
 from profiler.cost.storage import Storage
 from profiler.cost.work import PhaseWork
 from profiler.decode_path import EAGER
@@ -47,10 +49,11 @@ OFFLOAD_SPREAD = 1.8  # which weights are offloaded depends on the user's settin
 POWER = (0.4, 0.75, 1.0)  # share of the board's power limit: low, usual and full load
 MAX_BATCH = 4096  # sequences; the search for the largest batch ends here
 
-GoalAnswer = Literal["yes", "likely", "unlikely", "no"]
-EXAMPLE = '--goal "20 tok/s at 64k"'
+GoalAnswer = Literal["yes", "likely", "unknown", "unlikely", "no"]
+EXAMPLE = '--goal "20 tok/s at 64k" or --goal "20 tok/s at 64k, kl<0.05"'
 _GOAL = re.compile(
-    r"^\s*(?P<rate>\d+(?:\.\d+)?)\s*(?:tok(?:en)?s?(?:/s| per second)|t/s)?\s*(?:(?:at|@)\s*(?P<context>\w+))?\s*$",
+    r"^\s*(?P<rate>\d+(?:\.\d+)?)\s*(?:tok(?:en)?s?(?:/s| per second)|t/s)?\s*(?:(?:at|@)\s*(?P<context>\w+))?"
+    r"\s*(?:,?\s*kl\s*<\s*(?P<kl>\d*\.?\d+(?:e-?\d+)?)\s*(?:nats?)?)?\s*$",
     re.IGNORECASE,
 )
 
@@ -118,7 +121,7 @@ class PredictedPhase:
     """One phase: seconds, tokens of all sequences, and what takes most of the time."""
 
     seconds: Interval
-    tokens: int
+    tokens: float  # whole, unless a step yields drafted tokens: then their expected number
     binds: Binds
 
     @property
@@ -169,7 +172,7 @@ class Prediction:
         watts = self.machine.target.tdp_w
         if watts is None or self.decode is None:
             return None
-        low, usual, high = (share * watts * self.machine.target.count / self.request.batch for share in POWER)
+        low, usual, high = (share * watts * self.machine.target.count / self.decode.tokens for share in POWER)
         s = self.decode.seconds
         return Interval(usual * s.value, low * s.low, high * s.high, "prior")
 
@@ -200,15 +203,21 @@ class Predictor:
         path: str = EAGER,
         checkpoint_format: Stored | None = None,
         learned: Learned = NOTHING,
+        speculation: Speculation | None = None,
     ) -> None:
         """``path``: the decode path of transformers. ``checkpoint_format``: the checkpoint, if it runs as stored.
-        ``learned``: what rows of this machine teach; nothing gives the plain prediction."""
+        ``learned``: what rows of this machine teach; nothing gives the plain prediction. ``speculation``: decode with
+        the model's multi-token-prediction layers."""
         self.checkpoint_format, self.learned = checkpoint_format, learned
+        geometry = engine.as_run(geometry)
         self.geometry, self.engine, self.quant, self.machine, self.dtype = geometry, engine, quant, host, dtype
-        self.path = path = engine.runs(path, quant, dtype, host.target)
+        self.path = path = engine.runs(path, quant, dtype, host.target, geometry.model_type)
         self._ceilings: dict[str, float] = {}  # FLOP/s by storage type
         self.storage: Storage = self.storage_in(quant, dtype)
         machine.check(geometry, host)
+        self.speculation, self.draft = speculation, None
+        if speculation is not None:
+            self.draft = draft(geometry, self.storage, engine, quant, dtype, checkpoint_format)
         experts = any(isinstance(layer.mlp, Experts) for layer, _ in geometry.groups)
         shipped = rates_of(engine, host, dtype, experts)
         own = path != EAGER and engine.operator_counts is not None  # our decode step replaces that of transformers
@@ -227,7 +236,12 @@ class Predictor:
 
     def request(self, context: int, batch: int, kv: str | None = None) -> EngineRequest:
         """The request to the engine. Its chunk size is the engine's default, which is smaller on small devices."""
-        return EngineRequest(self.quant, context, batch, self.dtype, kv, path=self.path)
+        drafted = 0 if self.speculation is None else self.speculation.drafted
+        return EngineRequest(self.quant, context, batch, self.dtype, kv, path=self.path, mtp=drafted)
+
+    def runs(self, path: str) -> str:
+        """The decode path that runs if ``path`` is requested."""
+        return self.engine.runs(path, self.quant, self.dtype, self.machine.target, self.geometry.model_type)
 
     @property
     def plain(self) -> Predictor:
@@ -242,6 +256,8 @@ class Predictor:
         if request.quant != self.quant:
             storage = self.storage_in(request.quant, request.quant if request.quant in DTYPE_BYTES else request.dtype)
         whole = self.engine.memory(self.geometry, storage, request, self.machine.target)
+        if self.draft is not None:
+            whole = self.draft.added_to(whole, self.geometry, self.engine, request, self.machine.target)
         terms = shared_out(whole, self.geometry, self.machine)
         found = self.correction("memory", request.context, request.batch)
         if found is None:
@@ -275,27 +291,46 @@ class Predictor:
         """
         prompt, step = self.works(context, depth, batch, kv)
         learned = [None if offloaded_bytes else self.correction(phase, context, batch) for phase in PHASES]
+        prefill = self._phase(prompt, context * batch, self.rates, self.rates.prefill, offloaded_bytes, learned[0])
+        decode = self._phase(step, batch, self.step_rates, self.step_rates.decode, offloaded_bytes, learned[1])
+        if self.draft is None or self.speculation is None:
+            return prefill, decode
+        filling, drafting = self._drafting(self.draft, context, depth, batch, kv)
+        filled = self._phase(filling, context * batch, self.rates, self.rates.prefill, 0, None)
+        drafted = self._phase(drafting, batch, self.step_rates, self.step_rates.decode, 0, None)
+        count = self.speculation.drafted
+        seconds = spread_of(decode.seconds + drafted.seconds.scaled(count))
+        if not offloaded_bytes:
+            seconds = self._possible(seconds, self._least(step) + count * self._least(drafting))
         return (
-            self._phase(prompt, context * batch, self.rates, self.rates.prefill, offloaded_bytes, learned[0]),
-            self._phase(step, batch, self.step_rates, self.step_rates.decode, offloaded_bytes, learned[1]),
+            replace(prefill, seconds=prefill.seconds + filled.seconds),
+            PredictedPhase(seconds, batch * self.speculation.tokens_per_step, decode.binds),
         )
+
+    def _drafting(
+        self, layers: Draft, context: int, depth: int, batch: int, kv: str | None
+    ) -> tuple[PhaseWork, PhaseWork]:
+        """The work of the draft layers: in a prefill, and for one drafted token of each sequence."""
+        asked = (layers.geometry, self.request(context, batch, kv), self.machine.target)
+        prompt = work.prefill(layers.geometry, layers.read, context, batch, self.engine.prefill_rules(*asked))
+        return prompt, work.decode(layers.geometry, layers.read, depth, batch, self.engine.step_rules(*asked))
 
     def works(self, context: int, depth: int, batch: int, kv: str | None = None) -> tuple[PhaseWork, PhaseWork]:
         """The work of a prefill of ``context`` tokens and of a decode step at ``depth``. A CPU prefills in smaller
         chunks."""
         asked = (self.geometry, self.request(context, batch, kv), self.machine.target)
         prompt = work.prefill(self.geometry, self.storage, context, batch, self.engine.prefill_rules(*asked))
-        return prompt, work.decode(self.geometry, self.storage, depth, batch, self.engine.step_rules(*asked))
+        tokens = 1 if self.speculation is None else self.speculation.drafted + 1
+        return prompt, work.decode(self.geometry, self.storage, depth, batch, self.engine.step_rules(*asked), tokens)
 
-    def _possible(self, seconds: Interval, done: PhaseWork) -> Interval:
+    def _possible(self, seconds: Interval, least: float) -> Interval:
         """``seconds`` with a lower bound that the device's ceilings allow; a guess about a device has none.
 
         The value itself stays: kernels that were timed on this device may be faster than its ceilings, in its caches.
         """
         if self.machine.target.guessed:
             return seconds
-        least = min(seconds.value, self._least(done))
-        return replace(seconds, low=max(seconds.low, least))
+        return replace(seconds, low=max(seconds.low, min(seconds.value, least)))
 
     def largest_context(self, batch: int, kv: str | None = None) -> int:
         """The most tokens per sequence for which the case still fits; 0 if none do."""
@@ -331,7 +366,7 @@ class Predictor:
         found = Interval(seconds, seconds * low, seconds * high, basis)
         found = found if learned is None else learned.of(found)
         if not offloaded_bytes:
-            found = self._possible(found, done)
+            found = self._possible(found, self._least(done))
         return PredictedPhase(found, tokens, binds)
 
     def _least(self, done: PhaseWork) -> float:
@@ -418,10 +453,13 @@ def largest(most: int, holds: Callable[[int], bool]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A decode rate per sequence, optionally at a given context."""
+    """A decode rate per sequence, optionally at a given context. ``kl``: nats; a quantization must lose less, which
+    ``profiler/run/loss.py`` knows.
+    """
 
     tps: float
     context: int | None
+    kl: float | None = None
 
     def met(self, prediction: Prediction) -> GoalAnswer:
         """``yes`` if the lower bound meets it, ``likely`` if the value does, ``unlikely`` if only the upper does."""
@@ -436,16 +474,20 @@ class Goal:
 
 
 def parse(text: str) -> Goal:
-    """Parse ``20 tok/s at 64k``, ``20 t/s @ 8192`` or ``20``. Raises ProfileError."""
+    """Parse ``20 tok/s at 64k``, ``20 t/s @ 8192, kl<0.05`` or ``20``. Raises ProfileError."""
     match = _GOAL.match(text)
     if match is None or float(match["rate"]) <= 0:
         raise ProfileError(
-            f"--goal {printable(text)!r} is not a decode rate with an optional context", f"Example: {EXAMPLE}"
+            f"--goal {printable(text)!r} is not a decode rate with an optional context and KL limit",
+            f"Example: {EXAMPLE}",
         )
+    kl = None if match["kl"] is None else float(match["kl"])
+    if kl == 0:
+        raise ProfileError("--goal: no loss is below 0, so nothing meets kl<0", f"Example: {EXAMPLE}")
     try:
         context = parse_count(match["context"]) if match["context"] else None
     except ValueError as error:
         raise ProfileError(f"--goal: {error}", f"Example: {EXAMPLE}") from None
     if context is not None and context < 1:
         raise ProfileError("--goal: the context must be at least one token", f"Example: {EXAMPLE}")
-    return Goal(float(match["rate"]), context)
+    return Goal(float(match["rate"]), context, kl)

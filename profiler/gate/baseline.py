@@ -38,6 +38,7 @@ from profiler.decode_path import EAGER
 from profiler.errors import NotFound, ProfileError
 from profiler.foreign import BadContent, Budget, json_value, read_bytes
 from profiler.gate.bench import METRICS, GateClock, threads_of
+from profiler.gate.numerics import Predictions
 from profiler.gate.rule import BOUNDS, GateVerdict, RegressionRule
 from profiler.gate.trial import percent
 from profiler.results import stats
@@ -149,6 +150,7 @@ class BaselineEntry:
     threads: int | None
     sessions: tuple[BaselineSession, ...]
     step: str | None = None  # the decode step that ran; None in older files, which do not store it
+    predictions: Predictions | None = None  # None if the backend gives none, and in older files
 
     def to_json(self) -> dict[str, Any]:
         """The entry as JSON. The figures are stored as ``facts``, their name since the first version."""
@@ -234,7 +236,12 @@ def _entry(content: Mapping[str, Any]) -> BaselineEntry:
         threads=content["threads"],
         sessions=tuple(_session(_object(each, "a session")) for each in _list(content["sessions"], "sessions")),
         step=ran,
+        predictions=None if (stored := content.get("predictions")) is None else _predictions(stored),
     )
+
+
+def _predictions(content: Any) -> Predictions:
+    return Predictions.from_json(_object(content, "predictions"))
 
 
 def _session(content: Mapping[str, Any]) -> BaselineSession:

@@ -203,6 +203,9 @@ class Bench(Protocol):
     def check(self, variant: Variant, tasks: Sequence[Task]) -> None:
         """Raises ProfileError if a variant cannot run these tasks at all; a gate could not judge it."""
 
+    def row(self, variant: Variant, task: Task, effort: Effort | None = None) -> Measurement:
+        """The row of one task from a process of its own, which has ended. Raises Interrupted."""
+
 
 @dataclass(slots=True)
 class _Slot:
@@ -269,27 +272,31 @@ class WorkerBench:
     def check(self, variant: Variant, tasks: Sequence[Task]) -> None:
         """Checks the profiler and then a worker process, which may fail to start although the profiler answers."""
         variants.check(variant, tasks, self._effort)
-        slot = self._slot(variant)
-        try:
-            row = slot.supervisor.row(TRIVIAL)
-        except Stopped:
-            raise Interrupted from None
-        finally:
-            slot.supervisor.stop_worker()
-        if self._interrupts.stop_requested:  # the measuring bench is another object, which would not know
-            raise Interrupted
+        row = self.row(variant, TRIVIAL)
         if row.outcome != "ok":
             raise ProfileError(
                 f"{printable(variant.name)}: its worker process cannot measure: {row.reason}",
                 "A gate talks to worker processes over pipes that they inherit, so name their interpreter directly.",
             )
 
-    def _slot(self, variant: Variant) -> _Slot:
+    def row(self, variant: Variant, task: Task, effort: Effort | None = None) -> Measurement:
+        slot = self._slot(variant, effort)
+        try:
+            row = slot.supervisor.row(task)
+        except Stopped:
+            raise Interrupted from None
+        finally:
+            slot.supervisor.stop_worker()
+        if self._interrupts.stop_requested:  # the measuring bench is another object, which would not know
+            raise Interrupted
+        return row
+
+    def _slot(self, variant: Variant, effort: Effort | None = None) -> _Slot:
         self._processes += 1
         padding = {"PROFILER_PADDING": "x" * self._random.randrange(PADDING)}
         launch = Launch(variant.launch.python, {**variant.launch.environ, **padding})
         supervisor = Supervisor(
-            self._effort, self._limits, self._environment, self._on_beat, self._interrupts, launch
+            effort or self._effort, self._limits, self._environment, self._on_beat, self._interrupts, launch
         )
         return _Slot(variant, supervisor, self._processes)
 

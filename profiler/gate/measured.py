@@ -18,6 +18,7 @@ from profiler.gate import baseline as gate_baseline
 from profiler.gate import rule as gate_rule
 from profiler.gate.baseline import COMMAND, Baseline, BaselineEntry, BaselineSession, FrontEnd, advice_for, write
 from profiler.gate.bench import METRICS, Bench, GateClock, ProcessBlock, clock_of
+from profiler.gate.numerics import Predictions
 from profiler.gate.rule import GateVerdict, RegressionRule
 from profiler.gate.variants import Variant
 from profiler.results import measurement, stats
@@ -38,6 +39,8 @@ class GateMeasurement:
     rows: tuple[Measurement, ...]
     times: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # metric → median seconds of each block
     reference_s: float | None = None
+    predictions: Predictions | None = None  # if they are to be stored
+    agreed: tuple[GateVerdict, ...] = ()  # the verdicts on its predictions, against those of the baseline
 
     @property
     def failed(self) -> Measurement | None:
@@ -64,6 +67,7 @@ class GateMeasurement:
             first.threads,
             sessions,
             measurement.step(first),
+            self.predictions,
         )
 
 
@@ -144,6 +148,7 @@ def against(
     other_step = gate_rule.unlike_baseline(entry.step, measured.rows)
     figures = gate_rule.exact_figures(measured.rows[0])
     found = gate_rule.verdicts(name, entry.figures, figures, "the baseline", same, front.if_meant, other_step)
+    found += measured.agreed
     for metric in metrics:
         if other_step and metric == "decode":
             timed = f"decode_{measured.clock}_s"

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from profiler import console, files
-from profiler.gate.rule import GateVerdict, worst
+from profiler.gate.rule import GateVerdict, nats, worst
 from profiler.gate.trial import percent
 from profiler.show import output as show_output
 from profiler.show.columns import plain
 from profiler.units import UNKNOWN, significant
 
 WIDTH = 118  # of text, unless the terminal is narrower
-DROPPED = ("s", "pairs", "δ", "MDE")  # by a terminal that is too narrow, the first first
+DROPPED = ("s", "pairs", "δ", "MDE", "limit")  # by a terminal that is too narrow, the first first
+KIND_LENGTH = 20
 CASE_LENGTH = 90  # characters: the id of a test holds its folder, file and parameters
-TITLES = ("case", "metric", "verdict", "ratio", "interval", "pairs", "δ", "s", "MDE")
+TITLES = ("case", "metric", "verdict", "ratio", "interval", "pairs", "δ", "s", "MDE", "KL, nats", "limit", "most in")
 LEFT = 3  # text columns, left-aligned, before the numeric ones
 
 FORMATS = show_output.FORMATS
@@ -56,9 +57,18 @@ def cells(verdict: GateVerdict) -> dict[str, str]:
             UNKNOWN if value is None else percent(value)
             for value in (verdict.delta, verdict.noise, verdict.detectable)
         ),
+        UNKNOWN if verdict.kl is None else nats(verdict.kl),
+        UNKNOWN if verdict.kl_limit is None else nats(verdict.kl_limit),
+        worst_text(verdict),
     )
     words = (plain(verdict.case, CASE_LENGTH), plain(verdict.metric), verdict.word)
     return dict(zip(TITLES, (*words, *figures), strict=True))
+
+
+def worst_text(verdict: GateVerdict) -> str:
+    """``html 0.00043``: the kind of text with the largest divergence, if there is any."""
+    kind, value = next(iter((verdict.kinds or {}).items()), ("", 0.0))
+    return f"{plain(kind, KIND_LENGTH)} {nats(value)}" if value else UNKNOWN
 
 
 def table(verdicts: Sequence[GateVerdict]) -> list[str]:

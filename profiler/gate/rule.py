@@ -181,10 +181,18 @@ class GateVerdict:
     now: float | None = None
     evidence: Evidence | None = None
     confirmation: Evidence | None = None  # from the pairs that had to fail again
+    kl: float | None = None  # mean KL divergence of the candidate's predictions from the base's, in nats
+    kl_limit: float | None = None  # above which it fails
+    kinds: Mapping[str, float] | None = None  # the mean of each kind of text, the largest first
 
     def to_json(self) -> dict[str, Any]:
         """The verdict as JSON. The case is stored as ``cell``, its name since the first version."""
         return {"cell" if name == "case" else name: value for name, value in asdict(self).items()}
+
+
+def nats(value: float) -> str:
+    """``0.0012``, ``3.1e-06``."""
+    return f"{value:.2g}"
 
 
 def worst(verdicts: Iterable[GateVerdict]) -> GateWord:

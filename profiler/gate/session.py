@@ -1,13 +1,14 @@
 """``profile gate`` from its options to its result: base and candidate are measured in turns, or this installation is
-measured and compared with a stored baseline.
+measured and compared with a stored baseline. What they predict is compared first.
 """
 
 from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from profiler.backends.llama_cpp import build as llama_cpp
 from profiler.case import Case, Task
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
-from profiler.gate import builds, revision, variants
+from profiler.gate import builds, numerics, revision, variants
 from profiler.gate import trial as gate_trial
 from profiler.gate.agreement import KL_LIMIT, KL_LIMIT_F32, agreement
 from profiler.gate.bench import (
@@ -29,7 +30,7 @@ from profiler.gate.bench import (
     threads_of,
     wait_until_quiet,
 )
-from profiler.gate.measured import BaselineGate, measure, name_of, of_row
+from profiler.gate.measured import BaselineGate, GateMeasurement, measure, name_of, of_row
 from profiler.gate.rule import DELTA, GateVerdict, RegressionRule, worst
 from profiler.gate.trial import MAX_CASES, GatePlan, GateTrial
 from profiler.gate.variants import Variant
@@ -239,7 +240,8 @@ class _Gate:
         with self._bench() as bench:
             for variant in (base, candidate):
                 bench.check(variant, self._tasks)
-        agreed = self._agreement(base, candidate)
+            agreed = self._numerics(bench, base, candidate)
+        agreed += self._agreement(base, candidate)
         obstacles = wait_until_quiet(self._device, self.result.clock, self._say, self._wait_s)
         if obstacles:
             reason = "; ".join(obstacles)
@@ -260,7 +262,7 @@ class _Gate:
         if complete is None or base.build is None or candidate.build is None:
             return []
         found: list[GateVerdict] = []
-        for task in {task.case.load_key: task for task in reversed(self._tasks)}.values():
+        for task in self._loads():
             self._say(f"{printable(task.case.label)}: greedy tokens of both builds")
             try:
                 before, now = (complete(task.case, task.source, each) for each in (base.build, candidate.build))
@@ -275,6 +277,27 @@ class _Gate:
                 self.result.notes += [f"{each.metric}: {each.reason}" for each in agreed if each.word == "PASS"]
                 found += agreed
         return found
+
+    def _numerics(self, bench: WorkerBench, base: Variant, candidate: Variant) -> list[GateVerdict]:
+        """Verdicts on the predictions of each loaded model, if the backend gives logits."""
+        found: list[GateVerdict] = []
+        for task in self._loads() if self._traits.agreement else ():
+            self._say(f"{printable(task.case.label)}: predictions of both versions")
+            predict = numerics.predictor(bench, base, self._device, self._effort)
+            now = numerics.predictor(bench, candidate, self._device, self._effort)
+            try:
+                own = predict(task, None)["kept"]
+                found += numerics.verdicts(
+                    task.case.label, task, partial(numerics.kept, task, predict, own), own, now
+                )
+            except ProfileError as error:
+                self.result.notes.append(f"predictions of {task.case.label}: unknown, because {error.message}")
+        self.result.notes += [f"{each.metric}: {each.reason}" for each in found if each.word == "PASS"]
+        return found
+
+    def _loads(self) -> Iterable[Task]:
+        """The first task of each loaded model."""
+        return {task.case.load_key: task for task in reversed(self._tasks)}.values()
 
     def _variant(self, named: str | None, line: str | None, scratch: Path, role: str) -> Variant:
         """What ``--base`` or ``--candidate`` names, built by the shell command ``line``; None: the usual one."""
@@ -299,9 +322,32 @@ class _Gate:
             here = variants.here()
             for task in self._tasks:
                 measured = measure(name_of(task.case), task, bench, here, self._here, self._metrics)
-                gate.add(measured, self._rule)
+                bench.start(())  # its processes hold the model
+                predict = numerics.predictor(bench, here, self._device, self._effort)
+                gate.add(self._predicted(measured, gate, predict, accept), self._rule)
         self.result.notes += gate.notes
         return gate.accepted_or_failed() if accept else gate.verdicts()
+
+    def _predicted(
+        self, measured: GateMeasurement, gate: BaselineGate, predict: numerics.Predict, accept: bool
+    ) -> GateMeasurement:
+        """``measured`` with predictions to store or, if not ``accept``, with the verdicts on them."""
+        task, entry = measured.task, gate.known.entries.get(measured.name)
+        if not self._traits.agreement or measured.failed is not None or not (accept or entry):
+            return measured
+        self._say(f"{printable(task.case.label)}: predictions")
+        try:
+            if accept or entry is None:
+                return replace(measured, predictions=numerics.kept(task, predict))
+            stored = entry.predictions
+            if stored is None:
+                raise ProfileError("the baseline has none; to store them, add --accept")
+            agreed = numerics.verdicts(measured.name, task, lambda: stored, stored.own, predict)
+        except ProfileError as error:
+            self.result.notes.append(f"predictions of {task.case.label}: unknown, because {error.message}")
+            return measured
+        self.result.notes += [f"{each.metric}: {each.reason}" for each in agreed if each.word == "PASS"]
+        return replace(measured, agreed=tuple(agreed))
 
     def _bench(self) -> WorkerBench:
         return WorkerBench(self._effort, WorkerLimits(), self._here, self._seed)

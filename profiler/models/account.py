@@ -25,6 +25,9 @@ TEXT_TOWER = {
     r"^language_model\.model\.": "model.",
     r"^language_model\.lm_head\.": "lm_head.",
 }
+# Names of Mixtral's checkpoints, which transformers maps to its own while loading
+MIXTRAL = re.compile(r"(.*\blayers\.\d+\.)block_sparse_moe\.(?:(gate|experts\.\d+)\.)(w[123]\.)?(.+)")
+PROJECTIONS = {"w1.": "gate_proj.", "w2.": "down_proj.", "w3.": "up_proj.", None: ""}
 LAYER = "model.layers."
 BASE = "model."  # transformers adds it to the names of a checkpoint that was saved without its head
 CODES = frozenset(  # number types of safetensors that are codes, meaningless without a quantization
@@ -212,7 +215,16 @@ def in_text_model(name: str) -> str:
         name, count = re.subn(pattern, replacement, name)
         if count:
             break
-    return name
+    return renamed(name)
+
+
+def renamed(name: str) -> str:
+    """A name of Mixtral's checkpoints as transformers has it; any other unchanged."""
+    older = MIXTRAL.fullmatch(name) if ".block_sparse_moe." in name else None
+    if older is None:
+        return name
+    layer, module, projection, rest = older.groups()
+    return f"{layer}mlp.{module}.{PROJECTIONS[projection]}{rest}"
 
 
 def _expected(geometry: Geometry) -> Iterable[tuple[str, Weight]]:
@@ -310,13 +322,18 @@ def _refuse_experts(weight: Weight, tensors: list[FileTensor], scheme: bool, by:
 
     Otherwise only loading would fail: one expert more and another one less make the right number of parameters.
     """
+    if weight.expert_bias:
+        for tensor in tensors:  # gate and up of all experts
+            _refuse_shape(tensor, (weight.shape[0], weight.shape[1] // 2), by)
+        return
     count, rows, columns = weight.shape
+    halves = {(count, rows // 2, columns), (count, rows, columns // 2)}  # the latter with inputs first
     kinds: dict[tuple[str, str], tuple[int, ...]] = {}  # shapes by part and kind of tensor, such as gate and scales
     numbers: dict[str, dict[int, str]] = {}  # names of the experts of each part
     for tensor in tensors:
         expert = EXPERT.fullmatch(tensor.target or "")
         if expert is None:  # gate and up of all experts, as in GGUF files
-            if not scheme:
+            if not scheme and tensor.shape not in halves:
                 _refuse_shape(tensor, (count, rows // 2, columns), by)
             continue
         part, number = expert["part"], int(expert["number"])

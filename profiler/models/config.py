@@ -60,6 +60,7 @@ RANGES: Final[Mapping[str, tuple[int, int]]] = {
     "top_k_experts": (1, 2**14),
     "interleave_moe_layer_step": (1, 1000),
     "no_rope_layer_interval": (1, 1000),
+    "decoder_sparse_step": (1, 1000),
     "mtp_num_hidden_layers": (0, 1000),
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from profiler.models.layers import RECURRENT_BYTES, Attention, Layer, Role, Weight
 
@@ -43,6 +43,7 @@ class Geometry:
     tied: bool
     max_position: int  # tokens; max_position_embeddings
     outside: tuple[Weight, ...]
+    draft: Geometry | None = None  # multi-token-prediction layers, without the head, which they share
     cautions: tuple[str, ...] = ()  # parts of the checkpoint that are left out, for the user
     groups: tuple[tuple[Layer, int], ...] = field(init=False, compare=False, repr=False)
     parameters: int = field(init=False, compare=False, repr=False)
@@ -62,6 +63,13 @@ class Geometry:
         tables = self.vocab * self.hidden if self.tied else 0
         inside = sum(count * layer.active for layer, count in self.groups)
         return round(inside + tables + sum(w.parameters for w in self.outside if w.role != "embedding"))
+
+    def without_windows(self) -> Geometry:
+        """The same model with full attention in its sliding layers; itself if it has none."""
+        if not any(layer.kind == "sliding" for layer, _ in self.groups):
+            return self
+        full = {layer: layer.without_window() for layer, _ in self.groups}
+        return replace(self, layers=tuple(full[layer] for layer in self.layers))
 
     def layer_kinds(self) -> dict[str, int]:
         """Number of layers of each kind, in order of first appearance."""

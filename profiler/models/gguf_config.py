@@ -29,6 +29,7 @@ NO_MODEL = {  # general.type → what such a file holds
     "vocab": "only a vocabulary",
 }
 SCALED = ("linear", "yarn")  # types whose factor extends context_length; in the others it includes the scaling
+GPT_OSS_PERIOD = 2  # of its full layers, llama.cpp's default
 NOT_SCALED = ("", "none", "longrope")
 
 
@@ -115,7 +116,8 @@ def _common(keys: _Keys, model_type: str) -> Raw:
     _check_vocabulary(keys, vocab)
     if keys.get("attention.causal") is False:
         raise keys.error(f"{keys.key('attention.causal')} is false: only causal decoders are supported")
-    if keys.has("blk.0.attn_q.bias") != keys.has("blk.0.attn_output.bias"):
+    biased = keys.has("blk.0.attn_q.bias")
+    if biased != keys.has("blk.0.attn_output.bias") and not (biased and model_type == "qwen2"):
         raise keys.error("attention with a bias on only some of its four projections is not supported")
     heads = keys.number("attention.head_count", "num_attention_heads")
     raw = {
@@ -201,11 +203,73 @@ def _refuse_window(keys: _Keys) -> None:
 
 
 def _llama(keys: _Keys) -> Raw:
-    if keys.get("expert_count"):
-        raise keys.error("Llama with experts (Mixtral) is not supported")
+    """Llama and Mistral; with experts, Mixtral."""
     _refuse_window(keys)
+    if keys.get("expert_count"):
+        raw = _common(keys, "mixtral")
+        return raw | _heads(keys, raw) | _width(keys) | _expert_counts(keys, "num_local_experts")
     raw = _common(keys, "llama")
     return raw | _heads(keys, raw) | _width(keys) | {"mlp_bias": keys.has("blk.0.ffn_gate.bias")}
+
+
+def _mistral3(keys: _Keys) -> Raw:
+    _refuse_window(keys)
+    raw = _common(keys, "mistral")
+    return raw | _heads(keys, raw) | _width(keys) | {"sliding_window": None}
+
+
+def _qwen2(keys: _Keys) -> Raw:
+    _refuse_window(keys)
+    raw = _common(keys, "qwen2")
+    return raw | _heads(keys, raw) | _width(keys)
+
+
+def _phi3(keys: _Keys) -> Raw:
+    """llama.cpp ignores the window, which transformers uses."""
+    raw = _common(keys, "phi3")
+    window = keys.get("attention.sliding_window")
+    return raw | _heads(keys, raw) | _width(keys) | {"sliding_window": window or None}
+
+
+def _qwen3moe(keys: _Keys) -> Raw:
+    _refuse_window(keys)
+    raw = _common(keys, "qwen3_moe")
+    return (
+        raw | _heads(keys, raw) | _expert_counts(keys, "num_experts") | _expert_width(keys, "moe_intermediate_size")
+    )
+
+
+def _gpt_oss(keys: _Keys) -> Raw:
+    raw = _common(keys, "gpt_oss")
+    pattern, count = keys.get("attention.sliding_window_pattern", GPT_OSS_PERIOD), raw["num_hidden_layers"]
+    if type(pattern) is int and pattern > 0:
+        pattern = [(index + 1) % pattern != 0 for index in range(count)]
+    if not isinstance(pattern, list):
+        name = keys.key("attention.sliding_window_pattern")
+        raise keys.error(f"{name} is {shown(pattern)}, must be a number of layers or a list")
+    keys.names["layer_types"] = keys.key("attention.sliding_window_pattern")
+    return (
+        raw
+        | _heads(keys, raw)
+        | _expert_counts(keys, "num_local_experts")
+        | _expert_width(keys, "intermediate_size")
+        | {
+            "layer_types": _types(pattern),
+            "sliding_window": keys.number("attention.sliding_window", "sliding_window"),
+        }
+    )
+
+
+def _expert_counts(keys: _Keys, count: str) -> Raw:
+    """The numbers of experts; ``count`` is the config's field for all of them."""
+    return {
+        count: keys.number("expert_count", count),
+        "num_experts_per_tok": keys.number("expert_used_count", "num_experts_per_tok"),
+    }
+
+
+def _expert_width(keys: _Keys, field: str) -> Raw:
+    return {field: keys.number("expert_feed_forward_length", field)}
 
 
 def _qwen3(keys: _Keys) -> Raw:
@@ -332,9 +396,14 @@ def _llama4(keys: _Keys) -> Raw:
 ARCHITECTURES: dict[str, Callable[[_Keys], Raw]] = {
     "gemma3": _gemma3,
     "gemma4": _gemma4,
+    "gpt-oss": _gpt_oss,
     "llama": _llama,
     "llama4": _llama4,
+    "mistral3": _mistral3,
+    "phi3": _phi3,
+    "qwen2": _qwen2,
     "qwen3": _qwen3,
+    "qwen3moe": _qwen3moe,
     "qwen35": _qwen35,
     "qwen35moe": _qwen35moe,
 }

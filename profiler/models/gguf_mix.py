@@ -3,8 +3,8 @@
 A mix such as Q4_K_M is not uniform: output and value projections, and the down projections of some layers, get
 more bits. The rules are those of llama.cpp at commit 007dbbf3 (2026-08), ``src/llama-quant.cpp``
 (``llama_tensor_get_type_impl``, ``tensor_allows_quantization``, ``tensor_type_fallback``), without an importance
-matrix. The tests check them against real files and the output of llama-quantize. Its rules for models with exactly 8
-experts (Mixtral) are left out. "Dynamic" mixes of third parties (UD-…) follow no published rule.
+matrix. The tests check them against real files and the output of llama-quantize. "Dynamic" mixes of third parties
+(UD-…) follow no published rule.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MIXES = {  # the type that a mix starts from
     "q3_k_l": "q3_k", "q3_k_m": "q3_k", "q3_k_s": "q3_k", "iq3_m": "iq3_s", "iq3_s": "iq3_s", "iq3_xs": "iq3_s",
     "iq3_xxs": "iq3_xxs", "q2_k": "q2_k", "iq2_m": "iq2_s", "iq2_s": "iq2_xs", "iq2_xs": "iq2_xs",
     "iq2_xxs": "iq2_xxs", "iq1_m": "iq1_m", "iq1_s": "iq1_s", "q4_k_l": "q4_k", "q5_1": "q5_1",
-    "tq1_0": "tq1_0", "tq2_0": "tq2_0", "mxfp4": "mxfp4",
+    "q4_1": "q4_1", "q2_k_s": "q2_k", "tq1_0": "tq1_0", "tq2_0": "tq2_0", "mxfp4": "mxfp4",
 }  # fmt: skip
 NAMES = {"fp16": "f16", "fp32": "f32", "q4_k": "q4_k_m", "q5_k": "q5_k_m", "q3_k": "q3_k_m", "mxfp4_moe": "mxfp4"}
 TERNARY = {"tq1_0", "tq2_0"}
@@ -37,6 +37,7 @@ PLAIN = {"f32", "f16", "bf16"}
 CATEGORIES = {  # the part of a tensor's name in transformers → llama.cpp's category
     "v_proj": "v",
     "in_proj_qkv": "qkv",
+    "qkv_proj": "qkv",
     "k_proj": "k",
     "q_proj": "q",
     "o_proj": "attention out",
@@ -44,6 +45,11 @@ CATEGORIES = {  # the part of a tensor's name in transformers → llama.cpp's ca
     "up_proj": "gate or up",
     "gate_up_proj": "gate or up",
     "down_proj": "down",
+}
+LIKE_LLAMA_70B = ("llama", "qwen2")  # with 80 layers, llama.cpp gives both the type LLM_TYPE_70B
+MIXTRAL_OUTPUTS = {  # mixes whose attention outputs have more bits in a model with 8 experts
+    *("q2_k", "q3_k_s", "q3_k_m", "q4_k_s", "q4_k_m"),
+    *("iq3_xxs", "iq3_xs", "iq3_s", "iq3_m", "iq4_nl", "iq4_xs"),
 }
 KEPT = "per_layer_model_projection"  # below llama.cpp's size limit, so it keeps its type from the conversion
 
@@ -63,6 +69,7 @@ class Place:
     )
     grouped: bool  # four or more queries share a K/V head
     experts: bool  # four or more
+    eight_experts: bool  # as Mixtral, for which llama.cpp has rules of its own
     llama_70b: bool
 
 
@@ -133,7 +140,7 @@ def _places(geometry: Geometry) -> list[Place]:
     v_count, v_index, down_index, places = sum(with_v), 0, 0, []
     first = next(layer.mixer for layer in geometry.layers if isinstance(layer.mixer, Attention))
     grouped = first.heads >= 4 * first.kv_heads
-    experts, llama_70b = few_experts(geometry) >= 4, geometry.model_type == "llama" and count == 80
+    experts, llama_70b = few_experts(geometry), geometry.model_type in LIKE_LLAMA_70B and count == 80
     for index, has_v in enumerate(with_v):
         places.append(
             Place(
@@ -145,7 +152,8 @@ def _places(geometry: Geometry) -> list[Place]:
                 v_index=min(v_index, 4),
                 first_downs=max(0, min(count // 8 - down_index, parts[index].count("down"))),
                 grouped=grouped,
-                experts=experts,
+                experts=experts >= 4,
+                eight_experts=experts == 8,
                 llama_70b=llama_70b and first.heads != first.kv_heads,
             )
         )
@@ -216,6 +224,8 @@ def _of_layer(geometry: Geometry, layer: Layer, place: Place, name: str) -> Iter
 def _inside(weight: Weight, name: str, place: Place, first_down: bool) -> str:
     if weight.role in ("vector", "router", "conv") or weight.shape[0] == 1 or weight.name.startswith("router."):
         return "f32"
+    if weight.expert_bias:
+        return "f32"
     if name in PLAIN:
         return name
     if name == "mxfp4":  # MXFP4_MOE: only experts
@@ -226,6 +236,8 @@ def _inside(weight: Weight, name: str, place: Place, first_down: bool) -> str:
 @lru_cache(maxsize=4096)
 def _wanted(category: str, name: str, place: Place, first_down: bool) -> str:
     base = MIXES[name]
+    if place.eight_experts and (own := _mixtral(category, name, place)) is not None:
+        return own
     if name in LOWEST:
         return _lowest(category, name, place, first_down, base)
     if category == "v" or category == "qkv":
@@ -241,6 +253,15 @@ def _wanted(category: str, name: str, place: Place, first_down: bool) -> str:
     if category == "gate or up" and name == "iq3_xs" and not (place.first_8th or place.last_8th):
         return "iq3_xxs"
     return base
+
+
+def _mixtral(category: str, name: str, place: Place) -> str | None:
+    """The type in a model with 8 experts, where that differs from other models."""
+    if category in ("k", "v", "qkv"):
+        return "q4_k" if name in LOWEST else "q8_0"
+    if category == "attention out":
+        return "q5_k" if name in LOWEST or name in MIXTRAL_OUTPUTS else MIXES[name]
+    return "q4_k" if category == "down" and name == "iq3_m" and place.more_bits else None
 
 
 def _lowest(category: str, name: str, place: Place, first_down: bool, base: str) -> str:
@@ -264,6 +285,8 @@ def _value(name: str, place: Place, base: str) -> str:
         return "q5_k" if place.v_index < 2 else "q4_k"
     if name == "q2_k":
         return "q4_k" if place.grouped else "q3_k"
+    if name == "q2_k_s":
+        return "q4_k" if place.grouped else base
     if name == "iq3_xxs":
         return "q4_k" if place.grouped else "iq3_s"
     if name in ("iq3_xs", "iq3_s") and place.grouped:
@@ -282,7 +305,7 @@ def _down(name: str, place: Place, base: str) -> str:
         return "q4_k" if place.first_8th else "q3_k"
     if place.first_8th and name in ("q4_k_s", "iq4_nl", "iq4_xs"):
         return "q5_k"
-    if place.first_8th and name == "iq3_m":
+    if place.first_8th and name in ("iq3_m", "q2_k_s"):
         return "q4_k"
     return {"q2_k": "q3_k", "q3_k_l": "q5_k"}.get(name, base)
 

@@ -75,6 +75,12 @@ QWEN35 = {
     "ffn_up_shexp": "mlp.shared_expert.up_proj",
     "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
+EXPERTS = {
+    "ffn_gate_exps.weight": "mlp.experts.gate_up_proj",
+    "ffn_up_exps.weight": "mlp.experts.gate_up_proj",
+    "ffn_gate_up_exps.weight": "mlp.experts.gate_up_proj",
+    "ffn_down_exps.weight": "mlp.experts.down_proj",
+}
 WHOLE = {  # names that are not a module plus ``.weight`` or ``.bias``
     "gemma4": {
         "layer_output_scale.weight": "layer_scalar",
@@ -84,18 +90,30 @@ WHOLE = {  # names that are not a module plus ``.weight`` or ``.bias``
         "ffn_down_exps.weight": "experts.down_proj",
     },
     "qwen35": {"ssm_a": "linear_attn.A_log", "ssm_dt.bias": "linear_attn.dt_bias"},
-    "qwen35moe": {
-        "ssm_a": "linear_attn.A_log",
-        "ssm_dt.bias": "linear_attn.dt_bias",
-        "ffn_gate_exps.weight": "mlp.experts.gate_up_proj",
-        "ffn_up_exps.weight": "mlp.experts.gate_up_proj",
-        "ffn_gate_up_exps.weight": "mlp.experts.gate_up_proj",
-        "ffn_down_exps.weight": "mlp.experts.down_proj",
+    "qwen35moe": EXPERTS | {"ssm_a": "linear_attn.A_log", "ssm_dt.bias": "linear_attn.dt_bias"},
+    "llama": EXPERTS,
+    "qwen3moe": EXPERTS,
+    "gpt-oss": EXPERTS
+    | {
+        "attn_sinks.weight": "self_attn.sinks",
+        "ffn_gate_exps.bias": "mlp.experts.gate_up_proj_bias",
+        "ffn_up_exps.bias": "mlp.experts.gate_up_proj_bias",
+        "ffn_down_exps.bias": "mlp.experts.down_proj_bias",
     },
 }
 MODULES: Mapping[str, Mapping[str, str]] = {
-    "llama": PROJECTIONS | TWO_NORMS,
+    "llama": PROJECTIONS | TWO_NORMS | {"ffn_gate_inp": "mlp.gate"},  # with experts it is Mixtral
+    "mistral3": PROJECTIONS | TWO_NORMS,
+    "phi3": {
+        **PROJECTIONS,
+        **TWO_NORMS,
+        "attn_qkv": "self_attn.qkv_proj",
+        "ffn_up": "mlp.gate_up_proj",  # with the gate
+    },
+    "qwen2": PROJECTIONS | TWO_NORMS,
     "qwen3": PROJECTIONS | TWO_NORMS,
+    "qwen3moe": PROJECTIONS | TWO_NORMS | {"ffn_gate_inp": "mlp.gate"},
+    "gpt-oss": PROJECTIONS | {"post_attention_norm": "post_attention_layernorm", "ffn_gate_inp": "mlp.router"},
     "gemma3": PROJECTIONS | FOUR_NORMS,
     "gemma4": PROJECTIONS | FOUR_NORMS | GEMMA4,
     "qwen35": PROJECTIONS | QWEN35,
@@ -105,8 +123,10 @@ NAMES = (  # of ggml_type, by number (ggml.h); empty for removed types
     *("F32", "F16", "Q4_0", "Q4_1", "", "", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
     *("Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32"),
     *("I64", "F64", "IQ1_M", "BF16", "", "", "", "TQ1_0", "TQ2_0", "", "", "", "MXFP4", "NVFP4", "Q1_0"),
+    "Q2_0",
 )
 
+INPUTS_FIRST = frozenset({"gpt-oss"})  # transformers has their experts as ``[experts, in, out]``
 BLOCK_LINES = re.compile(r"blk\.(\d{1,9})\.(.+)", re.DOTALL)
 OUTSIDE: dict[str, tuple[Role, str]] = {
     "token_embd.weight": ("embedding", EMBEDDING),
@@ -135,6 +155,7 @@ FILE_TYPES: dict[int, tuple[str, frozenset[str]]] = {
     18: ("q6_k", frozenset({"q6_k"})),
     19: ("iq2_xxs", frozenset({"iq2_xxs", "q2_k", "q4_k"})),
     20: ("iq2_xs", frozenset({"iq2_xs", "q2_k", "q4_k"})),
+    21: ("q2_k_s", frozenset({"q2_k", "q4_k"})),
     22: ("iq3_xs", frozenset({"iq3_s", "iq3_xxs", "q4_k"})),
     23: ("iq3_xxs", frozenset({"iq3_xxs", "iq2_s", "iq3_s", "q3_k", "q4_k"})),
     24: ("iq1_s", frozenset({"iq1_s", "iq2_xxs", "q2_k", "q4_k"})),
@@ -149,11 +170,14 @@ FILE_TYPES: dict[int, tuple[str, frozenset[str]]] = {
     36: ("tq1_0", frozenset({"tq1_0"})),
     37: ("tq2_0", frozenset({"tq2_0"})),
     38: ("mxfp4", frozenset({"mxfp4", "q8_0"})),
+    39: ("nvfp4", frozenset({"nvfp4"})),
+    40: ("q1_0", frozenset({"q1_0"})),
+    41: ("q2_0", frozenset({"q2_0"})),
 }
 FALLBACK = {  # for rows that do not fill the blocks of a type (``tensor_type_fallback``, src/llama-quant.cpp)
     "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "q2_k": "q4_0", "q3_k": "q4_0", "iq1_s": "iq4_nl",
     "iq1_m": "iq4_nl", "iq2_xxs": "iq4_nl", "iq2_xs": "iq4_nl", "iq2_s": "iq4_nl", "iq3_xxs": "iq4_nl",
-    "iq3_s": "iq4_nl", "iq4_xs": "iq4_nl", "tq1_0": "q4_0", "tq2_0": "q4_0",
+    "iq3_s": "iq4_nl", "iq4_xs": "iq4_nl", "tq1_0": "q4_0", "tq2_0": "q4_0", "q2_0": "q4_0",
 }  # fmt: skip
 MIN_MAIN_SHARE = 0.9  # share of the layers' parameters that makes a type the file's quantization
 MIXED = "mixed"
@@ -192,6 +216,8 @@ def entries(header: GgufHeader, geometry: Geometry) -> Iterator[FileTensor]:
         target = parameter(architecture, tensor.name, drafting)
         leaf = (target or "").removeprefix("model.layers.").partition(".")[2]
         shape = _as_expected(tensor, shapes.get(leaf))
+        if architecture in INPUTS_FIRST and len(shape) == 3:
+            shape = (shape[0], shape[2], shape[1])
         known = tensor.type_id < len(NAMES) and NAMES[tensor.type_id]
         dtype = known or f"ggml type {tensor.type_id}"
         yield FileTensor(tensor.name, target, shape, dtype, tensor.nbytes or 0)
@@ -269,7 +295,7 @@ def _placed(geometry: Geometry, tensor: GgufTensor) -> tuple[Weight, int | None]
 
 
 def _role(name: str, shape: tuple[int, ...]) -> Role:
-    if "_exps" in name and len(shape) == 3:
+    if "_exps" in name and len(shape) > 1:
         return "experts"
     if "conv1d" in name:
         return "conv"

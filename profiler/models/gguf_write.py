@@ -17,7 +17,7 @@ from profiler.errors import ProfileError
 from profiler.models import families, gguf
 from profiler.models.config import Config
 from profiler.models.geometry import Geometry
-from profiler.models.gguf_tensors import own_name
+from profiler.models.gguf_tensors import INPUTS_FIRST, own_name
 from profiler.models.layers import Attention, Experts, GatedDelta, Weight
 
 ALIGNMENT = 32  # bytes; llama.cpp's default
@@ -27,7 +27,14 @@ ROTATED = {"qwen3_5_text": 0.25, "qwen3_5_moe_text": 0.25}  # share of a head's 
 SECTIONS = [11, 11, 10, 0]  # of Qwen 3.5's RoPE, where the config has none (conversion/qwen.py)
 PERIOD = 6  # llama.cpp's default period of Gemma 3's sliding layers
 UNROTATED = 1e30  # frequency factor that leaves a pair of channels as it is (conversion/gemma.py)
-THETA = {"gemma3_text": 1e6, "gemma4_text": 1e6, "gemma4_unified_text": 1e6}  # else 10,000, as in transformers
+HALVED = frozenset({"llama", "qwen3moe", "qwen35moe", "gpt-oss"})  # gate and up of experts are two tensors there
+THETA = {  # else 10,000, as in transformers
+    "gemma3_text": 1e6,
+    "gemma4_text": 1e6,
+    "gemma4_unified_text": 1e6,
+    "mixtral": 1e6,
+    "gpt_oss": 150_000.0,
+}
 LOCAL_THETA = 1e4
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # llama_token_type, include/llama.h
 
@@ -114,14 +121,17 @@ def header(metadata: Metadata, tensors: Sequence[NewTensor]) -> bytes:
 
 def _named(arch: str, place: str, weight: Weight, kind: str) -> list[NewTensor]:
     """One weight of transformers in the file: usually one tensor, without dimensions of size 1."""
-    if arch == "qwen35moe" and place.endswith("experts.gate_up_proj"):  # converted as two tensors
-        number, (count, both, hidden) = place.split(".")[2], weight.shape
-        half = (count, both // 2, hidden)
-        return [NewTensor(f"blk.{number}.ffn_{part}_exps.weight", half, kind) for part in ("gate", "up")]
+    file_shape = weight.shape
+    if arch in INPUTS_FIRST and len(file_shape) == 3:
+        file_shape = (file_shape[0], file_shape[2], file_shape[1])
+    if arch in HALVED and place.endswith(("experts.gate_up_proj", "experts.gate_up_proj_bias")):
+        number, (count, both, *inputs) = place.split(".")[2], file_shape
+        leaf, half = "bias" if weight.expert_bias else "weight", (count, both // 2, *inputs)
+        return [NewTensor(f"blk.{number}.ffn_{part}_exps.{leaf}", half, kind) for part in ("gate", "up")]
     name = own_name(arch, place)
     if name == place:
         raise ProfileError(f"{arch}: no name is known for {place} in a GGUF file")
-    shape = tuple(size for size in weight.shape if size != 1) or (1,)
+    shape = tuple(size for size in file_shape if size != 1) or (1,)
     values = _constant(name, shape[0]) if len(shape) == 1 else None
     return [NewTensor(name, shape, "f32" if values else kind, values)]
 
@@ -210,11 +220,36 @@ def _llama(config: Config, geometry: Geometry) -> Metadata:
     return {"rope.dimension_count": _U32(_of_kind(geometry, "full").head_dim)}
 
 
+def _qwen2(config: Config, geometry: Geometry) -> Metadata:
+    if any(layer.kind != "full" for layer in geometry.layers):
+        raise config.error(f"llama.cpp runs {config.model_type} without sliding windows only")
+    return {}
+
+
 def _qwen3(config: Config, geometry: Geometry) -> Metadata:
     _refuse_bias(config)
-    if any(layer.kind != "full" for layer in geometry.layers):
-        raise config.error("llama.cpp runs Qwen 3 without sliding windows only")
-    return {}
+    return _qwen2(config, geometry) | _experts_width(config)
+
+
+def _mistral(config: Config, geometry: Geometry) -> Metadata:
+    """The converter leaves the window of all layers out, so llama.cpp attends to all tokens."""
+    return _llama(config, geometry) | _experts_width(config)
+
+
+def _experts_width(config: Config) -> Metadata:
+    """The width that llama.cpp falls back to; of Mixtral's experts it is the only one."""
+    return {"feed_forward_length": _U32(config.number("intermediate_size"))}
+
+
+def _gpt_oss(config: Config, geometry: Geometry) -> Metadata:
+    kinds = [layer.kind for layer in geometry.layers]
+    period = kinds.index("full") + 1 if "full" in kinds else 0
+    if not period or any((kind == "full") != ((index + 1) % period == 0) for index, kind in enumerate(kinds)):
+        raise config.error("llama.cpp runs gpt-oss only with a full layer at regular distances")
+    if not config.flag("attention_bias"):
+        raise config.error("attention_bias is false, and llama.cpp runs gpt-oss only with biases")
+    found = {"attention.sliding_window": _U32(config.number("sliding_window"))} if "sliding" in kinds else {}
+    return found | {"attention.sliding_window_pattern": _U32(period)}
 
 
 def _gemma3(config: Config, geometry: Geometry) -> Metadata:
@@ -291,6 +326,12 @@ def _qwen35(config: Config, geometry: Geometry) -> Metadata:
 
 ARCHITECTURES: Mapping[str, tuple[str, Callable[[Config, Geometry], Metadata]]] = {
     "llama": ("llama", _llama),
+    "mistral": ("llama", _mistral),
+    "mixtral": ("llama", _mistral),
+    "gpt_oss": ("gpt-oss", _gpt_oss),
+    "phi3": ("phi3", _llama),
+    "qwen2": ("qwen2", _qwen2),
+    "qwen3_moe": ("qwen3moe", _qwen3),
     "qwen3": ("qwen3", _qwen3),
     "gemma3_text": ("gemma3", _gemma3),
     "gemma4_text": ("gemma4", _gemma4),

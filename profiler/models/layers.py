@@ -7,7 +7,7 @@ newest. Cache rules are those of transformers 5.23, ``cache_utils.py``, after at
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal
 
@@ -36,6 +36,11 @@ class Weight:
     def parameters(self) -> int:
         """Number of elements."""
         return prod(self.shape)
+
+    @property
+    def expert_bias(self) -> bool:
+        """Whether it holds a bias ``[experts, outputs]``: read like the experts, but added and so never quantized."""
+        return self.role == "experts" and len(self.shape) == 2
 
 
 def linear(name: str, outputs: int, inputs: int, bias: bool = False) -> tuple[Weight, ...]:
@@ -129,6 +134,10 @@ class Attention:
             return self.flops_of(self._seen(context))  # the same in any number of passes
         starts = range(0, context, chunk)
         return self.flops_of(sum(self._pairs(start, min(chunk, context - start), last_only, how) for start in starts))
+
+    def prefill_scores(self, context: int, chunk: int, how: Execution) -> int:
+        """Scores of all heads that a prefill of one sequence computes: one per query, key and head."""
+        return self.prefill_flops(context, chunk, how) // (4 * self.head_dim)
 
     def _pairs(self, start: int, tokens: int, last_only: bool, how: Execution) -> int:
         """(query, key) pairs that a pass over ``tokens`` tokens computes, after ``start`` earlier ones."""
@@ -262,6 +271,12 @@ class Layer:
         routed = sum(weight.parameters for weight in self.weights if weight.role == "experts")
         object.__setattr__(self, "parameters", sum(weight.parameters for weight in self.weights))
         object.__setattr__(self, "routed", routed)
+
+    def without_window(self) -> Layer:
+        """The same layer with full attention, if it slides."""
+        if not isinstance(self.mixer, Attention) or self.mixer.kind != "sliding":
+            return self
+        return replace(self, mixer=replace(self.mixer, kind="full", window=None))
 
     @property
     def kind(self) -> str:

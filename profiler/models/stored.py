@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from profiler import registry
+from profiler.models.account import renamed
 from profiler.models.geometry import EMBEDDING, HEAD, Geometry
 from profiler.models.layers import Weight
 from profiler.models.safetensors import SafetensorsTensor, integers
@@ -174,7 +175,7 @@ def _place(name: str, outside: _Names, layers: list[_Names]) -> tuple[int | None
     if name.startswith(("lm_head.", "language_model.lm_head.", "model.lm_head.")):
         return None, outside, name[name.index("lm_head.") :]
     prefix = next(prefix for prefix in DECODER if name.startswith(prefix))
-    local = name[len(prefix) :]
+    local = renamed(name[len(prefix) :])
     match = LAYER.fullmatch(local)
     if match is None:
         return None, outside, f"model.{local}"

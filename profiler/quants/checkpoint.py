@@ -32,7 +32,7 @@ LIBRARIES: Mapping[str, tuple[str, ...]] = {
 }
 NEVER: Mapping[str, str] = {  # what transformers never runs as it is stored, and why
     COMPRESSED: "transformers unpacks compressed-tensors in the first pass",
-    "mxfp4": "transformers keeps MXFP4 in the experts of gpt-oss only",
+    "mxfp4": "transformers keeps MXFP4 in the experts of gpt-oss only, with kernels that profile does not load",
     MLX: "transformers does not read MLX checkpoints; mlx-lm runs them",
 }
 FP8_CAPABILITY = 89  # compute capability × 10
@@ -192,7 +192,7 @@ class _Rule:
 
     def weight_bytes(self, weight: Weight) -> int | None:
         """Bytes of a weight by its role and shape, whatever its name."""
-        if weight.role not in self.roles:
+        if weight.role not in self.roles or weight.expert_bias:
             return None
         matrices = math.prod(weight.shape[:-2])
         outputs, inputs = weight.shape[-2:]
@@ -244,6 +244,17 @@ class _Fp8(_Rule):
         return int(outputs * inputs + scale * -(-outputs // block[0]) * -(-inputs // block[1]))
 
 
+class _Mxfp4(_Rule):
+    """The experts of gpt-oss: 4 bits, and an exponent of 8 bits for every 32 inputs. Their matrices are stored
+    ``[experts, in, out]``, and inputs always fill the groups.
+    """
+
+    roles = frozenset({"experts"})
+
+    def matrix_bytes(self, outputs: int, inputs: int) -> int:
+        return outputs * inputs // 2 + outputs * inputs // 32
+
+
 class _Ours(_Rule):
     """A quantization in ``profiler/quants``. The config may exclude modules by name."""
 
@@ -272,7 +283,7 @@ class _Mlx(_Rule):
 
     def __call__(self, weight: Weight, path: str) -> int | None:
         own = self.scheme.config.get(path)
-        if weight.role not in self.roles or own is False:
+        if weight.role not in self.roles or weight.expert_bias or own is False:
             return None
         bits, group = self.scheme.bits or 4, self.scheme.number("group_size") or 64
         if isinstance(own, dict):
@@ -331,6 +342,7 @@ RULES: Mapping[str, type[_Rule]] = {
     "awq": _Awq,
     "gptq": _Gptq,
     "fp8": _Fp8,
+    "mxfp4": _Mxfp4,
     BITSANDBYTES: _Ours,
     COMPRESSED: _Compressed,
     MLX: _Mlx,

@@ -8,20 +8,24 @@ if either side has a single repetition.
 Like the interval of a row (``stats``) it is widened for correlated consecutive repetitions and, if it was known when
 the rows were measured, for the process-to-process variation. It still compares one process with one other, at two
 different times: a difference holds for these two runs only. ``profiler.gate`` detects regressions.
+
+KL divergences are compared if both rows have the same scale (``quality.KlScale``). The interval of their ratio is
+that of other texts of the same kinds, because the divergence over the same texts is the same each time.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from profiler.case import Case
-from profiler.results import measurement, stats
+from profiler.results import measurement, quality, stats
 from profiler.results.environment import differences
 from profiler.results.measurement import PHASES, Measurement, Phase
-from profiler.units import printable
+from profiler.results.tasks import TaskComparison, compared
+from profiler.units import printable, significant
 
 CONFIDENCE = 0.95
 MAX_DEGREES_OF_FREEDOM = 200.0  # beyond this, Student's t is as good as normal
@@ -77,6 +81,8 @@ class ComparedCase:
     rates: Mapping[Phase, Ratio]  # of tokens per second, so above 1 means that B is faster
     peak: Ratio | None  # of the peak memory that decides whether the case fits
     total: Ratio | None = None  # of the tokens per second of all streams of a server together, by wall time
+    tasks: TaskComparison | None = None  # of the tasks of --tasks that both answered
+    kl: Ratio | None = None  # of the mean KL divergence, so above 1 means that B loses more
 
     @property
     def case(self) -> Case:
@@ -101,7 +107,7 @@ def compare(a: Iterable[Measurement], b: Iterable[Measurement]) -> Comparison:
     both = [(row, right[key]) for key, row in left.items() if key in right]
     ended_well = [(row, other) for row, other in both if row.outcome == other.outcome == "ok"]
     return Comparison(
-        pairs=tuple(pair(row, other) for row, other in ended_well),
+        pairs=tuple(replace(pair(row, other), kl=_kl(row, other)) for row, other in ended_well),
         failed=tuple((row, other) for row, other in both if not row.outcome == other.outcome == "ok"),
         only_a=tuple(row for key, row in left.items() if key not in right),
         only_b=tuple(row for key, row in right.items() if key not in left),
@@ -131,7 +137,22 @@ def pair(a: Measurement, b: Measurement) -> ComparedCase:
             rates[phase] = found
     peak = _exact(a.memory.process_peak_bytes, b.memory.process_peak_bytes)
     totals = ((row.serving or {}).get("total_tps") for row in (a, b))
-    return ComparedCase(a, b, rates, peak, _exact(*totals) if a.case.batch > 1 else None)
+    one, other = ((row.serving or {}).get("tasks") for row in (a, b))
+    tasks = compared(one, other) if one and other else None
+    return ComparedCase(a, b, rates, peak, _exact(*totals) if a.case.batch > 1 else None, tasks)
+
+
+def _kl(a: Measurement, b: Measurement) -> Ratio | None:
+    """The ratio of the KL divergences of two rows with the same scale; None if one of them is 0."""
+    left, right = quality.scale(a.quality), quality.scale(b.quality)
+    if left is None or right is None or quality.unlike(left, right) is not None:
+        return None
+    sides = [quality.blocks(row.quality or {}) for row in (a, b)]
+    found = quality.kl_ratio(*sides)
+    if found is None:
+        return None
+    before, after = (quality.quick_kl(row.quality or {}) for row in (a, b))
+    return Ratio(before, after, (len(sides[0]), len(sides[1])), found.low, found.high)
 
 
 def too_noisy(a: Measurement, b: Measurement, phase: Phase) -> bool:
@@ -218,4 +239,19 @@ def _differences(pairs: Iterable[tuple[Measurement, Measurement]]) -> tuple[str,
         unlike = measurement.difference(a, b, ("A", "B"))
         if unlike:
             found[f"{printable(a.case.label)}: {unlike}"] = None
+        found.update(dict.fromkeys(_unlike_kl(a, b)))
     return tuple(found)
+
+
+def _unlike_kl(a: Measurement, b: Measurement) -> Iterator[str]:
+    """Why the KL divergences of both rows have no ratio."""
+    left, right = quality.scale(a.quality), quality.scale(b.quality)
+    if left is None or right is None:
+        return
+    if (what := quality.unlike(left, right)) is not None:
+        yield f"{printable(a.case.label)}: KL divergences are not compared, because A and B differ in {what}"
+        return
+    values = [quality.quick_kl(row.quality or {}) for row in (a, b)]
+    if min(values) <= 0 < max(values):
+        shown = (significant(value, 2) for value in values)
+        yield f"{printable(a.case.label)}: the KL divergence is {' in A and '.join(shown)} in B"

@@ -15,6 +15,9 @@ degrees of freedom are Satterthwaite's, because a few blocks of the kind that lo
 variance. ``benchmarks/quality.py interval`` measures the coverage. An interval needs two blocks of each kind.
 
 ``error`` bounds what the stored form of the reference adds, and is not part of the interval.
+
+**Scale.** Divergences over other texts, windows or tokens, by another definition or from another reference differ for
+reasons that are not the quantization's, so only rows of one ``KlScale`` may be compared, drawn on one axis or ranked.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +38,8 @@ SUMS = ("tokens", "kl", "same", "nll", "reference_nll")  # columns of numbers
 TEXTS = ("kind", "document")
 DERIVED = ("tokens", "kl", "top1", "ppl", "kinds")  # added when a row is printed
 ALL = "all"  # the name of the whole set in ``tails``
+GGUF_DTYPES = {"f32": "fp32", "f16": "fp16"}  # as references are called that are GGUF files
+SAME_REFERENCE = 0.001  # nats of mean −log p: two programs round the same weights differently, but by less
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,83 @@ class Estimate:
     value: float
     low: float | None
     high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class KlScale:
+    """What the KL divergence of a row is of. Compare two with ``unlike``."""
+
+    definition: Any  # a version of ``quality/definition.py``
+    text: str  # hash of the texts
+    title: str  # their name
+    model: str  # name of the reference
+    window: int  # tokens
+    dtype: str  # of the reference, as PyTorch's are called
+    reference: str  # its ``model_id``
+    tokens: tuple[int, ...]  # of each block, which differ if another tokenizer cut the texts
+    tokens_hash: str | None  # of all tokens; None if the row does not say
+    reference_nll: float  # mean −log p of the reference over the texts
+
+
+def scale(stored: Mapping[str, Any] | None) -> KlScale | None:
+    """The scale of a row's ``quality``; None if it has no figures or does not say what they are of."""
+    if not stored or not (columns := stored.get("blocks")):
+        return None
+    text, reference = stored.get("text") or {}, stored.get("reference") or {}
+    known = (text.get("hash"), reference.get("dtype"), stored.get("window"), stored.get("definition"))
+    if None in known or not sum(columns["tokens"]):
+        return None
+    return KlScale(
+        stored["definition"],
+        str(text["hash"]),
+        str(text.get("name") or text["hash"]),
+        str(reference.get("model") or "an unnamed model"),
+        int(stored["window"]),
+        GGUF_DTYPES.get(str(reference["dtype"]), str(reference["dtype"])),
+        str(reference.get("model_id")),
+        tuple(columns["tokens"]),
+        text.get("tokens_hash"),
+        math.fsum(columns["reference_nll"]) / sum(columns["tokens"]),
+    )
+
+
+def unlike(a: KlScale, b: KlScale) -> str | None:
+    """What keeps two scales from being compared, such as ``the texts``; None if nothing does.
+
+    References count as the same if they are the same file, or if they predict the texts equally well, as the same
+    weights do in two engines.
+    """
+    if a.definition != b.definition:
+        return "the definition of the divergence"
+    if a.text != b.text:
+        return "the texts"
+    if a.window != b.window:
+        return "the window"
+    if a.tokens != b.tokens or (a.tokens_hash and b.tokens_hash and a.tokens_hash != b.tokens_hash):
+        return "the tokens of the texts"
+    if a.dtype != b.dtype or (a.reference != b.reference and not _alike(a.reference_nll, b.reference_nll)):
+        return "the reference"
+    return None
+
+
+def apart(scales: Iterable[KlScale]) -> list[str]:
+    """All that keeps some of these scales from being compared with others; empty if they are one."""
+    kinds: list[KlScale] = []
+    for scale in scales:
+        if all(unlike(scale, other) is not None for other in kinds):
+            kinds.append(scale)
+    found = (unlike(one, other) for number, one in enumerate(kinds) for other in kinds[:number])
+    return list(dict.fromkeys(what for what in found if what is not None))
+
+
+def _alike(nll: float, other: float) -> bool:
+    return abs(nll - other) <= SAME_REFERENCE
+
+
+def quick_kl(stored: Mapping[str, Any]) -> float:
+    """The mean KL divergence of a row with a ``scale``, without its interval, which takes much longer."""
+    columns = stored["blocks"]
+    return math.fsum(columns["kl"]) / int(sum(columns["tokens"]))
 
 
 def blocks(stored: Mapping[str, Any]) -> list[Block]:
@@ -87,6 +169,23 @@ def columns(found: Sequence[Block]) -> dict[str, list[Any]]:
 def mean_kl(found: Sequence[Block]) -> Estimate:
     """The mean KL divergence in nats."""
     return _estimate(found, lambda block: block.kl)
+
+
+def kl_ratio(a: Sequence[Block], b: Sequence[Block]) -> Estimate | None:
+    """The KL divergence of ``b`` ÷ that of ``a``, over the same blocks; None if one of them is 0.
+
+    A block is drawn with both of its sums, because a text on which one model loses much is difficult for the other,
+    too. The interval of the ratio is therefore much narrower than those of the two divergences.
+    """
+    strata: dict[str, list[tuple[float, float]]] = {}
+    for one, other in zip(a, b, strict=True):
+        strata.setdefault(one.kind, []).append((one.kl, other.kl))
+    every = [pair for pairs in strata.values() for pair in pairs]
+    if not (sum(one for one, _ in every) > 0 and sum(other for _, other in every) > 0):
+        return None
+    if min(map(min, every)) <= 0:  # a draw of such blocks alone has no ratio
+        return Estimate(_ratio(every), None, None)
+    return _of_strata(list(strata.values()), logarithmic=True)
 
 
 def top1(found: Sequence[Block]) -> Estimate:
@@ -134,18 +233,22 @@ def _rounded(value: float | None) -> float | None:
 
 def _estimate(found: Sequence[Block], of: Callable[[Block], float], logarithmic: bool = True) -> Estimate:
     """The mean of a sum over tokens, with its interval on a logarithmic scale or on its own."""
-    strata: dict[str, list[tuple[int, float]]] = {}
+    strata: dict[str, list[tuple[float, float]]] = {}
     for block in found:
         strata.setdefault(block.kind, []).append((block.tokens, of(block)))
-    every = [pair for pairs in strata.values() for pair in pairs]
-    mean = _ratio(every)
-    if any(len(pairs) < 2 for pairs in strata.values()):
+    return _of_strata(list(strata.values()), logarithmic)
+
+
+def _of_strata(strata: Sequence[Sequence[tuple[float, float]]], logarithmic: bool) -> Estimate:
+    """The sum of the second of each pair ÷ that of the first, with its interval."""
+    mean = _ratio([pair for pairs in strata for pair in pairs])
+    if any(len(pairs) < 2 for pairs in strata):
         return Estimate(mean, None, None)
-    freedom = _freedom(list(strata.values()), mean)
+    freedom = _freedom(strata, mean)
     if freedom is None:
         return Estimate(mean, mean, mean)
     chance = random.Random(SEED)
-    drawn = [_ratio(_drawn(list(strata.values()), chance)) for _ in range(REPLICATES)]
+    drawn = [_ratio(_drawn(strata, chance)) for _ in range(REPLICATES)]
     reach = quantile(0.975, round(freedom, 1))
     if logarithmic and min(drawn) > 0:
         reach *= statistics.stdev(map(math.log, drawn))
@@ -154,7 +257,7 @@ def _estimate(found: Sequence[Block], of: Callable[[Block], float], logarithmic:
     return Estimate(mean, max(0.0, mean - reach), mean + reach)
 
 
-def _drawn(strata: Sequence[Sequence[tuple[int, float]]], chance: random.Random) -> list[tuple[float, float]]:
+def _drawn(strata: Sequence[Sequence[tuple[float, float]]], chance: random.Random) -> list[tuple[float, float]]:
     """One less of each stratum, with replacement, and with the stratum's own weight."""
     found = []
     for pairs in strata:
@@ -167,7 +270,7 @@ def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
     return math.fsum(value for _, value in pairs) / math.fsum(n for n, _ in pairs)
 
 
-def _freedom(strata: Sequence[Sequence[tuple[int, float]]], mean: float) -> float | None:
+def _freedom(strata: Sequence[Sequence[tuple[float, float]]], mean: float) -> float | None:
     """Satterthwaite's degrees of freedom for the linearized variance of the mean; None if it does not vary."""
     parts = []
     for pairs in strata:

@@ -18,7 +18,7 @@ from operator import attrgetter
 from typing import Any
 
 from profiler.case import Case
-from profiler.results import energy, quality, stats
+from profiler.results import energy, quality, stats, tasks
 from profiler.results.cautions import cautions
 from profiler.results.measurement import (
     PHASES,
@@ -84,7 +84,7 @@ def _without_environment(run: str | None, measurement: Measurement) -> dict[str,
         "decode": _decode(measurement),
         "path": asdict(measurement.decode_path) if measurement.decode_path else None,
         "checkpoint": measurement.checkpoint or None,
-        "serving": measurement.serving,
+        "serving": tasks.content(measurement.serving),
         "memory": _flat(measurement.memory) | {"unaccounted_bytes": unaccounted_bytes(measurement.memory)},
         "energy": _energy(measurement),
         "quality": quality.content(measurement.quality),
@@ -197,7 +197,7 @@ def from_row(row: Mapping[str, Any]) -> Measurement:
         "decode_path": row.get("path"),
         "expected": _expected(row),
         "checkpoint": row.get("checkpoint") or {},
-        "serving": row.get("serving"),
+        "serving": tasks.stored(row.get("serving")),
         "quality": quality.stored(row.get("quality")),
     }
     check_row(content, "path")

@@ -20,6 +20,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from profiler.case import SERVER, Case, options_of
 from profiler.results.measurement import PHASES, Caution, DecodePath, Energy, Measurement, Memory, PhaseEnergy, Sample
+from profiler.results.tasks import VERDICTS
 from profiler.units import MAX_BYTES, printable
 
 MAX_TEXT = 64 * 1024  # characters
@@ -91,6 +92,7 @@ FLAG = Allowed(frozenset({bool, NoneType}))
 ANY = Allowed(frozenset({int, float, str, bool, NoneType}), -MAX_NUMBER)
 COUNT = Allowed(frozenset({int}), high=MAX_COUNT)
 AMOUNT = Allowed(frozenset({int, float}))
+TASK_WORD = Allowed(frozenset({str}))
 SIZES = {"tokens": Allowed(frozenset({int}), 1, MAX_COUNT), "same": COUNT}  # of ``quality.blocks``
 
 # The fields of semi-structured parts that reports read. Other names may have any JSON value.
@@ -168,11 +170,12 @@ SERVING: Form = {
     "tokens_per_chunk": PERCENTILES,
     "cached": FLAG,
     "fixed_length": FLAG,
+    "tasks": {"set": TEXT, "hash": TEXT, **dict.fromkeys(("kind", "name", "outcome", "reason"), LIST)},
     "unknown": {},
 }
 QUALITY: Form = {
     **dict.fromkeys(("definition", "window", "error", "rest", "seconds"), NUMBER),
-    "text": dict.fromkeys(("name", "hash", "license"), TEXT),
+    "text": dict.fromkeys(("name", "hash", "license", "tokens_hash"), TEXT),
     "reference": dict.fromkeys(("model", "model_id", "dtype", "device"), TEXT),
     "blocks": dict.fromkeys(("kind", "document", "tokens", "kl", "same", "nll", "reference_nll"), LIST),
     "tails": {},
@@ -308,8 +311,23 @@ def check_part(name: str, content: Any) -> None:
     _check_form(content, PARTS[name], name)
     if name == "expected":
         check_expected(content)
+    if name == "serving" and content.get("tasks"):
+        _check_tasks(content["tasks"])
     if name == "quality":
         _check_blocks(content.get("blocks") or {})
+
+
+def _check_tasks(tasks: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the columns of ``serving.tasks`` are complete and describe the same tasks."""
+    if not isinstance(tasks.get("hash"), str):
+        raise ValueError("serving.tasks has no hash")
+    columns = [tasks.get(name) for name in ("kind", "name", "outcome")]
+    if not all(isinstance(values, list) and all(map(TASK_WORD.takes, values)) for values in columns):
+        raise ValueError("serving.tasks has no lists of texts as kind, name and outcome")
+    if other := [each for each in columns[2] or () if each not in VERDICTS]:
+        raise ValueError(f"serving.tasks.outcome contains {shown(other[0])}, must be {' or '.join(VERDICTS)}")
+    if len({len(values or ()) for values in columns}) > 1:
+        raise ValueError("serving.tasks has columns of different lengths")
 
 
 def _check_blocks(blocks: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from profiler.backends.endpoint import (
     LoadSummary,
     Slo,
     figures,
+    first_failure,
     percentiles,
     summarize,
 )
@@ -32,7 +33,7 @@ from profiler.backends.endpoint.processes import ServerUse, ServerWatch, is_here
 from profiler.backends.endpoint.servers import ServedModel, Server, choose_models, recognise
 from profiler.errors import ProfileError
 from profiler.results.measurement import Caution
-from profiler.run import grid
+from profiler.run import grid, tasks
 from profiler.run.prompts import DEFAULT_TOKENS, EndpointPrompt, Verdict, judged, own_prompts
 from profiler.run.prompts import prompts as scenario_prompts
 from profiler.units import printable
@@ -68,6 +69,7 @@ class EndpointRequest:
     reps: int | None = None
     prompt: Path | None = None
     scenarios: tuple[str, ...] = ()
+    tasks: tuple[str, ...] | None = None  # kinds, empty: all of them; None: something else is asked
     cached: bool = False
     slo: Slo | None = None
     timeout_s: float = 600.0
@@ -89,6 +91,9 @@ class EndpointRequest:
 
     def cases(self) -> list[tuple[EndpointPrompt, ...]]:
         """What each stream sends, again and again: one prompt, or the turns of a conversation in their order."""
+        if self.tasks is not None:
+            tasks.refuse(self)
+            return [tasks.prompts(self.tasks, self.tokens)]
         if sum(map(bool, (self.contexts, self.prompt, self.scenarios))) > 1:
             raise ProfileError(
                 "-c, --prompt and --scenario exclude each other: written prompts have their own length"
@@ -120,7 +125,7 @@ class EndpointRequest:
 
     def rounds(self, streams: int, turns: int) -> int:
         """How often the streams of a case of so many turns send it, all together. Raises ProfileError."""
-        count = streams * (self.reps or DEFAULT_REPS)
+        count = 1 if self.tasks is not None else streams * (self.reps or DEFAULT_REPS)
         if count * turns > MAX_REQUESTS:
             raise ProfileError(
                 f"{count * turns:,} requests in one case are more than {MAX_REQUESTS:,}", "Ask for fewer."
@@ -164,6 +169,7 @@ class EndpointResult:
     hint: str | None = None
     use: ServerUse = field(default_factory=ServerUse)  # memory and energy of the server
     cautions: tuple[Caution, ...] = ()  # ``serving.py`` finds them
+    tasks: tuple[tasks.TaskOutcome, ...] = ()  # of each exchange in turn
 
     @property
     def asked_tokens(self) -> int:
@@ -238,7 +244,7 @@ class _Bench:
         for turns in cases:
             for count in streams:
                 if failed is not None:
-                    for prompt in turns:
+                    for prompt in _shown(turns):
                         yield self._result(prompt, count, (), f"the first request failed: {failed}", failed.hint)
                 else:
                     for result in await self._case(turns, count):
@@ -291,8 +297,9 @@ class _Bench:
         for prompt in turns:
             if (too_long := self._too_long(prompt)) is not None:
                 hint = "Load it with a longer context."
-                return [self._result(each, streams, (), too_long, hint) for each in turns]
-        left = self.asked.rounds(streams, len(turns))
+                return [self._result(each, streams, (), too_long, hint) for each in _shown(turns)]
+        of_tasks = bool(turns[0].tasks)  # each is sent once, by whichever stream is free
+        left = len(turns) if of_tasks else self.asked.rounds(streams, len(turns))
         fewest = [self._fewest(prompt) for prompt in turns]
         self.client.delays.clear()
         exchanges: list[list[Exchange]] = [[] for _ in turns]
@@ -301,7 +308,7 @@ class _Bench:
         if self.asked.cached:  # the request that fills the cache does not count
             first = await self._send(turns[0], shared)
             if first.failure is not None:
-                return [self._result(turns[0], streams, (first,), *_first_failure([first]))]
+                return [self._result(turns[0], streams, (first,), *first_failure([first]))]
             self.cold_ttft_s = figures(first).ttft_s
 
         async def stream() -> None:
@@ -309,12 +316,14 @@ class _Bench:
             failures = 0
             while left > 0 and failures < GIVE_UP:
                 left -= 1
+                sent = slice(len(turns) - left - 1, len(turns) - left) if of_tasks else slice(None)
                 # A conversation keeps its beginning, so that a turn finds the ones before it in the prefix cache.
                 unique = shared if self.asked.cached else secrets.token_hex(NONCE_BYTES)
-                for prompt, least, done in zip(turns, fewest, exchanges, strict=True):
+                for prompt, least, done in zip(turns[sent], fewest[sent], exchanges[sent], strict=True):
                     exchange = self._counted(_whole(await self._send(prompt, unique), least))
                     done.append(exchange)
-                    failures = failures + 1 if exchange.failure is not None else 0
+                    silent = of_tasks and not tasks.answered([exchange])  # the model's answer
+                    failures = failures + 1 if exchange.failure is not None and not silent else 0
                     if exchange.failure is not None and exchange.failure.retry_after_s is not None:
                         left = 0  # it asks to be left alone
                     if exchange.failure is not None and exchange.failure.kind != "empty":
@@ -335,13 +344,19 @@ class _Bench:
         if not every:
             return []
         use = await asyncio.to_thread(self._used, every)
+        outcomes: tuple[tasks.TaskOutcome, ...] = ()
+        if turns[0].tasks:
+            outcomes = await asyncio.to_thread(tasks.judged, turns, exchanges)
+            turns, exchanges, asked = _shown(turns), [every], len(turns)
         use = use if len(turns) == 1 else use.without_energy(ALTERNATE)
         results = []
         for each, done in zip(turns, exchanges, strict=True):
-            failure, hint = _first_failure(done, asked)
+            counted = tasks.answered(done) if outcomes else done
+            failure, hint = first_failure(counted, asked - len(done) + len(counted))
             if self.interrupted:
                 failure, hint = f"interrupted after {len(done):,} of {asked:,} requests", None
-            results.append(replace(self._result(each, streams, tuple(done), failure, hint), use=use))
+            result = self._result(each, streams, tuple(done), failure, hint)
+            results.append(replace(result, use=use, tasks=outcomes))
         return [result for result in results if result.exchanges or not self.interrupted]
 
     def _used(self, exchanges: Sequence[Exchange]) -> ServerUse:
@@ -363,7 +378,8 @@ class _Bench:
         exchanges: Sequence[Sequence[Exchange]],
     ) -> None:
         """Run ``streams`` of ``stream`` to their end or Ctrl-C, and tell every second how it goes."""
-        case = f"{printable(self.model.shown, 40)}, {turns[0].conversation or turns[0].name}, {streams} at a time"
+        name = turns[0].conversation or _shown(turns)[0].name
+        case = f"{printable(self.model.shown, 40)}, {name}, {streams} at a time"
         total = self.asked.rounds(streams, len(turns)) * len(turns)
 
         async def tell(live: Callable[[str], None]) -> None:
@@ -421,7 +437,7 @@ class _Bench:
 
     def _fewest(self, prompt: EndpointPrompt) -> int:
         """The fewest tokens that a server counts of a whole prompt."""
-        if self.server.native and (self.asked.cached or prompt.turn > 1):
+        if self.server.native and (self.asked.cached or prompt.may_be_cached):
             return 0  # Ollama has not always counted cached tokens
         if prompt.tokens is not None:
             return round(KEPT_SHARE * prompt.tokens) if self.warm and self.warm.exchange.usage.prompt else 0
@@ -437,7 +453,7 @@ class _Bench:
         failure: str | None,
         hint: str | None = None,
     ) -> EndpointResult:
-        summary = summarize(exchanges, self.asked.cached or prompt.turn > 1, self.asked.slo)
+        summary = summarize(exchanges, self.asked.cached or prompt.may_be_cached, self.asked.slo)
         if prompt.conversation is not None:
             unknown = {
                 **summary.unknown,
@@ -466,6 +482,11 @@ class _Bench:
         )
 
 
+def _shown(turns: Sequence[EndpointPrompt]) -> Sequence[EndpointPrompt]:
+    """The prompts of a case that have a result each: its turns, but all tasks together."""
+    return (tasks.whole(turns),) if turns[0].tasks else turns
+
+
 def _whole(exchange: Exchange, fewest: int) -> Exchange:
     """``exchange``, as a failure if the server processed fewer tokens than the prompt has."""
     counted = exchange.usage.prompt
@@ -473,15 +494,3 @@ def _whole(exchange: Exchange, fewest: int) -> Exchange:
         return exchange
     words = f"the server cut the prompt: it processed {counted:,} tokens of at least {fewest:,}"
     return replace(exchange, failure=Failure("error", words, hint="Load the model with a longer context."))
-
-
-def _first_failure(exchanges: Sequence[Exchange], asked: int = 1) -> tuple[str | None, str | None]:
-    """The first failure in words and its hint, with the share of failed requests; ``asked``: to be sent."""
-    if not exchanges:
-        return "no conversation came this far", None
-    failed = [each.failure for each in exchanges if each.failure is not None]
-    if not failed:
-        return None, None
-    share = f"{len(failed)} of {len(exchanges)} requests failed: " if len(exchanges) > 1 else ""
-    unsent = f" ({asked - len(exchanges):,} more were not sent)" if len(exchanges) < asked else ""
-    return f"{share}{failed[0].words}{unsent}", failed[0].hint

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from profiler import devices
-from profiler.cost import engines
 from profiler.cost.engines.base import Engine, Named, Placement, Serving, placement
 from profiler.cost.engines.transformers import swept
 from profiler.cost.learned import NOTHING, Learned, from_store
 from profiler.cost.machine import RAM_BYTES_S, Machine, Split
 from profiler.cost.prediction import Goal, Prediction, Predictor
+from profiler.cost.speculation import Speculation, speculation
 from profiler.devices import target as targets
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
-from profiler.models import gguf
+from profiler.models.families.qwen3_5 import DRAFT_LEFT_OUT
 from profiler.models.geometry import Geometry
 from profiler.models.resolve import Model, resolve
 from profiler.models.stored import Stored
 from profiler.quants.base import DTYPE_BYTES
 from profiler.run import choice, grid
+from profiler.run.engine_choice import ChosenEngine, chosen
+from profiler.run.goal import least_loss, ranked, sequence_tps
 from profiler.run.grid import counts, model_names, words
+from profiler.run.loss import KnownLoss, KnownLosses
 from profiler.run.prompts import contexts_of
-from profiler.run.quantization import EngineQuant, checked, engine_quants, has, held
+from profiler.run.quantization import EngineQuant, checked, engine_quants, held
 from profiler.run.refusal import Refusal, accepted, combined_error
 from profiler.shell import Command, command
 from profiler.units import printable, rate_text
@@ -54,8 +57,15 @@ class FitRequest:
     path: str | None = None  # decode path of transformers; None: the default of a sweep on that device
     mapped: bool = False  # contexts come from a map, which goes up to the limit of each model
     scenario: str | None = None  # supplies contexts, batches and models that the options do not give
+    mtp: int | None = None  # tokens that a step drafts with the model's multi-token-prediction layers
+    acceptance: float | None = None  # of a drafted token, 0 to 1
     learned: bool = True  # whether rows that were measured on this machine correct predictions for it
     store: Path | None = None  # those rows; None: the default store
+
+    @property
+    def speculation(self) -> Speculation | None:
+        """What ``mtp`` and ``acceptance`` mean. Raises ProfileError if they do not go together."""
+        return speculation(self.mtp, self.acceptance)
 
     @property
     def names_contexts(self) -> bool:
@@ -76,6 +86,8 @@ class FitPrediction:
     geometry: Geometry
     placed: Placement
     checkpoint_format: Stored | None = None  # of the model's checkpoint, whatever quantization is predicted
+    speculation: Speculation | None = None
+    loss: KnownLoss | None = None  # what the quantization is known to lose, if the goal limits it
 
     @property
     def parameters(self) -> int:
@@ -106,6 +118,7 @@ class FitResult:
     reasons: tuple[str, ...] = ()
     elsewhere: tuple[str, Command] | None = None
     tried: tuple[FitPrediction, ...] = ()
+    goal: Goal | None = None
 
 
 def predictions(request: FitRequest) -> FitResult:
@@ -116,7 +129,8 @@ def predictions(request: FitRequest) -> FitResult:
     counted = request.scenario if not request.contexts else None
     request = _with_scenario(request)
     targets_asked = [targets.find(text) for text in request.on or (None,)]
-    engine = _engine(request, targets_asked)
+    picked = _engine(request, targets_asked)
+    engine = picked.engine
     machines = _machines(request, engine, targets_asked)
     _check_options(request, engine, machines)
     contexts, batches = _contexts(request), counts("-b", request.batches, BATCHES)
@@ -152,12 +166,23 @@ def predictions(request: FitRequest) -> FitResult:
     if refused and not found and {name for name, _ in models} <= {name for name, _ in impossible}:
         raise combined_error(refused)
     if request.goal is None:
-        reasons = tuple(dict.fromkeys(reason for *_, why in plans for reason in why))
+        reasons = (*picked.reasons, *dict.fromkeys(reason for *_, why in plans for reason in why))
         return FitResult(found, refused, reasons=reasons, elsewhere=_elsewhere(found, request))
+    if request.goal.kl is not None:
+        found = _with_losses(found, resolved, engine, request.store)
     met = ranked(found, request.goal)
     met = met if request.quants else least_loss(met)
     best = None if met else max(found, key=sequence_tps, default=None)
-    return FitResult(met, refused, best, tried=tuple(found))
+    return FitResult(met, refused, best, reasons=picked.reasons, tried=tuple(found), goal=request.goal)
+
+
+def _with_losses(
+    found: Sequence[FitPrediction], models: Mapping[str, Model], engine: Engine, store: Path | None
+) -> list[FitPrediction]:
+    """The predictions with what their quantizations are known to lose."""
+    known = KnownLosses.of_store(store)
+    losses = {model.name: known.of(model, engine) for model in models.values()}
+    return [replace(each, loss=losses[each.model].get(each.prediction.request.quant)) for each in found]
 
 
 def _elsewhere(found: Sequence[FitPrediction], request: FitRequest) -> tuple[str, Command] | None:
@@ -173,7 +198,7 @@ def _elsewhere(found: Sequence[FitPrediction], request: FitRequest) -> tuple[str
     if not slow or len({each.model for each in found}) != 1 or found[0].named.source.kind == "gguf":
         return None
     context, batch = first.request.context, first.request.batch
-    other = choice.instead(found[0].geometry, first.machine, context, batch, choice.LOSSLESS_BITS)
+    other = choice.instead(found[0].geometry, first.machine, context, batch, choice.MOST_BITS)
     if other is None or other.decode is None or other.engine is first.engine or not choice.reads(other):
         return None
     engine, quant = other.engine.name, other.request.quant
@@ -232,31 +257,15 @@ def _plan(
     return found, [choice.rule(asked), *slower]
 
 
-def _engine(request: FitRequest, on: Sequence[Target]) -> Engine:
-    """The engine that was named; for GGUF files llama.cpp, unless what is asked for is only in transformers. Without
-    models llama.cpp, where transformers cannot be measured.
-    """
-    if request.engine is not None:
-        return engines.find(request.engine)
-    names, usual = model_names(request.models), engines.find(engines.DEFAULT)
-    if not request.models and request.path is None and not request.quants and not all(map(swept, on)):
-        return engines.find(engines.OF_GGUF)
-    if not names or request.path is not None or not all(_is_gguf(name) for name in names):
-        return usual
-    own = engines.find(engines.OF_GGUF)
-    foreign = [quant for quant in words(request.quants) if has(usual, quant) and not has(own, quant)]
-    return usual if foreign else own
-
-
-def _is_gguf(name: str) -> bool:
-    path = Path(name).expanduser()
-    return path.is_file() and gguf.is_gguf(path)
-
-
-def sequence_tps(found: FitPrediction) -> float:
-    """Decode rate per sequence, which a goal is compared with; 0 if the case does not fit."""
-    p = found.prediction
-    return p.decode.tps.value / p.request.batch if p.decode else 0.0
+def _engine(request: FitRequest, on: Sequence[Target]) -> ChosenEngine:
+    return chosen(
+        request.engine,
+        model_names(request.models),
+        words(request.quants),
+        on,
+        path=request.path,
+        drafts=request.mtp is not None,
+    )
 
 
 def _with_scenario(request: FitRequest) -> FitRequest:
@@ -298,7 +307,8 @@ class OneCase:
 def one_case(request: FitRequest) -> OneCase:
     """The one case that ``request`` names. Raises ProfileError if it names several."""
     target = targets.find(request.on[0] if request.on else None)
-    engine = _engine(request, [target])
+    picked = _engine(request, [target])
+    engine = picked.engine
     (machine,) = _machines(request, engine, [target])
     _check_options(request, engine, [machine])
     asked, usual = words(request.quants), engine.usual_quants
@@ -313,18 +323,21 @@ def one_case(request: FitRequest) -> OneCase:
     run_as = engine_quants(model, held(model), engine, machine.target, asked, usual)[0]
     learned = _learned(machine.target, request)
     predictor = choice.predictor(model.geometry, engine, run_as.quant, machine, request.path, learned, run_as)
-    cautions = (*model.cautions, *run_as.cautions, *_extrapolated(engine, run_as, machine, request))
-    cautions += predictor.learned.notes(engine.name)
+    cautions = (*picked.reasons, *model.cautions, *run_as.cautions, *_extrapolated(engine, run_as, machine, request))
+    cautions += (*predictor.learned.notes(engine.name), *engine.remarks(model.geometry))
     (context,) = _reached(contexts, model.geometry.max_position, request)
-    named = Named(
-        model.source.argument(names[0]), model.source, run_as.checkpoint_format is not None or not request.quants
-    )
+    named = _named(names[0], model, run_as, request)
     return OneCase(model, named, predictor, context, batches[0], cautions)
+
+
+def _named(name: str, model: Model, run_as: EngineQuant, request: FitRequest) -> Named:
+    as_stored = run_as.checkpoint_format is not None or not request.quants
+    return Named(model.source.argument(name), model.source, as_stored, run_as.measurable)
 
 
 def _verify(named: Named, prediction: Prediction, placed: Placement) -> Command | None:
     """``None`` if nothing measures the case, for example because it does not fit."""
-    if prediction.verdict.word == "no":
+    if prediction.verdict.word == "no" or not named.measurable:
         return None
     return prediction.engine.verify(named, prediction.request, prediction.machine, placed)
 
@@ -348,26 +361,33 @@ def _cases(
     request: FitRequest,
     learned: Learned,
 ) -> Iterator[FitPrediction]:
-    predictor = choice.predictor(model.geometry, engine, run_as.quant, machine, request.path, learned, run_as)
-    kv = request.kv
+    drafts, kv = request.speculation, request.kv
+    predictor = choice.predictor(model.geometry, engine, run_as.quant, machine, request.path, learned, run_as, drafts)
     longest = {batch: predictor.largest_context(batch, kv) for batch in batches}
-    as_stored = run_as.checkpoint_format is not None or not request.quants
+    named = _named(name, model, run_as, request)
     unchecked = (*_extrapolated(engine, run_as, machine, request), *learned.notes(engine.name))
+    remarks = engine.remarks(model.geometry) if drafts is None else (*engine.remarks(model.geometry), str(drafts))
     for context in _reached(contexts, model.geometry.max_position, request):
         widest = predictor.largest_batch(context, kv)
         for batch in batches:
             prediction = predictor.predict(context, batch, kv)
             yield FitPrediction(
                 model=model.name,
-                named=Named(model.source.argument(name), model.source, as_stored=as_stored),
-                cautions=(*run_as.cautions, *unchecked, *machine.target.limits, *model.cautions),
+                named=named,
+                cautions=(*run_as.cautions, *unchecked, *machine.target.limits, *_of_model(model, drafts), *remarks),
                 prediction=prediction,
                 largest_context=longest[batch],
                 largest_batch=widest,
                 geometry=model.geometry,
                 placed=placement(model.geometry, predictor.storage, prediction.host_bytes),
                 checkpoint_format=checkpoint_format,
+                speculation=drafts,
             )
+
+
+def _of_model(model: Model, drafts: Speculation | None) -> tuple[str, ...]:
+    """The cautions of a model, without that about draft layers if those are predicted."""
+    return tuple(each for each in model.cautions if drafts is None or each != DRAFT_LEFT_OUT)
 
 
 def _reached(contexts: Sequence[int], most: int, request: FitRequest) -> tuple[int, ...]:
@@ -399,27 +419,6 @@ def _extrapolated(engine: Engine, run_as: EngineQuant, machine: Machine, request
     return (told, f"{run_as.quant} assumes that bitsandbytes is as efficient there as on NVIDIA GPUs")
 
 
-def ranked(found: Sequence[FitPrediction], goal: Goal) -> list[FitPrediction]:
-    """The predictions that meet the goal at least ``likely``, the best first: see ``choice``."""
-    met = [(word, each) for each in found if (word := goal.met(each.prediction)) in ("yes", "likely")]
-    met.sort(key=lambda pair: choice.order(pair[1].geometry, pair[1].prediction, pair[0] == "yes"))
-    return [each for _, each in met]
-
-
-def least_loss(ranked: Sequence[FitPrediction]) -> list[FitPrediction]:
-    """The first quantization of each model and case, which is the one with the least loss."""
-    first: dict[tuple[object, ...], FitPrediction] = {}
-    for each in ranked:
-        first.setdefault(same_case(each), each)
-    return list(first.values())
-
-
-def same_case(found: FitPrediction) -> tuple[object, ...]:
-    """What predictions have in common that differ in their quantization only."""
-    p = found.prediction
-    return found.model, p.machine, p.request.context, p.request.batch
-
-
 def _machines(request: FitRequest, engine: Engine, on: Sequence[Target]) -> list[Machine]:
     """The machines of ``--on``. Devices after a comma belong to the same machine; each ``--on`` is another one."""
     split: Split = request.split or engine.default_split
@@ -431,6 +430,8 @@ def _machines(request: FitRequest, engine: Engine, on: Sequence[Target]) -> list
 
 def _check_options(request: FitRequest, engine: Engine, machines: Sequence[Machine]) -> None:
     """Raise ProfileError for an option that would have no effect."""
+    if request.speculation is not None and not request.models:
+        raise ProfileError("--mtp needs a model", "For example: profile fit qwen3.5-27b --mtp 2 --acceptance 0.7")
     if request.path is not None and len(engine.paths) == 1:
         raise ProfileError(f"--path: {engine.name} has a single decode path", "Leave --path out.")
     if request.ram_bandwidth is not None and request.ram_bytes is None:

@@ -59,14 +59,15 @@ def make(
 ) -> SweepPlan:
     """Order ``tasks`` and skip what cannot run on ``device`` with ``available_bytes`` of its memory."""
     planned: list[Task] = []
-    first: dict[str, str] = {}  # by model: the load that computes the reference for its quality
+    first: dict[str, str] = {}  # by reference for the quality: the load that computes it
     skipped: list[Task] = []
     host = cache(partial(host_of, device))
     for task in tasks:
         if task.reason is None or task.checkpoint_format is not None:
             try:
                 task = plan_case(task, host(task.case.threads), effort, learned)
-                if first.setdefault(task.case.model_id, task.case.load_key) == task.case.load_key:
+                reference = quality.reference_id(task.case, effort.quality)
+                if first.setdefault(reference, task.case.load_key) == task.case.load_key:
                     task = replace(task, load_s=task.load_s + quality.reference_s(task, effort.quality))
             except ProfileError as error:  # only this model in this quantization is affected
                 task = replace(task, reason=error.message)

@@ -40,6 +40,8 @@ from profiler import registry
 from profiler.case import Source
 from profiler.errors import ProfileError
 from profiler.foreign import MAX_TOKENIZER_BYTES, BadContent, Budget, exists, json_value, read_bytes, why
+from profiler.quality.checkers import final_line
+from profiler.quality.tasks import CheckedTask
 from profiler.run import documents, grid
 from profiler.units import bytes_text, printable
 
@@ -76,8 +78,6 @@ _MEANT = re.compile(  # what is left of an instruction that none of these read
     r"^[ \t]*<!--\s*(?:(?:system|user|assistant|questions)\s*-->|(?:language|expected|document)\s*:).*$",
     re.MULTILINE | re.IGNORECASE,
 )
-_FINAL_LINE = re.compile(r"\banswer\b[*_` ]*[:：]\W*?(\S.*)", re.IGNORECASE)  # or the line below it
-_ASIDE = re.compile(r"\([^()]*\)")
 _NUMBER = re.compile(r"\d+(?:[:.,]\d+)*")
 _WORD = re.compile(r"[^\W\d_]+")
 _REPEATED = re.compile(r"([\W_])\1+")
@@ -119,10 +119,9 @@ def judged(prompt: Prompt, answer: str) -> Verdict | None:
     """
     if prompt.expected is None or '"Answer: "' not in prompt.messages[-1]["content"]:
         return None
-    found = list(_FINAL_LINE.finditer(answer))
-    if not found:
+    said, pattern = final_line(answer), _NUMBER if _NUMBER.search(prompt.expected) else _WORD
+    if said is None:
         return "none"
-    said, pattern = _ASIDE.sub("", found[-1][1]), _NUMBER if _NUMBER.search(prompt.expected) else _WORD
     wanted = [_part(each) for each in pattern.findall(prompt.expected)]
     parts = [_part(each) for each in pattern.findall(said)]
     if not parts:
@@ -150,6 +149,7 @@ class EndpointPrompt:
     words: int | None = None
     written: Prompt | None = None
     answer_tokens: int = DEFAULT_TOKENS
+    tasks: tuple[CheckedTask, ...] = ()  # that it asks for, of which each has a checker (run/tasks.py)
 
     @property
     def conversation(self) -> str | None:
@@ -158,6 +158,11 @@ class EndpointPrompt:
     @property
     def turn(self) -> int:
         return self.written.turn if self.written else 1
+
+    @property
+    def may_be_cached(self) -> bool:
+        """Whether a prefix cache may know its beginning: it continues a conversation, or is the same in every run."""
+        return self.turn > 1 or bool(self.tasks)
 
     @property
     def characters(self) -> int:
@@ -174,10 +179,13 @@ class EndpointPrompt:
         return (plain := len(text.encode("ascii", "ignore"))) // 3 + len(text.encode()) - plain
 
     def sent(self, unique: str, per_word: float, overhead: float) -> list[Mapping[str, Any]]:
-        """The messages of one request. ``unique`` comes first, where a prefix cache begins to compare.
+        """The messages of one request. ``unique`` comes first, where a prefix cache begins to compare; not in tasks,
+        whose answers it would change.
 
         ``per_word``: tokens of a word of varied text; ``overhead``: of all the rest.
         """
+        if self.written is not None and self.tasks:
+            return list(self.written.messages)
         if self.written is not None:
             first, *others = self.written.messages
             return [{**first, "content": f"{unique}\n\n{first.get('content') or ''}"}, *others]

@@ -8,8 +8,10 @@ source, wanted, beat)`` returns the ``quality`` of the row. ``wanted`` is the pl
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +22,21 @@ from profiler.errors import ProfileError
 from profiler.folders import expanded
 from profiler.quality import texts
 from profiler.quality.definition import DEFINITION
+from profiler.quality.placement import place
 from profiler.quants.base import DTYPE_BYTES
 from profiler.results.measurement import Caution, Measurement
 
 if TYPE_CHECKING:  # a worker imports little
     from profiler.cost.cases import CaseEstimate
+    from profiler.models.resolve import Model
     from profiler.run.grid import Subject
 
 CHARACTERS_PER_TOKEN = 3.5  # of the shipped set, by tokenizers for many languages
 HEAD = 1.5  # a prefill computes the logits of one token, this pass those of all
 REFERENCE = 3.0  # seconds of a reference ÷ those of a measured model: fp32, and the model is loaded once more
 NO_REFERENCE = "Name the model that it was made from with --reference MODEL."
+NO_PLAIN_FILE = "Put an F32, BF16 or F16 file of the model into its folder, or name one with --reference FILE."
+PLAIN_FILES = ("f32", "bf16", "f16")  # quantizations of GGUF files that keep the weights, the best reference first
 
 
 def requested(quality: bool, text: str | None, reference: str | None) -> dict[str, Any] | None:
@@ -46,6 +52,7 @@ def requested(quality: bool, text: str | None, reference: str | None) -> dict[st
         "text": None if folder is None else str(folder),
         "hash": found.hash,
         "characters": sum(len(document.text) for document in found.documents),
+        "documents": len(found.documents),
         "kinds": len({document.kind for document in found.documents}),
         "reference": None if reference is None else _reference(reference),
     }
@@ -57,10 +64,15 @@ def _reference(name: str) -> dict[str, Any]:
     model = resolve(name)
     if model.checkpoint is None:
         raise ProfileError(f"--reference: {model.name} has no real weights here: {model.no_weights}")
+    return _described(model)
+
+
+def _described(model: Model) -> dict[str, Any]:
     source = model.source
     return {
         "name": model.name,
         "model_id": model.id_for("real"),
+        "quant": None if model.stored is None else model.stored.quant,
         "kind": source.kind,
         "location": source.location,
         "revision": source.revision,
@@ -80,10 +92,54 @@ def checked(subject: Subject, wanted: Mapping[str, Any] | None, backend: str) ->
             f"{subject.name}: --quality needs real weights, and these are random values",
             "Give a folder, a .gguf file or a Hugging Face id with --weights real.",
         )
-    stored = subject.checkpoint_format
-    if stored is not None and stored.quant not in DTYPE_BYTES and wanted["reference"] is None:
+    stored, reads_gguf = subject.checkpoint_format, backends.find(backend).gguf
+    if wanted["reference"] is not None:
+        if reads_gguf and wanted["reference"]["kind"] != "gguf":
+            raise ProfileError(
+                f"--reference: backend {backend} reads .gguf files, and {wanted['reference']['name']} is none"
+            )
+    elif reads_gguf and _beside(subject.source.location) is None:
+        quant = "" if stored is None else f" ({stored.quant})"
+        raise ProfileError(f"{subject.name}: its weights are themselves quantized{quant}", NO_PLAIN_FILE)
+    elif not reads_gguf and stored is not None and stored.quant not in (*DTYPE_BYTES, *PLAIN_FILES):
         raise ProfileError(f"{subject.name}: its weights are themselves quantized ({stored.quant})", NO_REFERENCE)
     return subject
+
+
+def with_references(wanted: Mapping[str, Any] | None, subjects: Sequence[Subject]) -> dict[str, Any] | None:
+    """``wanted`` with the reference of each GGUF file that ``checked`` has accepted, by its ``model_id``."""
+    if wanted is None or wanted["reference"] is not None:
+        return None if wanted is None else dict(wanted)
+    return {**wanted, "references": {each.model_id: _beside(each.source.location) for each in subjects}}
+
+
+@lru_cache(maxsize=256)
+def _beside(file: str) -> dict[str, Any] | None:
+    """The best unquantized GGUF file of the same model in the folder of ``file``, which may be that file."""
+    from profiler.models.resolve import resolve
+
+    own = resolve(file).model_id
+    alike = [model for model in _plain_files(Path(file).parent) if model.model_id == own]
+    best = min(alike, key=lambda model: PLAIN_FILES.index(_quant(model)), default=None)
+    return None if best is None else _described(best)
+
+
+@lru_cache(maxsize=16)
+def _plain_files(folder: Path) -> list[Model]:
+    from profiler.models.resolve import resolve
+    from profiler.run import gguf_files  # which imports much that a worker does not need
+
+    found = []
+    for file in gguf_files.of_folder(str(folder)):
+        try:
+            found.append(resolve(file))
+        except ProfileError:  # an unfinished download, or a model that we do not know
+            continue
+    return [model for model in found if _quant(model) in PLAIN_FILES]
+
+
+def _quant(model: Model) -> str:
+    return "" if model.stored is None else model.stored.quant
 
 
 def prepare(case: Case, source: Source, wanted: Mapping[str, Any] | None, beat: Beat) -> str | None:
@@ -130,12 +186,28 @@ def reference_s(task: Task, wanted: Mapping[str, Any] | None) -> float:
     """Estimated seconds to compute the reference of a model, of which ``task`` is a planned case."""
     if wanted is None or task.estimate is None:
         return 0.0
-    return REFERENCE * _prompt_s(task.case, task.estimate, wanted)
+    return REFERENCE * _prompt_s(task.case, task.estimate, wanted) + _disk_s(task, wanted)
+
+
+def _disk_s(task: Task, wanted: Mapping[str, Any]) -> float:
+    """Estimated seconds in which the weights of a reference are read that does not fit the memory."""
+    if task.geometry is None or backends.find(task.case.backend).gguf:
+        return 0.0
+    source = task.source
+    try:
+        placement = place(task.geometry.parameters, source.kind, source.config, task.case.device)
+    except ProfileError:  # there will be no reference
+        return 0.0
+    return placement.disk_s(_tokens(wanted), wanted["documents"], task.case.context)
 
 
 def _prompt_s(case: Case, estimate: CaseEstimate, wanted: Mapping[str, Any]) -> float:
+    return _tokens(wanted) * HEAD * estimate.prefill_s.value / (case.context * case.batch)
+
+
+def _tokens(wanted: Mapping[str, Any]) -> float:
     tokens: float = wanted["characters"] / CHARACTERS_PER_TOKEN
-    return tokens * HEAD * estimate.prefill_s.value / (case.context * case.batch)
+    return tokens
 
 
 def has(row: Measurement, wanted: Mapping[str, Any] | None) -> bool:
@@ -145,10 +217,15 @@ def has(row: Measurement, wanted: Mapping[str, Any] | None) -> bool:
     known = row.quality or {}
     if "blocks" not in known:
         return False
-    other = wanted["reference"]
-    reference = None if other is None else other["model_id"]
     return (
         known.get("definition") == DEFINITION
         and (known.get("text") or {}).get("hash") == wanted["hash"]
-        and (known.get("reference") or {}).get("model_id") == (reference or row.case.model_id)
+        and (known.get("reference") or {}).get("model_id") == reference_id(row.case, wanted)
     )
+
+
+def reference_id(case: Case, wanted: Mapping[str, Any] | None) -> str:
+    """The ``model_id`` of the reference of a case, by which cases share it."""
+    wanted = wanted or {}
+    other = wanted.get("reference") or (wanted.get("references") or {}).get(case.model_id)
+    return other["model_id"] if other else case.model_id

@@ -28,6 +28,7 @@ from profiler.units import bytes_text, printable
 
 FP8_FLOPS = "fp8"
 AS_GGUF = {"bf16": "bf16", "fp16": "f16", "fp32": "f32"}
+AS_GGUF_PACKED = {"mxfp4": "mxfp4"}  # quantizations of checkpoints that llama.cpp's converter keeps
 MEASURE_ANOTHER = "measure the unquantized checkpoint with -q nf4, or predict this one with profile fit --engine vllm"
 
 
@@ -143,6 +144,7 @@ class EngineQuant:
     checkpoint_format: Stored | None = None  # the checkpoint, if it is predicted as it is stored
     dtype: str | None = None  # of unquantized weights; None: the device's compute dtype
     cautions: tuple[str, ...] = ()
+    measurable: bool = True  # as ``Named.measurable``
 
 
 def held(model: Model) -> Stored | None:
@@ -285,6 +287,9 @@ def compute_dtype(target: Target, quant: str = "") -> str:
 
 
 def _converted(model: Model, stored: Stored, engine: Engine) -> EngineQuant:
+    if stored.quant in AS_GGUF_PACKED:
+        kept = AS_GGUF_PACKED[stored.quant]
+        return EngineQuant(kept, cautions=(f"{engine.name} reads GGUF files: predicted as if converted to {kept}",))
     if stored.packed or stored.dtype not in AS_GGUF:
         raise ProfileError(
             f"{model.name}: its weights are stored in {stored.quant}, and {engine.name} reads GGUF files only",
@@ -304,7 +309,8 @@ def _by_transformers(stored: Stored, target: Target) -> EngineQuant:
     if checkpoint.not_unpacked(stored) is None and stored.trouble is None:
         dtype = own_dtype(stored, target)
         return EngineQuant(dtype, None, dtype, (f"{reason}: it is unpacked into {dtype}; {size}",))
-    return EngineQuant(stored.quant, stored, stored.dtype, (f"profile sweep cannot run it: {reason}",))
+    told = (f"profile sweep cannot run it: {reason}",)
+    return EngineQuant(stored.quant, stored, stored.dtype, told, measurable=False)
 
 
 def _not_kept(stored: Stored, target: Target) -> str | None:
@@ -316,6 +322,9 @@ def _not_kept(stored: Stored, target: Target) -> str | None:
 
 def _another(model: Model, stored: Stored, engine: Engine, quant: str) -> EngineQuant:
     """A quantization that would be made from the checkpoint."""
+    if engine.loads_with_transformers and stored.quant in AS_GGUF_PACKED and quant in DTYPE_BYTES:
+        told = f"predicted as unpacked into {quant}, which transformers does where it cannot run {stored.quant}"
+        return EngineQuant(quant, None, quant, (told,))
     if engine.loads_with_transformers and stored.scheme is not None:
         reason = checkpoint.not_unpacked(stored) if quant in DTYPE_BYTES else "it cannot be quantized a second time"
         if reason is not None:

@@ -205,6 +205,7 @@ def _of_files(
         subjects = gguf_files.in_quants(subjects, requested, written)
     mixes = dict.fromkeys(map(gguf_mix.mix, requested or [GGUF_QUANT])) if written else ()
     axes = replace(_axes(subjects, tuple(map(checkpoint.of_gguf, mixes)), request, device), options=options)
+    effort = replace(effort, quality=quality.with_references(effort.quality, subjects))
     return ResolvedRequest(
         tasks=tuple(gguf_files.announced(tasks(axes, _settings(request, device), device), say)),
         effort=effort,

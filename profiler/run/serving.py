@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,12 +41,13 @@ from profiler.backends.endpoint.servers import ServedModel, Server, choose_serve
 from profiler.case import PROMPT, SERVER, UNSTATED, Case, digest, options_text
 from profiler.devices.base import DeviceInfo
 from profiler.errors import StoreError
+from profiler.quality.tasks import hash_of
 from profiler.results import environment
 from profiler.results.cautions import cautions
-from profiler.results.measurement import Caution, Measurement, Memory, Repetitions, Sample
+from profiler.results.measurement import Caution, Measurement, Memory, Repetitions, RunModel, Sample
 from profiler.results.store import Store
 from profiler.results.validity import MAX_NUMBER
-from profiler.run import endpoint
+from profiler.run import endpoint, tasks
 from profiler.run.endpoint import EndpointRequest, EndpointResult
 from profiler.run.prompts import OWN, Prompt
 from profiler.run.served_model import KnownModel, ServedModels
@@ -66,6 +67,7 @@ class MeasuredResult:
 
     result: EndpointResult
     row: Measurement
+    config: Mapping[str, Any] = field(default_factory=dict)  # of the model; empty: unknown
 
 
 class ServedRun:
@@ -75,11 +77,15 @@ class ServedRun:
         self.store, self._argv = store, argv
         self.id: str | None = None  # None: nothing was measured yet
         self.lost: StoreError | None = None  # why a row could not be stored
+        self._described: set[str] = set()  # ids of models whose config is stored
 
-    def append(self, row: Measurement) -> None:
-        """Store a row. If that fails, nothing more is stored."""
+    def append(self, row: Measurement, config: Mapping[str, Any] | None = None) -> None:
+        """Store a row, and the config of its model if it is known. If that fails, nothing more is stored."""
         try:
             self.id = self.id or self.store.start_run(self._argv, row.environment)
+            if config and row.case.model_id not in self._described:
+                self.store.describe_model(self.id, RunModel(row.case.model_id, row.case.model, config=dict(config)))
+                self._described.add(row.case.model_id)
             self.store.append(self.id, row)
         except StoreError as error:
             self.lost = error
@@ -101,7 +107,7 @@ async def measure(
     asked = replace(asked, count=rows.count)
     async for result in endpoint.measure(asked, root, say, live):
         measured = rows.measured(result)
-        run.append(measured.row)
+        run.append(measured.row, measured.config)
         yield measured
         if run.lost is not None:
             return
@@ -120,14 +126,15 @@ class ServedRows:
     def measured(self, result: EndpointResult) -> MeasuredResult:
         """The next result, with the cautions that follow from its repetitions, and its row."""
         row = self.row(result)
-        return MeasuredResult(replace(result, cautions=cautions(row)), row)
+        known = self._known(result)
+        config = known.model.source.config if isinstance(known, KnownModel) else {}
+        return MeasuredResult(replace(result, cautions=cautions(row)), row, config)
 
     def row(self, result: EndpointResult) -> Measurement:
         """The row of the next result."""
         self._results.append(result)
         device, place = self._place(result.server, result.model, result.use)
-        here = is_here(result.server.root) and not result.use.elsewhere
-        known = self._models.known(result.model, here)
+        known = self._known(result)
         case = case_of(result, known if isinstance(known, KnownModel) else None, device)
         expected, unknown = self._models.expected(result, case, device, known)
         hardware, notes = self._models.hardware, tuple(server_cautions(result))
@@ -153,6 +160,10 @@ class ServedRows:
             serving=_bounded(serving),
         )
 
+    def _known(self, result: EndpointResult) -> KnownModel | str:
+        here = is_here(result.server.root) and not result.use.elsewhere
+        return self._models.known(result.model, here)
+
     def _place(self, server: Server, model: ServedModel, use: ServerUse) -> tuple[DeviceInfo | None, dict[str, Any]]:
         """The device of this machine that the server uses, None if it uses another one; and the environment."""
         device, other = None, use.elsewhere or use.on_other_gpu or self._models.hardware is not None
@@ -174,7 +185,8 @@ def case_of(result: EndpointResult, known: KnownModel | None, device: DeviceInfo
     stated = known.model.stored.quant if known and known.same_weights and known.model.stored else model.quant
     options = {SERVER: _slug(server.kind)}
     if written is not None:
-        options[PROMPT] = f"{_slug(prompt.name)}:{digest([*written.messages, *written.tools])[:HASH]}"
+        asked = hash_of(prompt.tasks) if prompt.tasks else digest([*written.messages, *written.tools])
+        options[PROMPT] = f"{_slug(prompt.name)}:{asked[:HASH]}"
     if result.cached:
         options["cached"] = "yes"
     return Case(
@@ -186,7 +198,7 @@ def case_of(result: EndpointResult, known: KnownModel | None, device: DeviceInfo
         device=environment.REMOTE if device is None else device.name,
         backend="endpoint",
         path=UNSTATED,
-        context=prompt.tokens or about_tokens(written),
+        context=prompt.tokens or max(1, about_tokens(written) // max(1, len(prompt.tasks))),
         batch=result.streams,
         steps=result.asked_tokens,
         options=options_text(options),
@@ -213,7 +225,7 @@ def _slug(text: str) -> str:
 
 def _samples(result: EndpointResult) -> Iterable[Sample]:
     """A prefill and a decode for each request, as far as its tokens and times are known."""
-    cached = result.cached or result.prompt.turn > 1
+    cached = result.cached or result.prompt.may_be_cached
     found = [(each, figures(each, cached)) for each in result.exchanges]
     gaps = sum(len(each.gaps_s) for _, each in found) <= MAX_STEPS
     for exchange, each in found:
@@ -247,6 +259,7 @@ def server_cautions(result: EndpointResult) -> Iterator[Caution]:
     if not good:
         return
     yield from _counts(result, good)
+    yield from tasks.cautions(result.tasks)
     if result.cold_ttft_s is not None:
         filled = (
             f"the first request with this prompt, which filled the cache: TTFT {seconds_text(result.cold_ttft_s)}"
@@ -297,7 +310,7 @@ def _counts(result: EndpointResult, good: Sequence[Exchange]) -> Iterator[Cautio
         text = f"{by_tokenizer.why_unknown}: answers are counted by the tokenizer in the folder of --config"
         yield Caution("tokenizer-counts", text)
     fewest, most, tokens = min(lengths), max(lengths), sum(lengths)
-    if fewest != most or fewest != result.asked_tokens:
+    if not result.tasks and (fewest != most or fewest != result.asked_tokens):
         length = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
         yield Caution("answer-length", f"answers have {length} tokens; {result.asked_tokens:,} were asked for")
     chunks, arrivals = sum(len(e.arrivals) for e in good), sum(len(joined(e.arrivals)) for e in good)
@@ -339,6 +352,7 @@ def served(result: EndpointResult, results: Sequence[EndpointResult] = ()) -> di
         "fixed_length": result.fixed_length,
         "answers": dict(result.verdicts) or None,
         "expected": written.expected if written else None,
+        "tasks": tasks.row(result.tasks, result.prompt),
         "requests": summary.requests,
         "failed": len(result.exchanges) - len(good),
         "wall_s": summary.wall_s if result.exchanges else None,

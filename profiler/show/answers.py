@@ -28,8 +28,10 @@ from profiler.backends.endpoint import Exchange, figures
 from profiler.backends.endpoint.servers import SEED, TEMPERATURE
 from profiler.errors import ProfileError
 from profiler.foreign import open_file
+from profiler.quality.checkers import fenced
+from profiler.results import tasks
 from profiler.run.endpoint import EndpointResult
-from profiler.run.prompts import OWN, Verdict, judged
+from profiler.run.prompts import OWN, EndpointPrompt, Verdict, judged
 from profiler.show.report.blocks import Head, Listing, PageBlock, Table
 from profiler.show.writers import html
 from profiler.show.writers.html import POLICY, escaped
@@ -44,7 +46,6 @@ MAX_ANSWER_CHARACTERS = 200_000  # of an answer on the page
 MAX_PAGE_CHARACTERS = 24_000_000  # of all answers on the page: a browser takes seconds for more
 PROMPT_SHOWN = 20_000  # characters of a prompt that are kept with each of its answers
 
-_FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
 _DOCUMENT = re.compile(  # also a part of one, without a head
     r"\s*(?:<!--.{0,500}?-->\s*)?<(?:!doctype\s+html|(?:html|head|body|header|main|nav|section|div|style|h1)[\s>])",
     re.IGNORECASE | re.DOTALL,
@@ -120,14 +121,23 @@ class KeptAnswer:
     figures: AnswerFigures
     expected: str | None = None
     verdict: Verdict | None = None
+    task: tasks.TaskVerdict | None = None  # how a task of --tasks ended; None: it is none
+    reason: str | None = None  # why it was not passed
 
 
 _READER = msgspec.json.Decoder(KeptAnswer)
 
 
 def kept(result: EndpointResult) -> list[KeptAnswer]:
-    """The answers of a result."""
-    written, dropped = result.prompt.written, result.warm_up.dropped if result.warm_up else ()
+    """The answers of a result, each with the prompt that it was sent."""
+    if not result.tasks:
+        return [_kept(result, result.prompt, each, number) for number, each in enumerate(result.exchanges, start=1)]
+    pairs = zip(result.tasks, result.exchanges, strict=True)
+    return [replace(_kept(result, t.prompt, e, 1), task=t.outcome, reason=t.reason) for t, e in pairs]
+
+
+def _kept(result: EndpointResult, prompt: EndpointPrompt, each: Exchange, number: int) -> KeptAnswer:
+    written, dropped = prompt.written, result.warm_up.dropped if result.warm_up else ()
     settings = AnswerSettings(
         max_tokens=result.asked_tokens,
         temperature=None if "temperature" in dropped else TEMPERATURE,
@@ -139,32 +149,29 @@ def kept(result: EndpointResult) -> list[KeptAnswer]:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     messages = written and json.dumps([written.messages, written.tools], ensure_ascii=False, sort_keys=True)
     text = None if written is None else _encodable(written.text)
-    return [
-        KeptAnswer(
-            schema=SCHEMA,
-            at=now,
-            server=result.server.title,
-            url=result.server.root,
-            model=result.model.shown,
-            model_id=result.model.name,
-            quant=result.model.quant,
-            scenario=written.kind if written and written.kind != OWN else None,
-            prompt=result.prompt.name,
-            prompt_sha256=hashlib.sha256(messages.encode("utf-8", "replace")).hexdigest() if messages else None,
-            prompt_text=text if text is not None and len(text) <= PROMPT_SHOWN else None,
-            language=written.language if written else None,
-            settings=settings,
-            number=number,
-            finish=each.finish and _encodable(each.finish),
-            reasoning=_encodable(each.reasoning),
-            answer=_encodable(each.answer),
-            failure=None if each.failure is None else each.failure.words,
-            figures=_figures(each, result.cached or result.prompt.turn > 1),
-            expected=written.expected if written else None,
-            verdict=judged(written, each.answer) if written and each.failure is None else None,
-        )
-        for number, each in enumerate(result.exchanges, start=1)
-    ]
+    return KeptAnswer(
+        schema=SCHEMA,
+        at=now,
+        server=result.server.title,
+        url=result.server.root,
+        model=result.model.shown,
+        model_id=result.model.name,
+        quant=result.model.quant,
+        scenario=written.kind if written and written.kind != OWN else None,
+        prompt=prompt.name,
+        prompt_sha256=hashlib.sha256(messages.encode("utf-8", "replace")).hexdigest() if messages else None,
+        prompt_text=text if text is not None and len(text) <= PROMPT_SHOWN else None,
+        language=written.language if written else None,
+        settings=settings,
+        number=number,
+        finish=each.finish and _encodable(each.finish),
+        reasoning=_encodable(each.reasoning),
+        answer=_encodable(each.answer),
+        failure=None if each.failure is None else each.failure.words,
+        figures=_figures(each, result.cached or prompt.may_be_cached),
+        expected=written.expected if written else None,
+        verdict=judged(written, each.answer) if written and each.failure is None else None,
+    )
 
 
 def verdict_text(counts: Counter[Verdict], expected: str | None) -> str:
@@ -343,8 +350,9 @@ def page(folder: Path) -> str:
 def _overview(found: _Collection) -> Iterator[PageBlock]:
     """The models and their figures over all prompts, and what was left out."""
     judged_any = any(each.verdicts for answers in found.prompts.values() for each in answers.values())
-    right = ("right",) if judged_any else ()
-    heads = ("model", "quantization", "server", "prompts", *right, "TTFT", "decode", "chars/s")
+    tasks_any = any(each.first.task for answers in found.prompts.values() for each in answers.values())
+    more = ("right",) * judged_any + ("tasks passed",) * tasks_any
+    heads = ("model", "quantization", "server", "prompts", *more, "TTFT", "decode", "chars/s")
     rows = []
     for model in found.models:
         shown = [answers[model] for answers in found.prompts.values() if model in answers]
@@ -357,6 +365,7 @@ def _overview(found: _Collection) -> Iterator[PageBlock]:
                 printable(model[2], 40),
                 str(len(shown)),
                 *([f"{counts['right']} of {counts.total()}" if counts else UNKNOWN] if judged_any else []),
+                *([_tasks_text(each.first.task for each in shown)] if tasks_any else []),
                 _median((each.ttft_s for each in of_all), seconds_text),
                 _median((each.decode_tps for each in of_all), rate_text),
                 _median((each.characters_per_s for each in of_all), rate_text),
@@ -367,6 +376,12 @@ def _overview(found: _Collection) -> Iterator[PageBlock]:
     yield Table(columns, tuple(rows), caption)
     if found.left_out:
         yield Listing(tuple(f"left out: {count:,} {reason}" for reason, count in found.left_out.items()))
+
+
+def _tasks_text(outcomes: Iterable[tasks.TaskVerdict | None]) -> str:
+    """``31 of 50: 62% (48–74)``."""
+    found = tasks.score(each for each in outcomes if each is not None)
+    return f"{found.passed} of {found.answered}: {tasks.rate_text(found)}" if found.answered else UNKNOWN
 
 
 def _median(values: Iterable[float | None], text: Callable[[float], str]) -> str:
@@ -382,7 +397,10 @@ def _article(anchor: str, model: Model, shown: _Shown, whole: bool) -> str:
     parts = [f"<h3>{title}</h3>", f'<p class="muted">{escaped(printable(" · ".join(facts), 400))}</p>']
     if shown.verdicts:
         parts.append(f"<p>{escaped(verdict_text(shown.verdicts, answer.expected))}</p>")
-    if answer.failure is not None:
+    if answer.task is not None:
+        why = f": {answer.reason}" if answer.reason else ""
+        parts.append(f"<p><strong>{escaped(answer.task)}</strong>{escaped(printable(why, 400))}</p>")
+    elif answer.failure is not None:
         parts.append(f"<p>failed: {escaped(printable(answer.failure, 400))}</p>")
     if not whole:
         parts.append(f'<p class="muted">The page has no room for this answer. It is in {escaped(shown.file)}.</p>')
@@ -437,9 +455,8 @@ def _folded(title: str, text: str) -> str:
 
 def html_answer(answer: str) -> str | None:
     """The HTML page that an answer is, bare or as its longest fenced block; None for any other text."""
-    blocks = [(found[2].lower(), found[3]) for found in _FENCE.finditer(answer)]
-    fenced = [text for word, text in blocks if word in ("html", "htm") or (not word and _DOCUMENT.match(text))]
-    return max(fenced, key=len) if fenced else answer if _DOCUMENT.match(answer) else None
+    found = [text for word, text in fenced(answer) if word in ("html", "htm") or (not word and _DOCUMENT.match(text))]
+    return max(found, key=len) if found else answer if _DOCUMENT.match(answer) else None
 
 
 def framed(document: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from profiler import backends
 from profiler.case import PROMPT, SERVER, UNSTATED, Case
 from profiler.decode_path import EAGER
-from profiler.results import energy, quality, stats
+from profiler.results import energy, quality, stats, tasks
 from profiler.results.comparison import Ratio, pair, ratio, too_noisy
 from profiler.results.measurement import PHASES, DecodePath, Measurement, Phase
 from profiler.results.redact import redact
@@ -213,6 +213,7 @@ def figures(cells: Sequence[str], measurements: Sequence[Measurement]) -> list[C
         Column("peak", lambda m: bytes_text(m.memory.process_peak_bytes), STAYS),
         *(ENERGY if any(measurement.energy is not None for measurement in measurements) else ()),
         *(QUALITY if any(measurement.quality is not None for measurement in measurements) else ()),
+        *(TASKS if any(tasks.score_of(measurement.serving) for measurement in measurements) else ()),
         Column("reps", reps_cell, 5 if any(map(_fell_short, measurements)) else 1),
     ]
     if any(measurement.outcome != "ok" for measurement in measurements):
@@ -262,6 +263,11 @@ def legend(measurements: Sequence[Measurement]) -> str | None:
     if references := dict.fromkeys(dtype for m in measurements if (dtype := quality.reference_dtype(m.quality))):
         whose = " or ".join(plain(dtype) for dtype in references)
         parts.append(f"KL: how far predictions are from those of the reference in {whose}, mean over a set of texts")
+        scales = filter(None, (quality.scale(m.quality) for m in measurements))
+        if differ := quality.apart(scales):
+            parts[-1] += (
+                f"; compare only rows with the same {' and '.join(what.removeprefix('the ') for what in differ)}"
+            )
     scopes = dict.fromkeys(m.energy.scope for m in measurements if m.energy and m.energy.scope)
     if scopes:
         whose = " or of ".join(SCOPES.get(scope, plain(scope)) for scope in scopes)
@@ -385,6 +391,7 @@ ENERGY = (  # shown if a row has energy figures
 )
 
 QUALITY = (Column("KL, nats", quality_cell, 7),)  # shown if a row has it
+TASKS = (Column("tasks", lambda m: tasks.rate_text(tasks.score_of(m.serving)), 8),)  # shown if a row has them
 
 SETTINGS = (  # in the heading if all rows agree, otherwise columns
     Column("source", lambda m: plain(m.case.weights), 7, words="{} weights", right=False),

@@ -17,21 +17,31 @@ from profiler.results import stats
 from profiler.results.comparison import CONFIDENCE, ComparedCase, Comparison, Ratio, too_noisy
 from profiler.results.measurement import PHASES, Measurement, Phase
 from profiler.results.redact import redact
+from profiler.results.tasks import TaskComparison
 from profiler.show import output as show_output
-from profiler.show.columns import TOO_NOISY, context_cell, figure, noisy_text, options_text, plain
+from profiler.show.columns import TOO_NOISY, context_cell, figure, noisy_text, options_text, plain, quality_cell
 from profiler.units import UNKNOWN, bytes_text, rate_text, significant
 
 FORMATS = (*show_output.FORMATS, "benchstat")
 ALL_LISTED = 200  # with more cases, a table lists only those that differ
 MANY = 20  # cases of which one is expected to differ by chance
 CASES_NAMED = 12  # missing cases that a table lists before "and n more"
-WORDS = {"rate": ("slower", "faster"), "bytes": ("less", "more")}
+WORDS = {
+    "rate": ("slower", "faster"),
+    "bytes": ("less", "more"),
+    "kl": ("less", "more"),
+    "tasks": ("fewer", "more"),
+}
 LEGEND = (
     "B ÷ A: ratio of the medians. interval: 95%, by Welch's t on the logarithms of the repetitions, including"
     " process-to-process variation. faster, slower: the interval excludes 1. too noisy: the repetitions differ too"
     " much to compare. Two runs at different times can differ by more than this; profile gate detects regressions."
 )
 WIDTH = 110  # of sentences, unless the terminal is narrower
+KL_LEGEND = (
+    "KL, nats: its interval is that of other texts of the same kinds. It has a ratio only if both rows have the same"
+    " texts, window, definition and reference."
+)
 REUSED = (
     "{same:,} of {all:,} cases have the same row in A and B, because a run reused it. profile sweep --fresh measures"
     " again."
@@ -67,6 +77,7 @@ def rows(found: Comparison) -> Iterator[dict[str, Any]]:
     """A row for each figure of each pair, and one for each case that is missing or failed in A or B."""
     for pair in found.pairs:
         yield from (_row(pair, name, ratio) for name, ratio in _figures(pair))
+        yield from (_of_tasks(pair, found) for found in (pair.tasks,) if found is not None)
     for a, b in found.failed:
         yield _empty(a, a.outcome, b.outcome)
     for row in found.only_a:
@@ -82,11 +93,16 @@ def _figures(pair: ComparedCase) -> Iterator[tuple[str, Ratio]]:
         yield "total_tps", pair.total
     if pair.peak is not None:
         yield "peak_bytes", pair.peak
+    if pair.kl is not None:
+        yield "kl", pair.kl
 
 
 def _differs(pair: ComparedCase) -> bool:
-    return any(ratio.significant and not too_noisy(pair.a, pair.b, phase) for phase, ratio in pair.rates.items()) or (
-        pair.peak is not None and pair.peak.a != pair.peak.b
+    return (
+        any(ratio.significant and not too_noisy(pair.a, pair.b, phase) for phase, ratio in pair.rates.items())
+        or (pair.peak is not None and pair.peak.a != pair.peak.b)
+        or (pair.kl is not None and pair.kl.significant is True)
+        or (pair.tasks is not None and pair.tasks.significant)
     )
 
 
@@ -94,6 +110,12 @@ def _row(pair: ComparedCase, name: str, ratio: Ratio) -> dict[str, Any]:
     said = {"figure": name, "a": ratio.a, "b": ratio.b, "ratio": ratio.value, "low": ratio.low, "high": ratio.high}
     sure = {"p": ratio.p, "significant": ratio.significant, "n_a": ratio.n[0], "n_b": ratio.n[1]}
     return _case(pair.a) | said | sure | {"outcome_a": "ok", "outcome_b": "ok"}
+
+
+def _of_tasks(pair: ComparedCase, found: TaskComparison) -> dict[str, Any]:
+    said = {"figure": "tasks_pass_rate", "a": found.a, "b": found.b, "ratio": found.b / found.a if found.a else None}
+    sure = {"p": found.p, "significant": found.significant, "n_a": found.count, "n_b": found.count}
+    return _case(pair.a) | said | {"low": None, "high": None} | sure | {"outcome_a": "ok", "outcome_b": "ok"}
 
 
 def _empty(row: Measurement, outcome_a: str | None, outcome_b: str | None) -> dict[str, Any]:
@@ -138,6 +160,19 @@ def _lines(pair: ComparedCase) -> Iterator[tuple[str, ...]]:
     if (peak := pair.peak) is not None:
         word = "" if peak.a == peak.b else WORDS["bytes"][peak.b > peak.a]
         yield (*head, "peak", bytes_text(peak.a), bytes_text(peak.b), significant(peak.value, 4), "", word)
+    if (kl := pair.kl) is not None:
+        word = {None: UNKNOWN, False: "", True: WORDS["kl"][kl.value > 1]}[kl.significant]
+        sides = (quality_cell(row).partition(" ")[0] for row in (pair.a, pair.b))
+        yield (*head, "KL, nats", *sides, figure(kl.value, kl.relative_half), interval_text(kl), word)
+    if pair.tasks is not None:
+        yield (*head, *_tasks(pair.tasks))
+
+
+def _tasks(found: TaskComparison) -> tuple[str, ...]:
+    """Pass rates of the tasks that both answered; "fewer" or "more" by McNemar's test."""
+    ratio = significant(found.b / found.a, 3) if found.a else UNKNOWN
+    shown = ("tasks passed", f"{found.a:.0%}", f"{found.b:.0%}", ratio)
+    return (*shown, "", WORDS["tasks"][found.b > found.a] if found.significant else "")
 
 
 def _model(row: Measurement) -> str:
@@ -220,7 +255,8 @@ def _summary(found: Comparison) -> list[str]:
     ]
     same = sum(_reused(pair) for pair in found.pairs)
     lines += [REUSED.format(same=same, all=len(found.pairs))] if same else []
-    return [*lines, LEGEND, *([] if all(known) else [NARROW.format(rows=known.count(False), all=len(known))])]
+    legend = [LEGEND, *([KL_LEGEND] if any(pair.kl is not None for pair in found.pairs) else [])]
+    return [*lines, *legend, *([] if all(known) else [NARROW.format(rows=known.count(False), all=len(known))])]
 
 
 def _reused(pair: ComparedCase) -> bool:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 
 from profiler.backends.endpoint import SLO_SHARE, Percentiles, Users, percentiles
-from profiler.results import stats
+from profiler.quality.tasks import SET
+from profiler.results import stats, tasks
 from profiler.results.measurement import Caution, Measurement, Phase
 from profiler.run.endpoint import EndpointResult
 from profiler.run.serving import MeasuredResult, load_s, users_at_slo
+from profiler.run.tasks import row as tasks_row
 from profiler.show.answers import verdict_text
 from profiler.show.notes import FIGURE, ranged
 from profiler.show.output import MAX_NOTES, rendered
@@ -46,10 +49,12 @@ def page(measured: Sequence[MeasuredResult]) -> Page:
         notes = _Notes()
         tables = [_table(group, notes) for group in _grouped(here)]
         reached = _reached([each for each in measured if each.result.model.name == name])
-        blocks = (*tables, *_languages(here), *notes.blocks(), *reached, *_judged(here), *_users(here))
+        tables += [*_solved(here), *_languages(here)]
+        blocks = (*tables, *notes.blocks(), *reached, *_judged(here), *_users(here))
         sections.append(Section(f"model-{len(sections)}", title(here[-1]), blocks))
     last = sections[-1]
-    sections[-1] = Section(last.anchor, last.title, (*last.blocks, muted(_legend(results))))
+    more = (*_models_compared(measured), muted(_legend(results)))
+    sections[-1] = Section(last.anchor, last.title, (*last.blocks, *more))
     return Page(f"{server.title} at {printable(server.root, 60)}", tuple(summary), tuple(sections))
 
 
@@ -64,6 +69,41 @@ def _grouped(results: Iterable[EndpointResult]) -> list[list[EndpointResult]]:
 def _table(results: Sequence[EndpointResult], notes: _Notes) -> Table:
     rows = tuple(_cells(result, notes) for result in results)
     return Table(tuple(Head(head, right=head != "notes") for head in _heads(results[0])), rows)
+
+
+def _solved(results: Sequence[EndpointResult]) -> list[PageBlock]:
+    """How many tasks of each kind a model solved."""
+    row = next((each for each in (tasks_row(result.tasks, result.prompt) for result in results) if each), None)
+    if row is None:
+        return []
+    scores = {**tasks.by_kind(row), "all": tasks.score(row["outcome"])}
+    failed = scores["all"].failed > 0
+    heads = ("tasks", "n", "passed", "pass rate (95%)", "wrong", "cut", *(["failed"] if failed else []))
+    rows = tuple(
+        (
+            kind,
+            str(each.answered + each.failed),
+            str(each.passed),
+            tasks.rate_text(each),
+            str(each.wrong),
+            str(each.cut),
+            *([str(each.failed)] if failed else []),
+        )
+        for kind, each in scores.items()
+    )
+    return [Table(tuple(Head(head, right=head != "tasks") for head in heads), rows, f"Tasks of {SET}")]
+
+
+def _models_compared(measured: Sequence[MeasuredResult]) -> list[PageBlock]:
+    """For every two models, the tasks that only one of them passed."""
+    found = [(each.result.model.shown, row) for each in measured if (row := (each.row.serving or {}).get("tasks"))]
+    lines = []
+    for (a, one), (b, other) in combinations(found, 2):
+        if (pair := tasks.compared(one, other)) is not None:
+            words = "they differ" if pair.significant else "too few to tell them apart"
+            counts = f"both passed {pair.both}, only {a} {pair.only_a}, only {b} {pair.only_b}"
+            lines.append(f"tasks: {counts}: {words} (p = {pair.p:.2g})")
+    return [Listing(tuple(lines))] if lines else []
 
 
 def _languages(results: Sequence[EndpointResult]) -> list[PageBlock]:
@@ -233,4 +273,11 @@ def _legend(results: Sequence[EndpointResult]) -> str:
     )
     if any(result.prompt.conversation for result in results):
         text += " cached: tokens of the prompt that the server had cached."
+    counts = [len(result.tasks) for result in results if result.tasks]
+    if counts:
+        reach = 100 * (tasks.wilson(counts[0] // 2, counts[0])[1] - 0.5)
+        text += (
+            f" pass rate: {counts[0]} tasks tell a rate near 50% to ±{reach:.0f} points and do not rank models that"
+            f" are closer; two models differ only if at least {tasks.fewest_apart()} tasks were passed by one alone."
+        )
     return f"{text} good/s: requests per second within the limits of --slo." if results[0].slo is not None else text

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from profiler import console
@@ -11,17 +10,17 @@ from profiler.cost.engines.base import Serving
 from profiler.cost.interval import Interval
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import LIMITS, Goal, PredictedPhase, Prediction
-from profiler.run import choice
-from profiler.run.fit import FitPrediction, FitResult, same_case, sequence_tps
+from profiler.cost.speculation import Speculation
+from profiler.run.fit import FitPrediction, FitResult
+from profiler.run.goal import answer
 from profiler.shell import Command
+from profiler.show import goal as said
 from profiler.show import output as show_output
 from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_text, significant
 
 T = TypeVar("T")
 SHOWN_COMMANDS = 1  # of each kind below the table: how to run the first case, and how to check it
-MAX_MET, MIN_LEFT_OUT = 5, 2  # cases that meet a goal: the first ones, if there are several more
 MIN_NOTES = 2  # below a table that fills the screen
-MAX_TRADED = 3  # models of which a note says what a goal cost
 MAX_CASES_NAMED = 3  # cases or models that a note names
 # What a terminal that is too narrow drops, the first first. Context and batch go only if all rows have the same.
 DROPPED = ("basis", "cache", "max batch", "weights", "prefill t/s", "max context", "in host memory")
@@ -46,30 +45,9 @@ def render(
     if output not in ("table", "md"):
         return show_output.render([row(each, goal) for each in found], dict, output)
     if not found:
-        lines = _wrapped([_unmet(goal, result.best) if goal else "nothing to show"], output)
+        lines = _wrapped([said.unmet(result, goal) if goal else "nothing to show"], output)
         return "".join(f"{line}\n" for line in lines)
-    return _map(result, output) if mapped else _table(_best(result, goal), goal, output, most_notes)
-
-
-def _best(result: FitResult, goal: Goal | None) -> FitResult:
-    """The first of many predictions that meet a goal, with the number of the others among the reasons."""
-    others = len(result.predictions) - MAX_MET
-    if goal is None or others < MIN_LEFT_OUT:
-        return result
-    told = f"{others} more cases meet the goal, of less quality: -o json has them"
-    return replace(result, predictions=result.predictions[:MAX_MET], reasons=(*result.reasons, told))
-
-
-def _unmet(goal: Goal, best: FitPrediction | None) -> str:
-    context = "" if goal.context is None else f" at {_tokens(goal.context)}"
-    wish = f"nothing reaches {significant(goal.tps)} tok/s{context}"
-    if best is None or best.prediction.decode is None:
-        return f"{wish}: nothing fits. A smaller model, quantization (-q) or context would"
-    request = best.prediction.request
-    rate = rate_text(best.prediction.decode.tps.value / request.batch)
-    what = f"{printable(best.model, 40)} {request.quant}"
-    slower = f'--goal "{significant(best.prediction.decode.tps.low / request.batch, 2)} tok/s{context}"'
-    return f"{wish}; the best is {rate} tok/s ({what}). Try a smaller model, another -q, or {slower}"
+    return _map(result, output) if mapped else _table(said.first(result, goal), goal, output, most_notes)
 
 
 def _table(result: FitResult, goal: Goal | None, output: str, most_notes: int | None) -> str:
@@ -122,6 +100,7 @@ def row(each: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
         "context": request.context,
         "batch": request.batch,
         "kv": request.kv or prediction.engine.default_kv,
+        "mtp": _drafts(each.speculation),
         "path": request.path if len(prediction.engine.paths) > 1 else None,
         "stored": _stored(each),
         "verdict": prediction.verdict.word,
@@ -153,7 +132,15 @@ def row(each: FitPrediction, goal: Goal | None = None) -> dict[str, Any]:
         "serve_blanks": {} if serving is None else dict(serving.command.blanks),
         "serve_settings": {} if serving is None else dict(serving.settings),
     }
-    return content | ({"goal": goal.met(prediction)} if goal else {})
+    loss = {"kl": None if each.loss is None else each.loss.row()} if goal and goal.kl is not None else {}
+    return content | ({"goal": answer(goal, prediction, each.loss)} if goal else {}) | loss
+
+
+def _drafts(found: Speculation | None) -> dict[str, Any] | None:
+    """What ``--mtp`` and ``--acceptance`` mean; null without them."""
+    if found is None:
+        return None
+    return {"drafted": found.drafted, "acceptance": found.acceptance, "tokens_per_step": found.tokens_per_step}
 
 
 def _stored(each: FitPrediction) -> dict[str, Any] | None:
@@ -202,7 +189,8 @@ def _cells(row: show_output.JsonRow, offloads: bool) -> dict[str, str]:
         "limited by": row["binds"],
         "basis": row["basis"] if row["decode"] else UNKNOWN,
     }
-    return cells | ({"goal": row["goal"]} if "goal" in row else {})
+    kl = {"KL, nats": significant(row["kl"]["value"], 2) if row["kl"] else UNKNOWN} if "kl" in row else {}
+    return cells | kl | ({"goal": row["goal"]} if "goal" in row else {})
 
 
 def _most(value: int) -> str:
@@ -275,7 +263,7 @@ def notes(result: FitResult, most: int | None = None) -> list[str]:
 
 
 def _sentences(result: FitResult) -> list[str]:
-    return [f"{reason}." for reason in (*_traded(result.predictions, result.tried), *result.reasons)]
+    return [f"{reason}." for reason in (*said.losses(result), *said.traded(result), *result.reasons)]
 
 
 def _reclaimable(found: Sequence[FitPrediction]) -> list[str]:
@@ -285,48 +273,6 @@ def _reclaimable(found: Sequence[FitPrediction]) -> list[str]:
         return []
     up_to = "up to " if len(found) > 1 else ""
     return [f"peak: with {up_to}{bytes_text(most)} of the file, which the system can take back after repacking."]
-
-
-def _traded(met: Sequence[FitPrediction], found: Sequence[FitPrediction]) -> Iterator[str]:
-    """What the goal costs: quantizations with less loss and larger models, and why they do not meet it."""
-    for each in met[:MAX_TRADED]:
-        quant, lost = each.prediction.request.quant, choice.loss(each.prediction.request.quant)
-        better = [
-            other
-            for other in found
-            if same_case(other) == same_case(each)
-            and choice.loss(other.prediction.request.quant) <= lost
-            and _weights(other) > _weights(each)
-        ]
-        if lost and better:
-            nearest = min(better, key=_weights)
-            reason = f"{nearest.prediction.request.quant} {_falls_short(nearest)}"
-            yield f"{printable(each.model, 40)} is in {quant} because {reason}"
-    reached, best = {each.model for each in met}, met[0] if met else None
-    larger: dict[str, FitPrediction] = {}
-    for each in found:
-        if best is not None and each.model not in reached and _size(each) > _size(best):
-            larger[each.model] = max(larger.get(each.model, each), each, key=sequence_tps)
-    if larger:
-        nearest_first = sorted(larger.values(), key=_size)[:MAX_TRADED]
-        told = (f"{printable(each.model, 40)} {_falls_short(each, named=True)}" for each in nearest_first)
-        yield f"Larger models do not meet the goal: {'; '.join(told)}"
-
-
-def _weights(found: FitPrediction) -> float:
-    return found.prediction.terms.weights.value
-
-
-def _size(found: FitPrediction) -> float:
-    return choice.dense_size(found.geometry)
-
-
-def _falls_short(found: FitPrediction, named: bool = False) -> str:
-    """Why a case does not meet a goal; ``named``: with its quantization."""
-    if found.prediction.decode is None:
-        return "does not fit"
-    in_quant = f" in {found.prediction.request.quant}" if named else ""
-    return f"decodes at {rate_text(sequence_tps(found))} t/s{in_quant}"
 
 
 def _problems(found: Sequence[FitPrediction]) -> list[str]:
@@ -453,9 +399,9 @@ def _lines(found: Sequence[FitPrediction]) -> list[dict[str, str]]:
         line = lines.setdefault(
             (each.model, request.quant, request.batch),
             {"model": each.model, "quant": request.quant, "batch": str(request.batch)}
-            | {_tokens(context): "" for context in contexts},
+            | {said.context_text(context): "" for context in contexts},
         )
-        line[_tokens(request.context)] = _cell(each)
+        line[said.context_text(request.context)] = _cell(each)
     return list(lines.values())
 
 
@@ -467,7 +413,3 @@ def _cell(each: FitPrediction) -> str:
     return (
         f"{significant(prediction.decode.tps.value, 2)} {letter}{'+' if prediction.verdict.word == 'tight' else ''}"
     )
-
-
-def _tokens(context: int) -> str:
-    return f"{context // 1024}k" if context % 1024 == 0 else f"{context:,}"

@@ -47,7 +47,15 @@ _qwen3_5 = _common | {
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", _common | {"num_hidden_layers": 3}),
+    "qwen2": ("qwen2", _common | {"num_hidden_layers": 3}),
     "qwen3": ("qwen3", _common | {"num_hidden_layers": 3}),
+    "qwen3_moe": ("qwen3_moe", _common | _experts | {"num_hidden_layers": 3, "num_experts_per_tok": 2}),
+    "phi3": ("phi3", _common | {"num_hidden_layers": 3, "eos_token_id": 1}),
+    "mistral": ("mistral", _common | {"num_hidden_layers": 3, "sliding_window": WINDOW}),
+    "mixtral": (
+        "mixtral",
+        _common | {"num_hidden_layers": 3, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    ),
     "gemma3": ("gemma3_text", _gemma),
     # E2B and E4B: per-layer embeddings; the last layers share keys and values of earlier ones
     "gemma4_e2b": (

@@ -51,6 +51,42 @@ def measured(
     return Measurement(what, place, "ok", samples=samples, memory=memory, **times)
 
 
+KINDS = {"prose": 0.7, "code": 0.9, "html": 0.8, "scripts": 1.6}  # kind of text: its divergence ÷ the mean
+DOCUMENTS, TOKENS = 3, 400
+
+
+def scored(row: Measurement, kl: float, **scale: Any) -> Measurement:
+    """``row`` with this mean KL divergence. ``scale``: ``definition``, ``window``, ``texts`` (their hash), and of the
+    reference ``dtype``, ``reference`` (its id) and ``nll``, its mean −log p.
+    """
+    known = {
+        "definition": 1,
+        "window": row.case.context,
+        "texts": "0123",
+        "dtype": "fp32",
+        "reference": "ref",
+        "nll": 3,
+    }
+    of = known | scale
+    wobble = (0.8, 1.0, 1.2)
+    blocks = [
+        (kind, f"{kind} {n}", TOKENS, kl * factor * wobble[n] * TOKENS, round(TOKENS * (1 - min(kl, 0.9))),
+         (of["nll"] + kl) * TOKENS, of["nll"] * TOKENS)
+        for kind, factor in KINDS.items()
+        for n in range(DOCUMENTS)
+    ]  # fmt: skip
+    names = ("kind", "document", "tokens", "kl", "same", "nll", "reference_nll")
+    quality = {
+        "definition": of["definition"],
+        "window": of["window"],
+        "text": {"name": "some texts", "hash": of["texts"], "license": "CC0"},
+        "reference": {"model": "m", "model_id": of["reference"], "dtype": of["dtype"], "device": "cpu"},
+        "blocks": dict(zip(names, map(list, zip(*blocks, strict=True)), strict=True)),
+        "tails": {},
+    }
+    return replace(row, quality=quality)
+
+
 def ended(outcome: Any, reason: str, **case: Any) -> Measurement:
     """A row without a result."""
     what = replace(CASE, **({"model_id": case.get("model", "m")} | case))

@@ -58,6 +58,36 @@ TINY: dict[str, dict[str, Any]] = {
         "sliding_window": WINDOW,
         "max_window_layers": 2,
     },
+    "qwen2": COMMON | {"model_type": "qwen2", "num_hidden_layers": 3, "tie_word_embeddings": True},
+    "qwen2 window": COMMON
+    | {
+        "model_type": "qwen2",
+        "num_hidden_layers": 4,
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+        "max_window_layers": 2,
+    },
+    "qwen3_moe": COMMON
+    | {
+        "model_type": "qwen3_moe",
+        "num_hidden_layers": 4,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "decoder_sparse_step": 2,
+    },
+    "mistral": COMMON | {"model_type": "mistral", "num_hidden_layers": 3, "sliding_window": WINDOW},
+    "mixtral": COMMON
+    | {"model_type": "mixtral", "num_hidden_layers": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "gpt_oss": COMMON
+    | {
+        "model_type": "gpt_oss",
+        "num_hidden_layers": 4,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": WINDOW,
+    },
+    "phi3": COMMON | {"model_type": "phi3", "num_hidden_layers": 3, "sliding_window": WINDOW},
     "qwen3_5": QWEN3_5 | {"model_type": "qwen3_5_text", "tie_word_embeddings": True},
     "qwen3_5 experts": QWEN3_5
     | {
@@ -89,6 +119,8 @@ def role(module: torch.nn.Module, name: str, shape: tuple[int, ...]) -> str:
         return "embedding"
     if len(shape) == 1:
         return "vector"
+    if name.endswith("_proj_bias"):  # of all experts
+        return "experts"
     if isinstance(module, torch.nn.Conv1d):
         return "conv"
     if type(module) is torch.nn.Linear:

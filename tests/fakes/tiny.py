@@ -6,11 +6,26 @@ fused experts) at sizes where a prefill takes milliseconds. Linear sizes are mul
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 SEED = 20260101
 VOCAB = 512
+WORDS = (
+    "the",
+    "river",
+    "market",
+    "stone",
+    "winter",
+    "letter",
+    "garden",
+    "engine",
+    "window",
+    "harbor",
+    "paper",
+    "bridge",
+)
 COMMON: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
@@ -82,6 +97,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "attention_chunk_size": 32,
     },
     "qwen3": COMMON | {"model_type": "qwen3", "num_hidden_layers": 2, "tie_word_embeddings": True},
+    "qwen2": COMMON | {"model_type": "qwen2", "num_hidden_layers": 2},
+    "qwen3-moe": COMMON
+    | {
+        "model_type": "qwen3_moe",
+        "num_hidden_layers": 2,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+    },
+    "mistral": COMMON | {"model_type": "mistral", "num_hidden_layers": 2, "sliding_window": None},
+    "mixtral": COMMON
+    | {"model_type": "mixtral", "num_hidden_layers": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "gpt-oss": COMMON
+    | {
+        "model_type": "gpt_oss",
+        "num_hidden_layers": 4,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 32,
+    },
+    "phi3": COMMON | {"model_type": "phi3", "num_hidden_layers": 2, "head_dim": 16, "sliding_window": None},
     "qwen3.5": COMMON | GATED_DELTA | {"model_type": "qwen3_5_text", "tie_word_embeddings": True},
     "qwen3.5-moe": COMMON
     | GATED_DELTA
@@ -107,3 +143,17 @@ def write(name: str, folder: Path) -> Path:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)
     return folder
+
+
+def with_tokenizer(folder: Path, target: Path) -> Path:
+    """A copy of a tiny checkpoint with a tokenizer of words and bytes that begins with a special token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    shutil.copytree(folder, target)
+    vocabulary = {"<bos>": 2, "<unk>": 3} | {word: 10 + place for place, word in enumerate(WORDS)}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.add_special_tokens(["<bos>"])
+    made.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    made.save(str(target / "tokenizer.json"))
+    return target

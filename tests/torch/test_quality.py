@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from profiler.backends.hf import text_pass
+from profiler.backends.hf.session import open_session
+from profiler.case import Case, Source
 from profiler.quality import definition, references, texts
 
 Tiny = Callable[[str], Path]
@@ -162,6 +165,52 @@ def test_in_bf16_our_step_adds_no_more_noise_than_bf16_itself(any_tiny_model: Pa
         for path in ("eager", "static")
     }
     assert 0 < noise["static"] <= 2 * noise["eager"]
+
+
+FOUR_BITS = ("nf4", "nf4-dq", "fp4")
+
+
+def packed(folder: Path, quant: str, dtype: str) -> PreTrainedModel:
+    """The model in a quantization of bitsandbytes."""
+    asked = Case("m", "m", "real", quant, dtype, "cpu", "hf", "static", context=64, batch=1, steps=4, threads=1)
+    source = Source("folder", str(folder), None, json.loads((folder / "config.json").read_text()))
+    return open_session(asked, source, nothing).model
+
+
+@pytest.mark.parametrize("quant", FOUR_BITS)
+def test_on_packed_weights_our_step_predicts_what_eager_steps_do(tiny_model: Tiny, quant: str) -> None:
+    of, model = window(104), packed(tiny_model("gemma3"), quant, "fp32")
+    eager, static = (decoded(model, of, path)[1] for path in ("eager", "static"))
+    assert float(exact(eager, static).max()) < 1e-6
+
+
+@pytest.mark.parametrize("quant", FOUR_BITS)
+def test_on_packed_weights_our_step_adds_no_more_noise_than_bf16_itself(tiny_model: Tiny, quant: str) -> None:
+    of, folder = window(104), tiny_model("gemma3")
+    reference = decoded(packed(folder, quant, "fp32"), of, "eager")[1]
+    eager, static = (decoded(packed(folder, quant, "bf16"), of, path)[1] for path in ("eager", "static"))
+    assert 0 < float(exact(reference, static).mean()) <= 2 * float(exact(reference, eager).mean())
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_our_step_on_8_bit_rows_is_nearer_to_their_values_than_llm_int8(tiny_model: Tiny, dtype: str) -> None:
+    """LLM.int8() rounds activations to 8 bits as well; our step on a CPU does not."""
+    of, folder = window(104), tiny_model("gemma3")
+    model, plain = packed(folder, "int8", dtype), loaded(folder)
+    for name, module in model.named_modules():
+        if type(module).__name__ == "Linear8bitLt":
+            values = module.weight.CB.float() * module.weight.SCB[:, None] / 127
+            plain.get_submodule(name).weight.data.copy_(values)
+    reference = decoded(plain, of, "eager")[1]
+    eager, static = (float(exact(reference, decoded(model, of, path)[1]).mean()) for path in ("eager", "static"))
+    assert static <= eager
+
+
+@pytest.mark.slow
+def test_the_compiled_step_loses_nothing_on_packed_weights(tiny_model: Tiny) -> None:
+    of, model = window(104), packed(tiny_model("gemma3"), "nf4", "fp32")
+    eager, graph = (decoded(model, of, path)[1] for path in ("eager", "graph"))
+    assert float(exact(eager, graph).max()) < 1e-6
 
 
 @pytest.mark.slow

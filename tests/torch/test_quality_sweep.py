@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from fakes.tiny import WORDS, with_tokenizer
 
 from profiler import folders
 from profiler.cli import main
 
 Tiny = Callable[[str], Path]
-TEXT = "the river market stone winter letter garden engine window harbor paper bridge morning valley"
-WORDS = TEXT.split()
-
-
-def with_tokenizer(folder: Path, target: Path) -> Path:
-    """A copy of a tiny checkpoint with a tokenizer of words and bytes that begins with a special token."""
-    shutil.copytree(folder, target)
-    vocabulary = {"<bos>": 2, "<unk>": 3} | {word: 10 + place for place, word in enumerate(WORDS)}
-    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.add_special_tokens(["<bos>"])
-    made.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
-    made.save(str(target / "tokenizer.json"))
-    return target
 
 
 def texts(folder: Path) -> Path:

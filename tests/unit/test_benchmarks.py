@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 NAMES = ["startup", "loop_cost", "grid_cost", "overhead", "memory_parts", "aa", "telemetry_cost"]
 NAMES += ["gate_real", "gate_calibration", "drift", "compare_cost", "report_cost", "quota"]
 NAMES += ["endpoint_load", "endpoint_peers", "llama_cpp", "synthetic_gguf", "learned", "quality", "gate_builds"]
+NAMES += ["gate_numerics"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -237,6 +237,9 @@ PARSERS = {
 }
 PARSE_THEMSELVES = {  # beside ``foreign``, and why
     "backends.hf.quality": "what our own process sends",
+    "backends.llama_cpp.libllama": "what our own process sends",
+    "backends.llama_cpp.scoring": "what our own process sends",
+    "quality.sandboxed": "what our own process sends, in a process without ours",
     "run.ceilings": "what our own process printed",
     "devices.target": "ships with the profiler",
     "gate.variants": "what an interpreter printed that the user names, bounded there",

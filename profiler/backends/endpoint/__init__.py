@@ -367,6 +367,18 @@ def _slo_met(own: Sequence[ExchangeFigures], requests: int, slo: Slo | None) -> 
     return None if slo is None or untold else _ratio(sum(map(slo.met, own)), requests)
 
 
+def first_failure(exchanges: Sequence[Exchange], asked: int = 1) -> tuple[str | None, str | None]:
+    """The first failure in words and its hint, with the share of failed requests; ``asked``: to be sent."""
+    if not exchanges:
+        return "no conversation came this far", None
+    failed = [each.failure for each in exchanges if each.failure is not None]
+    if not failed:
+        return None, None
+    share = f"{len(failed)} of {len(exchanges)} requests failed: " if len(exchanges) > 1 else ""
+    unsent = f" ({asked - len(exchanges):,} more were not sent)" if len(exchanges) < asked else ""
+    return f"{share}{failed[0].words}{unsent}", failed[0].hint
+
+
 @dataclass(frozen=True, slots=True)
 class Users:
     """How many may ask at a time so that requests meet the limits; None if it cannot be told."""

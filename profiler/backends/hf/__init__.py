@@ -25,11 +25,13 @@ def _refuses(case: Case) -> str | None:
 BACKEND = Backend(
     engine="transformers",
     own_step=True,
+    imports_slowly=True,
     paths=PATHS,
     dtypes=tuple(DTYPE_BYTES),
     refuses=_refuses,
     microbenchmark="profiler.backends.hf.microbenchmark",
     quality="profiler.backends.hf.quality",
+    agreement="profiler.backends.hf.agreement",
     ceilings="profiler.backends.hf.ceilings",
 )
 

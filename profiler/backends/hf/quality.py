@@ -3,7 +3,7 @@
 ``prepare`` computes the windows of the reference that are not on disk yet, in a process of its own, so that two
 models are never in this one's memory, and before this process loads its model. ``measure`` compares the loaded model
 with them. The reference has the same weights, or those of ``--reference``, in fp32 if the device has the memory for
-that, else in bf16, else on the CPU.
+that, else in bf16, else on the CPU, else from disk (``profiler/quality/placement.py``).
 
 Prompts and decode steps are computed by different kernels. All tokens are scored as a prompt; the last
 ``DECODED_TOKENS`` of one window of each kind are read a second time by decode steps of the case's path, after the
@@ -28,28 +28,25 @@ from typing import Any
 import torch
 import transformers
 
-from profiler import devices, folders
+from profiler import folders
 from profiler.backends.base import Beat
 from profiler.backends.hf import text_pass
 from profiler.backends.hf.text_pass import Keeper, PositionFigures, Scorer
 from profiler.case import Case, Source
 from profiler.decode_path import EAGER
-from profiler.devices.base import kind_of
 from profiler.errors import ProfileError
 from profiler.foreign import MAX_TOKENIZER_BYTES, exists, read_bytes
 from profiler.models import families, hub
 from profiler.quality import references, texts
 from profiler.quality.definition import DEFINITION, ERRORS
+from profiler.quality.placement import DISK_CHUNK, DTYPES, place
 from profiler.quality.texts import DECODED_TOKENS, TextWindow
-from profiler.quants.base import DTYPE_BYTES
 from profiler.results.quality import ALL, BLOCK, Block, columns
 from profiler.results.stats import percentile
-from profiler.units import bytes_text, printable
+from profiler.units import printable
 
 MIN_WINDOW_TOKENS = 64  # with fewer, nearly every token would be predicted without context
-DTYPES = ("fp32", "bf16")  # of a reference, the best first
-ROOM_BYTES = 1 << 30  # beyond the weights: logits, cache and framework
-MARGIN = 1.1  # on the bytes of the weights, for what the allocator wastes
+FIRST_TO_GO = "1000"  # oom_score_adj of a process whose weights do not fit: the kernel kills it before any other
 TOKENIZER = "tokenizer.json"
 BEAT, DONE = "beat ", "done"  # lines of the process that computes a reference
 LAST_LINES = 20  # of its output that are kept for an error message
@@ -61,6 +58,7 @@ class ReferenceModel:
 
     case: Case  # its dtype and device are chosen by ``_chosen``
     source: Source
+    from_disk: bool = False
 
 
 def prepare(case: Case, source: Source, wanted: Mapping[str, Any], beat: Beat) -> None:
@@ -313,16 +311,9 @@ def _with_dtype(model: ReferenceModel, dtype: str, device: str | None = None) ->
 
 def _chosen(model: ReferenceModel) -> ReferenceModel:
     """The best dtype and device that have the memory now. Raises ProfileError if none has."""
-    count = families.geometry(model.source.config).parameters
-    own = model.case.device
-    places = [own] if kind_of(own).is_host else [own, "cpu"]
-    for device in places:
-        free = devices.find(device).free_bytes
-        for dtype in DTYPES:
-            if count * DTYPE_BYTES[dtype] * MARGIN + ROOM_BYTES <= free:
-                return _with_dtype(model, dtype, device)
-    need = bytes_text(int(count * DTYPE_BYTES[DTYPES[-1]] * MARGIN + ROOM_BYTES))
-    raise ProfileError(f"the reference needs {need} of memory in {DTYPES[-1]}, which is not free")
+    source = model.source
+    found = place(families.geometry(source.config).parameters, source.kind, source.config, model.case.device)
+    return replace(_with_dtype(model, found.dtype, found.device), from_disk=found.from_disk)
 
 
 def _compute(model: ReferenceModel, cut: Sequence[TextWindow], beat: Beat) -> None:
@@ -331,8 +322,9 @@ def _compute(model: ReferenceModel, cut: Sequence[TextWindow], beat: Beat) -> No
         "case": asdict(model.case),
         "source": {**asdict(model.source), "config": dict(model.source.config)},
         "windows": [asdict(window) for window in cut],
+        "from_disk": model.from_disk,
     }
-    beat("reference: starting")
+    beat("reference: starting" + ", with its weights on disk because they do not fit" * model.from_disk)
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "profiler.backends.hf.quality"],
         stdin=subprocess.PIPE,
@@ -364,12 +356,16 @@ def compute(request: Mapping[str, Any], say: Beat) -> None:
 
     case = Case(**request["case"])
     cut = [TextWindow(**{**window, "tokens": tuple(window["tokens"])}) for window in request["windows"]]
+    from_disk = request["from_disk"]
+    if from_disk:
+        Path("/proc/self/oom_score_adj").write_text(FIRST_TO_GO)
     session = open_session(case, Source(**request["source"]), say)
     made = {"device": case.device, "torch": torch.__version__, "transformers": transformers.__version__}
+    made |= {"from_disk": True} if from_disk else {}
     for number, window in enumerate(cut, 1):
         say(f"reference {number}/{len(cut)}")
         keeper = Keeper(window)
-        text_pass.read_window(session.model, window.tokens, keeper, say)
+        text_pass.read_window(session.model, window.tokens, keeper, say, chunk=DISK_CHUNK if from_disk else None)
         name = references.key(case.model_id, case.dtype, window.tokens, window.unscored)
         references.write(name, keeper.arrays(made))
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from profiler.backends.base import Beat
@@ -88,6 +88,12 @@ def log_decays(count: int) -> torch.Tensor:
     return -MAX_A * torch.rand(count) * deltas(count)
 
 
+def attention_of(config: PretrainedConfig) -> str:
+    """The attention implementation: PyTorch's, or transformers' own for families that do not support that."""
+    model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return "sdpa" if getattr(model, "_supports_sdpa", True) else "eager"
+
+
 def build(
     config: PretrainedConfig, dtype: torch.dtype, device: torch.device, quant: Quant, seed: int, beat: Beat
 ) -> PreTrainedModel:
@@ -99,7 +105,9 @@ def build(
         raise ProfileError(quant.no_synthetic_weights)
     quantization = quant.load_config(CHECKPOINT_DTYPES[str(dtype).removeprefix("torch.")])
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention_of(config)
+        )
     if quantization is not None:
         quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=False)
         quantizer.preprocess_model(model=model, device_map={"": device})

@@ -57,22 +57,26 @@ def read_window(
     beat: Beat,
     decoded: Rows | None = None,
     path: str = EAGER,
+    steps: int | None = None,
+    chunk: int | None = None,
 ) -> tuple[str, str | None]:
     """Read a window as a prompt, and give ``prompt`` the logits at each position.
 
-    With ``decoded``, the last ``DECODED_TOKENS`` are read a second time, by decode steps of ``path``, whose logits it
-    gets. Returns the path that ran, and why it is another one.
+    With ``decoded``, the last ``steps`` tokens (by default ``DECODED_TOKENS``) are read a second time, by decode
+    steps of ``path``, whose logits it gets. A pass has ``chunk`` tokens, by default ``CHUNK``. Returns the path that
+    ran, and why it is another one.
     """
     ids = torch.tensor([tokens], device=model.device)
-    first, kv = max(0, len(tokens) - DECODED_TOKENS), new_cache(model)
-    _read(model, ids[:, :first], kv, prompt, 0, beat)
+    steps = DECODED_TOKENS if steps is None else steps
+    first, kv = max(0, len(tokens) - steps), new_cache(model)
+    _read(model, ids[:, :first], kv, prompt, 0, beat, chunk)
     with torch.inference_mode():
         saved = None if decoded is None else caches.save(kv)
-        _read(model, ids[:, first:], kv, prompt, first, beat)
+        _read(model, ids[:, first:], kv, prompt, first, beat, chunk)
         if decoded is None or saved is None:
             return EAGER, None
         caches.restore(kv, saved)
-    runner, reason = _runner(model, kv, ids[:, first : first + 1], path)
+    runner, reason = _runner(model, kv, ids[:, first : first + 1], path, steps)
     for place in range(first, len(tokens)):
         token = ids[:, place : place + 1]
         decoded(place, _eager_step(model, kv, token) if runner is None else _static_step(runner, token))
@@ -84,11 +88,19 @@ def read_window(
 
 
 @torch.inference_mode()
-def _read(model: PreTrainedModel, ids: torch.Tensor, kv: DynamicCache, take: Rows, at: int, beat: Beat) -> None:
+def _read(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    kv: DynamicCache,
+    take: Rows,
+    at: int,
+    beat: Beat,
+    chunk: int | None = None,
+) -> None:
     """Read ``ids [1, tokens]`` after what ``kv`` holds; ``at``: the position of the first of them."""
-    for start in range(0, ids.shape[1], CHUNK):
-        chunk = ids[:, start : start + CHUNK]
-        output = decoder_of(model)(input_ids=chunk, **with_cache(kv))
+    size = chunk or CHUNK
+    for start in range(0, ids.shape[1], size):
+        output = decoder_of(model)(input_ids=ids[:, start : start + size], **with_cache(kv))
         _through_head(model, output, at + start, take)
         beat("")
 
@@ -252,16 +264,17 @@ def new_cache(model: PreTrainedModel) -> DynamicCache:
 
 
 def _runner(
-    model: PreTrainedModel, kv: DynamicCache, token: torch.Tensor, path: str
+    model: PreTrainedModel, kv: DynamicCache, token: torch.Tensor, path: str, steps: int
 ) -> tuple[StaticRunner | None, str | None]:
-    """The runner of a path, which takes over the cache, and why there is none; None for transformers' own step."""
+    """The runner of a path, which takes over the cache for ``steps`` more tokens, and why there is none; None for
+    transformers' own step."""
     if path == EAGER:
         return None, None
     from profiler.backends.hf.session import runner_for  # which imports the module that uses this one
 
     runner = runner_for(model, path)
     try:
-        runner.adopt(kv, token, DECODED_TOKENS)
+        runner.adopt(kv, token, steps)
     except ProfileError as error:
         return None, error.message
     return runner, None

@@ -1,6 +1,7 @@
 """Backend ``llama.cpp``: GGUF files, run by the programs of the user's own build of llama.cpp.
 
-Rates are those that llama-bench and llama-batched-bench print. ``build.find`` says which build runs.
+Rates are those that llama-bench and llama-batched-bench print, logits those of libllama. ``build.find`` says which
+build runs.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ BACKEND = Backend(
     weights=("real", "synthetic"),
     kinds=("cpu", "cuda"),
     versions=lambda: build.find().versions(),
+    quality="profiler.backends.llama_cpp.quality",
     has_cpu_time=lambda case: case.batch == 1,  # llama-batched-bench does not say where decode begins
     find_build=build.installed,
     build_command=build.BUILD_COMMAND,

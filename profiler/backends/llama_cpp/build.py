@@ -146,6 +146,18 @@ class Build:
             return ()
         return tuple(sorted({Path(match["path"]).resolve() for match in LINKED.finditer(said)}))
 
+    @property
+    def library(self) -> Path:
+        """libllama, as its programs load it. Raises ProfileError for a build that is linked statically."""
+        found = (path for path in self.linked or self._libraries() if path.name.startswith("libllama."))
+        path = next(found, None)
+        if path is None:
+            raise ProfileError(
+                f"logits are read from libllama, which is no file of its own in {printable(self.folder)}",
+                "Build it with shared libraries: cmake -B build -DBUILD_SHARED_LIBS=ON",
+            )
+        return path
+
     def _identity(self) -> str:
         """A hash of the files that compute."""
         paths = dict.fromkeys(

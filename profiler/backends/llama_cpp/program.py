@@ -36,6 +36,9 @@ CHUNK = 1 << 16
 KEPT_LINES = 400  # of the log; the verbose log of loading a model has about 300 after its first error
 LONGEST_LINE = 1 << 20  # bytes; a row of llama-bench has a thousand
 MAX_REASON = 300  # characters
+BAD_INSTRUCTION = (  # a virtual machine may show AMX and refuse it, so that a build made on it fails as well
+    "this machine cannot run an instruction that the build of llama.cpp uses; rebuild it with -DGGML_NATIVE=OFF"
+)
 
 OUT_OF_MEMORY = re.compile(
     r"out of memory|OutOfDeviceMemory|bad_alloc|insufficient memory|cannot allocate memory"
@@ -174,7 +177,7 @@ class Program:
             return OutOfMemory(f"the kernel's OOM killer ended {self.name}: the machine or group was full")
         if refused is not None and self._status:
             return OutOfMemory(printable(f"{self.name}: {refused}", MAX_REASON))
-        cause = cause_of(log)
+        cause = BAD_INSTRUCTION if self._status == -signal.SIGILL else cause_of(log)
         text = f"{self.name} {_ended(self._status or 0)}"
         return ProgramFailed(printable(f"{text}: {cause}" if cause else f"{text}, and printed no reason", MAX_REASON))
 

@@ -105,6 +105,7 @@ class LlamaSession:
         self.watcher = _watcher(self._device)
         self._threads = case.threads or _confined()
         self._first: tuple[Case, Reserved | Exception] | None = None
+        self.scored: dict[int, dict[str, Any]] = {}  # the quality at each context (``quality.measure``)
         try:
             reserved = self._reserve(case)
         except _NotReserved as error:

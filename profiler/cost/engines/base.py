@@ -40,6 +40,8 @@ class EngineRequest:
     kv: str | None = None  # type of K and V; None: the engine's default
     ubatch: int | None = None  # tokens per sequence in one prefill pass; None: the engine's default
     path: str = EAGER  # decode path of transformers: see ``profiler.decode_path``
+    mtp: int = 0  # tokens that a step drafts with the model's multi-token-prediction layers
+    flash: bool | None = None  # flash attention; None: the engine's default
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class Named:
     argument: str  # for the options of ``profile`` that take a model
     source: Source
     as_stored: bool = True  # the user asked for no other quantization than that of the file
+    measurable: bool = True  # `profile sweep` can run the weights as they are predicted
 
     @property
     def title(self) -> str:
@@ -154,7 +157,11 @@ class Engine(ABC):
     pipelines_passes = False  # with layers on several devices, starts a pass while later devices work on the last one
     computes_on_host = False  # multiplies small batches with weights in host memory there, instead of copying those
     copies_experts_whole = False  # copies all experts of a layer in host memory, also those that no token chose
+    drafts = False  # decodes with multi-token-prediction layers
+    drafts_in_own_context = False  # with buffers of its own for that
+    unquantized = "bf16"  # its name of 16-bit weights
     multiplies_in_int8 = False  # multiplies packed weights in 8 bits
+    ignores_windows: frozenset[str] = frozenset()  # families in whose sliding layers it attends to every token
 
     @property
     @abstractmethod
@@ -203,8 +210,18 @@ class Engine(ABC):
         """What the programs that measure a case with ``steps`` decode steps hold besides ``memory``."""
         return 0
 
-    def runs(self, path: str, quant: str, dtype: str, target: Target) -> str:
-        """The decode path that runs if ``path`` is requested."""
+    def as_run(self, geometry: Geometry) -> Geometry:
+        """The model as this engine runs it: without the windows that it ignores."""
+        return geometry.without_windows() if geometry.model_type in self.ignores_windows else geometry
+
+    def remarks(self, geometry: Geometry) -> tuple[str, ...]:
+        """What a user should know about how this engine runs the model."""
+        if self.as_run(geometry) is geometry:
+            return ()
+        return (f"{self.name} ignores the sliding window of this family: it holds and attends to every token",)
+
+    def runs(self, path: str, quant: str, dtype: str, target: Target, family: str = "") -> str:
+        """The decode path that runs if ``path`` is requested. ``family``: the model type, if it is known."""
         return path if path in self.paths else self.paths[0]
 
     def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command | None:

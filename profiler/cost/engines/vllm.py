@@ -66,6 +66,7 @@ class Vllm(Engine):
     default_kv = "auto"
     smaller_kv = "fp8"
     default_split: Split = "tensor"
+    drafts = True
     reads = frozenset({SAFETENSORS, GGUF})
     quants = (*BYTES, *PACKED)
 
@@ -109,10 +110,12 @@ class Vllm(Engine):
         )
 
     def prefill_rules(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> PassRules:
-        return PassRules(request.ubatch or UBATCH, kv_bytes(request), how=Execution(trims_shared=False))
+        return PassRules(
+            request.ubatch or UBATCH, kv_bytes(request), how=Execution(trims_shared=False), shared_passes=True
+        )
 
     def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command | None:
-        if placed.on_host or placed.experts_on_host:
+        if placed.on_host or placed.experts_on_host or request.mtp:
             return None
         checkpoint, how, blanks = _checkpoint(model, request.quant)
         kv = KV_DTYPES.get((request.kv or "auto").casefold())
@@ -154,7 +157,7 @@ def _checkpoint(model: Named, quant: str) -> tuple[str, tuple[str, ...], dict[st
 def _held(weight: Weight, layer: Layer | None, count: int, quant: str) -> Held:
     size, scheme = BYTES.get(quant, 2.0), quant if quant in BYTES else "bf16"
     extra = 0
-    if quant in PACKED and part_of(weight, layer) in PACKED[quant][1]:
+    if quant in PACKED and part_of(weight, layer) in PACKED[quant][1] and not weight.expert_bias:
         size, scheme = PACKED[quant][0], quant
         extra = 4 * weight.parameters // weight.shape[-1] if quant in ("fp8", "int8") else 0
     return Held(weight, layer, count, scheme, round(weight.parameters * size + extra) * count)

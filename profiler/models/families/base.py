@@ -38,6 +38,7 @@ ACTIVATIONS = [
 """Names in transformers' ``ACT2FN``."""
 OLDER_TYPES = {"attention": "full_attention", "mamba": "linear_attention"}
 """Older names of layer types, which transformers still accepts."""
+LAYER_TYPES = ("full_attention", "sliding_attention")
 DTYPES = [
     "bfloat16",
     "float16",
@@ -98,9 +99,18 @@ def check_rotary(config: Config, name: str, head_dim: int) -> None:
 
 
 def attention_weights(
-    attention: Attention, hidden: int, *, bias: bool = False, gated: bool = False, qk_norm: bool = False
+    attention: Attention,
+    hidden: int,
+    *,
+    bias: bool = False,
+    output_bias: bool | None = None,
+    gated: bool = False,
+    qk_norm: bool = False,
 ) -> tuple[Weight, ...]:
-    """Query, key, value and output projections; if ``gated``, the query projection also computes the output gate."""
+    """Query, key, value and output projections; if ``gated``, the query projection also computes the output gate.
+
+    ``output_bias``: whether the output projection has a bias, if it differs from the others.
+    """
     queries = attention.heads * attention.head_dim
     keys = attention.kv_heads * attention.head_dim
     norms = (norm("self_attn.q_norm", attention.head_dim), norm("self_attn.k_norm", attention.head_dim))
@@ -108,7 +118,7 @@ def attention_weights(
         *linear("self_attn.q_proj", queries * (2 if gated else 1), hidden, bias),
         *linear("self_attn.k_proj", keys, hidden, bias),
         *linear("self_attn.v_proj", keys, hidden, bias),
-        *linear("self_attn.o_proj", hidden, queries, bias),
+        *linear("self_attn.o_proj", hidden, queries, bias if output_bias is None else output_bias),
         *(norms if qk_norm else ()),
     )
 
@@ -146,6 +156,50 @@ def refuse_bidirectional(config: Config) -> None:
     """ProfileError for encoders built from a decoder's layers, which have no cache and no decode."""
     if config.raw.get("use_bidirectional_attention") in (True, "all"):
         raise config.error("use_bidirectional_attention: only causal decoders are supported")
+
+
+def head_dim(config: Config) -> int:
+    """The size of a head: the field ``head_dim``, or else the hidden size divided among the heads."""
+    size = config.optional("head_dim") or config.number("hidden_size") // config.number("num_attention_heads")
+    check_rotary(config, "head_dim", size)
+    return size
+
+
+def grouped(config: Config, window: int | None, size: int) -> Attention:
+    """Attention with K/V heads that divide the query heads; it slides if it has a ``window``."""
+    heads = config.number("num_attention_heads")
+    kv_heads = config.optional("num_key_value_heads") or heads
+    config.divides("num_key_value_heads", kv_heads, "num_attention_heads", heads)
+    return Attention("full" if window is None else "sliding", heads, kv_heads, size, window)
+
+
+def refuse_layer_types(config: Config, window: int | None) -> None:
+    """ProfileError for layers of several types in a family whose layers are all alike.
+
+    transformers would build its cache by these fields, although the model's attention ignores them.
+    """
+    own = "full_attention" if window is None else "sliding_attention"
+    given = config.names_of("layer_types", config.number("num_hidden_layers"), LAYER_TYPES, OLDER_TYPES)
+    if "attention_chunk_size" in config or (given is not None and set(given) != {own}):
+        what = "attention_chunk_size" if "attention_chunk_size" in config else "layer_types"
+        raise config.error(f"{what}: all layers of {config.model_type} have {own.replace('_', ' ')}; set it to null")
+
+
+def experts_field(config: Config, declared: str) -> str:
+    """The field with the number of experts: transformers takes ``num_experts`` and ``num_local_experts`` for the
+    same, and the one that its config class does not declare overrides the other.
+    """
+    (other,) = {"num_experts", "num_local_experts"} - {declared}
+    return other if other in config.raw else declared
+
+
+def fused_experts(name: str, mlp: Experts, hidden: int) -> tuple[Weight, ...]:
+    """A router without a bias, and the weights of all experts."""
+    return (
+        Weight("router", (mlp.count, hidden), f"{name}.gate.weight"),
+        Weight("experts", (mlp.count, 2 * mlp.width, hidden), f"{name}.experts.gate_up_proj"),
+        Weight("experts", (mlp.count, hidden, mlp.width), f"{name}.experts.down_proj"),
+    )
 
 
 def experts(

@@ -71,7 +71,7 @@ def geometry(config: Config) -> Geometry:
             ),
         )
 
-    types = _layer_types(config)
+    types = layer_types(config)
     vocab, tied = config.number("vocab_size"), config.flag("tie_word_embeddings")
     return Geometry(
         model_type="qwen3",
@@ -96,8 +96,8 @@ def _attention(config: Config, kind: str) -> Attention:
     return Attention("sliding", heads, kv_heads, head_dim, window=config.number("sliding_window"))
 
 
-def _layer_types(config: Config) -> list[str]:
-    """The type of each layer. ``use_sliding_window`` switches windows on, also those in ``layer_types``."""
+def layer_types(config: Config) -> list[str]:
+    """The type of each layer of Qwen 2 and 3. ``use_sliding_window`` switches windows on, also in ``layer_types``."""
     count = config.number("num_hidden_layers")
     given = config.names_of("layer_types", count, ("full_attention", "sliding_attention"), base.OLDER_TYPES)
     windowed = config.flag("use_sliding_window") and config.value("sliding_window") is not None

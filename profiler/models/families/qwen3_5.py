@@ -68,6 +68,9 @@ MOE = "qwen3_5_moe_text"
 TEXT = {"qwen3_5_text": Qwen3_5TextConfig, MOE: Qwen3_5MoeTextConfig}
 WRAPPED = {"qwen3_5": ("qwen3_5_text", Qwen3_5Config), "qwen3_5_moe": (MOE, Qwen3_5Config)}
 MODEL_TYPES = (*WRAPPED, *TEXT)
+DRAFT_LAYERS = "mtp_num_hidden_layers"
+DRAFT_LEFT_OUT = "the multi-token-prediction layer of this checkpoint is left out"
+MAX_DRAFT_LAYERS = 16  # published checkpoints have one
 ROTATED = 0.25  # share of a head's channels; the default of partial_rotary_factor
 
 
@@ -75,8 +78,8 @@ def geometry(config: Config) -> Geometry:
     """Geometry of a decoder's config; ProfileError names the field that is missing or wrong."""
     base.check_common(config, "hidden_act")
     cautions = config.cautions
-    if config.raw.get("mtp_num_hidden_layers"):
-        cautions += ("the multi-token-prediction layer of this checkpoint is left out",)
+    if config.raw.get(DRAFT_LAYERS):
+        cautions += (DRAFT_LEFT_OUT,)
     sparse = config.model_type == MOE
     hidden = config.number("hidden_size")
     mlp: Dense | Experts = _experts(config) if sparse else Dense(config.number("intermediate_size"))
@@ -96,7 +99,32 @@ def geometry(config: Config) -> Geometry:
         tied=tied,
         max_position=largest_context(config, config.number("head_dim"), types, ROTATED),
         outside=base.tables(vocab, hidden, tied),
+        draft=_draft(config, layer("full_attention")),
         cautions=cautions,
+    )
+
+
+def _draft(config: Config, layer: Layer) -> Geometry | None:
+    """The multi-token-prediction layers: a projection of the last hidden state and the next embedding, then full
+    attention layers. Embedding and head are the model's own. (vLLM 0.26, ``models/qwen3_5_mtp.py``; transformers does
+    not build them, so it ignores an invalid number of them.)
+    """
+    count, hidden = config.raw.get(DRAFT_LAYERS), config.number("hidden_size")
+    if type(count) is not int or not 0 < count <= MAX_DRAFT_LAYERS:
+        return None
+    return Geometry(
+        model_type=config.model_type,
+        layers=(layer,) * count,
+        vocab=config.number("vocab_size"),
+        hidden=hidden,
+        tied=False,
+        max_position=config.number("max_position_embeddings"),
+        outside=(
+            *linear("mtp.fc", hidden, 2 * hidden),
+            norm("mtp.pre_fc_norm_embedding", hidden),
+            norm("mtp.pre_fc_norm_hidden", hidden),
+            norm("mtp.norm", hidden),
+        ),
     )
 
 

@@ -4,6 +4,9 @@ Measured and predicted cases are ranked by the same rule, so that the paragraph 
 is the one by which ``fit`` and ``sweep`` choose (``run/choice.py``): first the model's quality class, by its size,
 then the quantization that loses least, all of them fast enough to read along. Only a measured case is recommended; a
 predicted one that ranks higher is what to measure next.
+
+Bits say only roughly what a quantization loses. Where KL divergences of one scale were measured, they decide between
+the quantizations that have one, if the one that bits choose is among them.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from profiler.models import hub
 from profiler.results import stats
 from profiler.run.choice import LOSSLESS_BITS, READING_TPS, dense_size, loss, size_class
 from profiler.shell import Command, command
-from profiler.show.report import ceiling, selection
+from profiler.show.report import ceiling, divergence, selection
 from profiler.show.report.blocks import Code, PageBlock, Section, Text, muted
 from profiler.show.report.memory import MapGrid, MapLine
 from profiler.show.report.predictions import Forecast
@@ -36,7 +39,11 @@ RULE = (
     " doublings, so 27 and 31 billion parameters are equal. If none is fast enough, the rule chooses the fastest. A"
     " predicted case that ranks higher should be measured next. Cases whose intervals overlap may be equally fast."
     " Larger is not always"
-    " better: the section on quality below compares models with known scores."
+    " better: the section on what is worth its memory compares models with known scores."
+)
+KL_RULE = (
+    " Where KL divergences were measured, they say what loses least, instead of bits; losses of up to"
+    f" {divergence.LOSSLESS_KL} nats count as none."
 )
 
 
@@ -94,7 +101,8 @@ def section(
             muted("Predictions for llama.cpp, with the command and the settings that run it:"),
             Code(tuple(dict.fromkeys(map(_in_llama_cpp, chosen)))),
         ]
-    blocks.append(Text(RULE, muted=True, folded="How this was chosen"))
+    rule = f"{RULE}{KL_RULE}" if any(machine.scored for machine in machines) else RULE
+    blocks.append(Text(rule, muted=True, folded="How this was chosen"))
     return Section("run", "What should I run on this machine?", tuple(blocks))
 
 
@@ -114,11 +122,13 @@ def _paragraph(machine: MachineRows, forecast: Forecast) -> tuple[CaseResult | N
     best = fastest
     if fast and (not unsized or len({each.model for each in fast}) == 1):
         best = max(fast, key=lambda result: _ranked(result, forecast).rank)
+        best = divergence.least_loss(best, fast, machine)
     best = _usual_prompt(best, usable)
     sentences = [_prefill(best), _memory(best, forecast), _bound(best)]
     if (best.model, best.group.settings) != (fastest.model, fastest.group.settings):
         sentences.append(f"The fastest is {selection.case(fastest)}: {selection.ranged(fastest.decode)} t/s.")
-    return best, _opening(best, fast, usable, unsized), " ".join(each for each in sentences if each)
+    opening = [_opening(best, fast, usable, unsized), *divergence.traded(best, usable, machine)]
+    return best, " ".join(opening), " ".join(each for each in sentences if each)
 
 
 def _usual_prompt(best: CaseResult, usable: Sequence[CaseResult]) -> CaseResult:
@@ -193,11 +203,15 @@ def _next(machine: MachineRows, forecast: Forecast, best: CaseResult | None) -> 
                 found.append(NextCase(ranked, line, context, batch, prediction))
     if not found:
         return None
-    first = max(found, key=lambda each: each.ranked.rank)
     if best is None or not _reads(best):
-        return first
-    known = _ranked(best, forecast)
-    return first if known.size and first.ranked.rank[:2] > known.rank[:2] else None
+        return max(found, key=lambda each: each.ranked.rank)
+    found = [each for each in found if not divergence.loses_more(each.line.model, each.line.series, best, machine)]
+    first = max(found, key=lambda each: each.ranked.rank, default=None)
+    # Bits rank what was not measured. They have to promise more than those of any measured case of the model, because
+    # the best one may have been chosen by its divergence.
+    alike = [each for each in machine.fewest if each.model == best.model and _clear(each) and _reads(each)]
+    known = max((_ranked(each, forecast) for each in (best, *alike)), key=lambda each: each.rank)
+    return first if first is not None and known.size and first.ranked.rank[:2] > known.rank[:2] else None
 
 
 def _why_next(found: NextCase, best: CaseResult | None, told: Command | None) -> str:

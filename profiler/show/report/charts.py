@@ -5,8 +5,8 @@
 as a separate image. The contrast to the background is at least 4.5:1 for text and 3:1 for marks in both themes (WCAG
 2.2, 1.4.3 and 1.4.11); a test checks it.
 
-**Plots** are data: two axes, lines and marks. ``curves``, ``stacks``, ``roofline`` and ``frontier`` make the kinds
-that a report has. All are narrow, so that a page can put them side by side, and a phone one below the other.
+**Plots** are data: two axes, lines and marks. ``curves``, ``stacks``, ``roofline``, ``frontier`` and ``losses`` make
+the kinds that a report has. All are narrow, so that a page can put them side by side, and a phone one below another.
 
 **Drawings** are plain SVG 1.1 and complete by themselves: a mark has its figures as a ``<title>``, which browsers
 show on hover and screen readers read. ``data-`` attributes say what the page's script needs to zoom and to filter. We
@@ -20,6 +20,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise, repeat
 
 from profiler.units import KIB, significant
 
@@ -47,6 +48,7 @@ TONES = {  # backgrounds of a map's cells, whose text has the color ``ink``
     "none": ("#f6f8fa", "#161b22"),
 }
 
+Box = tuple[float, float, float, float]  # left, upper, right and lower end in pixels
 Palette = Mapping[str, int]  # series → number of its color
 Keys = tuple[str, str]  # model and quantization, by which a reader filters
 
@@ -56,6 +58,12 @@ HEADROOM = 1.15  # upper end of an axis ÷ its highest figure
 TICKS = 5  # about so many on an axis
 SYMBOL_WIDTH, LEGEND_LETTERS, LEGEND_LINE = 24.0, 40, 16
 BAR = 0.68  # width of a bar ÷ distance of the bars
+LARGEST, SMALLEST = 2.0, 0.6  # of points whose area says something ÷ usual size
+LINE_BOX = 3  # pixels of a line between two boxes that keep labels away
+LABEL_PLACES = (  # of the label of a point: steps to the right and down, and the end of the text that is there
+    *((1, 0, "start"), (0.7, 0.7, "start"), (-1, 0, "end"), (-0.7, -0.7, "end")),
+    *((0, 1, "middle"), (0, -1, "middle"), (0.7, -0.7, "start"), (-0.7, 0.7, "end")),
+)
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 SHAPES = {
     "circle": "M-4,0A4,4 0 1 1 4,0A4,4 0 1 1 -4,0Z",
@@ -100,6 +108,8 @@ class Mark:
     shape: str | None = None  # of ``SHAPES``; None: the shape of the series; ``tick``: a short line
     pale: bool = False
     keys: Keys | None = None
+    label: str = ""  # beside a point, where there is room
+    area: float = 1.0  # of a point ÷ that of the largest one
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +197,33 @@ def frontier(marks: Sequence[Mark], x: str, y: str, series: Palette, zero: bool 
     return Plot(Axis(x, 0, max(mark.x for mark in marks) * HEADROOM), up, series, tuple(marks), tuple(lines))
 
 
+def losses(marks: Sequence[Mark], x: str, y: str, series: Palette) -> Plot:
+    """Cases by a figure and by a loss, over a logarithmic axis of losses whose lower end stands for no loss at all.
+
+    The line joins the marks that no other one beats in both.
+    """
+    known = [end for mark in marks for end in (mark.low, mark.y, mark.high) if end]
+    first = math.floor(math.log10(min(known, default=0.001)))
+    last = max(math.ceil(math.log10(max(known, default=0.001) * HEADROOM)), first + 1)
+    nothing = any(mark.y == 0 for mark in marks)
+    first -= nothing
+    steps = (1, 2, 5) if last - first - nothing <= 2 else (1,)
+    values = [step * 10.0**power for power in range(first + nothing, last + 1) for step in steps]
+    ticks = [(value, f"{value:.4g}") for value in values if value <= 10.0**last]
+    ticks = [(10.0**first, "0"), *ticks] if nothing else ticks
+    across = Axis(x, 0, max(mark.x for mark in marks) * HEADROOM)
+    best = [
+        mark
+        for mark in sorted(marks, key=lambda mark: (mark.x, mark.y))
+        if not any(m.x >= mark.x and m.y <= mark.y and (m.x, m.y) != (mark.x, mark.y) for m in marks)
+    ]
+    line = Line(tuple((mark.x, mark.y) for mark in best), None, dashed=True)
+    drawn = tuple(mark if mark.y else replace(mark, low=None, high=None) for mark in marks)
+    return Plot(
+        across, Axis(y, 10.0**first, 10.0**last, True, tuple(ticks)), series, drawn, (line,) * (len(best) > 1)
+    )
+
+
 def count_text(value: float) -> str:
     """``512``, ``32k``."""
     whole = round(value)
@@ -229,6 +266,7 @@ def svg(plot: Plot) -> str:
     )
     fixed = " data-fixed" if plot.x.ticks is not None else ""
     zooms = scales + fixed.replace("fixed", 'fixed=""') if plot.zooms else ""
+    labels = _labels(plot)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}"'
         f' viewBox="0 0 {width:.0f} {height:.0f}" font-family="{FONT}" font-size="11"{zooms}>',
@@ -238,7 +276,7 @@ def svg(plot: Plot) -> str:
         _across(plot, left),
         f'<svg class="plot" x="{left:.0f}" y="{ABOVE}" width="{WIDTH}" height="{HEIGHT}" overflow="visible">',
         f'<g class="lines" fill="none">{"".join(_lines(plot))}</g>',
-        f'<g class="marks">{"".join(_mark(plot, mark) for mark in plot.marks)}</g>',
+        f'<g class="marks">{"".join(map(_mark, repeat(plot), plot.marks, labels))}</g>',
         "</svg>",
         legend,
         "</svg>",
@@ -293,7 +331,8 @@ def _lines(plot: Plot) -> list[str]:
     return [each.replace("<path ", '<path vector-effect="non-scaling-stroke" ', 1) for each in found]
 
 
-def _mark(plot: Plot, mark: Mark) -> str:
+def _mark(plot: Plot, mark: Mark, label: str) -> str:
+    """A mark; ``label``: its drawn label. A labelled one is a group, which moves and fades as one."""
     x, y = _place(plot, mark.x, mark.y)
     wide = BAR * WIDTH / (plot.x.high - plot.x.low)
     if mark.base is not None:
@@ -305,11 +344,59 @@ def _mark(plot: Plot, mark: Mark) -> str:
         shape = SHAPES[mark.shape or _shape(plot, mark.series)]
     fill = INK if mark.shape == "tick" else _color(plot, mark.series)
     pale = ' opacity="0.4"' if mark.pale else ""
-    return (
-        f'<path class="mark" d="{shape}" transform="translate({x:.1f},{y:.1f})" fill="{fill}"{pale}'
-        f"{_kept(mark.keys)}>"
-        f"<title>{_escaped(mark.said)}</title></path>"
-    )
+    place, title = f' transform="translate({x:.1f},{y:.1f})"', f"<title>{_escaped(mark.said)}</title>"
+    if not mark.label:
+        return f'<path class="mark" d="{shape}"{place} fill="{fill}"{pale}{_kept(mark.keys)}>{title}</path>'
+    point = f'<path d="{shape}" transform="scale({_scale(mark):.2f})" fill="{fill}"{pale}/>'
+    return f'<g class="mark"{place}{_kept(mark.keys)}>{point}{label}{title}</g>'
+
+
+def _scale(mark: Mark) -> float:
+    """The size of a point ÷ that of its shape."""
+    return max(SMALLEST, LARGEST * math.sqrt(mark.area))
+
+
+def _labels(plot: Plot) -> list[str]:
+    """The label of each mark, empty if it has none or if there is no room: its figures are also its ``<title>``."""
+    taken: list[Box] = []
+    for mark in filter(lambda mark: mark.label, plot.marks):
+        (x, y), radius = _place(plot, mark.x, mark.y), 4 * _scale(mark)
+        taken.append((x - radius, y - radius, x + radius, y + radius))
+    if taken:
+        taken += [box for line in plot.lines for box in _along(plot, line)]
+    return [_label(plot, mark, taken) if mark.label else "" for mark in plot.marks]
+
+
+def _along(plot: Plot, line: Line) -> list[Box]:
+    """Small boxes that cover a line."""
+    places = [_place(plot, x, y) for x, y in line.points]
+    found = []
+    for (x0, y0), (x1, y1) in pairwise(places):
+        count = max(1, int(math.dist((x0, y0), (x1, y1)) / LINE_BOX))
+        for n in range(count + 1):
+            x, y = x0 + (x1 - x0) * n / count, y0 + (y1 - y0) * n / count
+            found.append((x - 1, y - 1, x + 1, y + 1))
+    return found
+
+
+def _label(plot: Plot, mark: Mark, taken: list[Box]) -> str:
+    """The label of a mark at the first of ``LABEL_PLACES`` that is free, and then ``taken``."""
+    (x, y), away, wide = _place(plot, mark.x, mark.y), 4 * _scale(mark) + 4, len(mark.label) * LETTER
+    for across, down, anchor in LABEL_PLACES:
+        dx, dy = across * away, down * (away + 4) + 4
+        left = x + dx - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
+        box = (left, y + dy - 9, left + wide, y + dy + 2)
+        inside = box[0] > 2 and box[2] < WIDTH + RIGHT and box[1] > 0 and box[3] < HEIGHT
+        if inside and not any(_meet(box, other) for other in taken):
+            taken.append(box)
+            place = f'x="{dx:.1f}" y="{dy:.1f}" fill="{INK}" text-anchor="{anchor}"'
+            return f"<text {place}>{_escaped(mark.label)}</text>"
+    return ""
+
+
+def _meet(a: Box, b: Box) -> bool:
+    """Whether two boxes overlap."""
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _place(plot: Plot, x: float, y: float) -> tuple[float, float]:

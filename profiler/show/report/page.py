@@ -13,7 +13,7 @@ from profiler.results.measurement import Measurement
 from profiler.results.reading import RowSource
 from profiler.results.store import Run
 from profiler.show.columns import plain
-from profiler.show.report import advice, appendix, ceiling, energy, memory, quality, speed
+from profiler.show.report import advice, appendix, ceiling, divergence, energy, memory, quality, speed, tasks
 from profiler.show.report.blocks import Page, Section, muted
 from profiler.show.report.predictions import Configs, Forecast
 from profiler.show.report.quality import Score
@@ -62,10 +62,12 @@ def page(
         advice.section(shown, forecasts, appendix.typed_models(every_run, paths)),
         memory.map_section(shown, forecasts),
         speed.section(shown),
+        *filter(None, [divergence.section(shown)]),
         ceiling.section(shown, forecasts),
         memory.section(shown, forecasts),
         energy.section(shown),
         quality.section(shown, known),
+        *tasks.sections(shown),
         appendix.skipped(shown),
         appendix.cautions(shown),
         appendix.environment(shown),

@@ -28,6 +28,7 @@ from profiler.cost import engines
 from profiler.errors import ProfileError
 from profiler.foreign import BadContent, Budget, read_bytes, toml_value
 from profiler.models import hub
+from profiler.quality import published
 from profiler.quants.base import DTYPE_BYTES
 from profiler.run.request import OF_CHECKPOINTS
 from profiler.show.columns import plain
@@ -80,9 +81,10 @@ def parse(text: str, name: str) -> tuple[Score, ...]:
     except BadContent as error:
         raise ProfileError(f"{name} is not TOML: {printable(error)}") from None
     entries = content.pop("score", [])
+    published.parse(content.pop("kl", []), name)  # what quantizations lose, which the report does not use
     if content:
         raise ProfileError(
-            f"{name} holds {printable(next(iter(content)), 40)}, but only [[score]] is allowed", _form()
+            f"{name} holds {printable(next(iter(content)), 40)}, but only [[score]] and [[kl]] are allowed", _form()
         )
     if not isinstance(entries, list):
         raise ProfileError(f"{name}: score is not a list; each entry begins with [[score]]", _form())

@@ -13,9 +13,10 @@ from typing import Any
 from profiler import backends
 from profiler.case import IDENTITY, Case
 from profiler.cost.prediction import TIGHT_BYTES, TIGHT_SHARE
-from profiler.results import energy, stats
+from profiler.results import energy, quality, stats
 from profiler.results.cautions import cautions
 from profiler.results.measurement import Caution, Measurement, Memory, Phase
+from profiler.results.quality import KlScale
 from profiler.results.stats import MedianRange, Summary
 from profiler.show.columns import (
     BASES,
@@ -26,6 +27,7 @@ from profiler.show.columns import (
     is_gguf,
     noisy_text,
     plain,
+    server_title,
     suffixes,
 )
 from profiler.show.report.blocks import Tone
@@ -82,6 +84,8 @@ class CaseResult:
     expected: Mapping[str, Any]  # the prediction made before it ran
     energy: Mapping[str, Any] | None
     cautions: tuple[Caution, ...]  # empty for a row without a result
+    scale: KlScale | None  # of its KL divergence; None if it has none
+    kl: float | None  # its mean
     reload: Callable[[], Measurement]
 
     @property
@@ -95,6 +99,13 @@ class CaseResult:
     @property
     def keys(self) -> tuple[str, str]:
         return self.group.keys
+
+    @property
+    def engine(self) -> str:
+        """What ran the case: a server with its version, or the backend's engine."""
+        backend = backends.of_row(self.case.backend)
+        own = self.case.backend if backend is None or backend.simulated else backend.engine
+        return server_title(self.environment) or plain(own)
 
     @property
     def measurement(self) -> Measurement:
@@ -200,6 +211,7 @@ class MachineRows:
     weighed: list[CaseResult] = field(default_factory=list)  # rows with a result and a known peak
     noted: list[CaseResult] = field(default_factory=list)  # rows with a result and cautions
     calibrated: list[CaseResult] = field(default_factory=list)  # rows with a result and a ceiling
+    scored: list[CaseResult] = field(default_factory=list)  # rows with a result and a KL divergence
     ended: list[CaseResult] = field(default_factory=list)  # rows without a result
 
     def __post_init__(self) -> None:
@@ -216,6 +228,8 @@ class MachineRows:
                 self.noted.append(result)
             if result.ceiling_s:
                 self.calibrated.append(result)
+            if result.scale is not None:
+                self.scored.append(result)
         _name(self.groups)
         self.of = {group.model: [] for group in self.groups}
         for result in self.ok:
@@ -335,9 +349,11 @@ def _result(row: Measurement, group: CaseGroup) -> CaseResult:
     ok = row.outcome == "ok"
     noted = cautions(row, medians) if ok else ()
     joules = energy.content(row)
+    scale = quality.scale(row.quality) if ok else None
     return CaseResult(
         row.case, group, row.environment, row.outcome, ok, row.reason, row.started_at, row.memory,
-        prefill and prefill.median, decode and decode.median, decode, row.expected, joules, noted, row.reload,
+        prefill and prefill.median, decode and decode.median, decode, row.expected, joules, noted, scale,
+        quality.quick_kl(row.quality) if scale is not None and row.quality else None, row.reload,
     )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 
-from profiler import backends
 from profiler.registry import listed
 from profiler.results import comparison
 from profiler.results.measurement import PHASES, Measurement, Phase
@@ -17,7 +16,6 @@ from profiler.show.columns import (
     rate_cell,
     ratio_text,
     reps_cell,
-    server_title,
     token_cell,
     ttft_cell,
 )
@@ -186,7 +184,7 @@ def _engines(machine: MachineRows, several: bool) -> list[PageBlock]:
             cases.setdefault((result.model, case.model_id, case.context, case.batch), []).append(result)
     models: dict[str, list[CaseResult]] = {}
     for (model, *_), results in cases.items():
-        if len(set(map(_engine, results))) > 1:
+        if len({result.engine for result in results}) > 1:
             models.setdefault(str(model), []).extend(sorted(results, key=_sequence_tps, reverse=True))
     where = f" on {machine.title}" if several else ""
     heads = ("context", "batch", "decode t/s", "of ceiling", "TTFT", "peak")
@@ -207,7 +205,7 @@ def _sequence_tps(result: CaseResult) -> float:
 
 def _of_engine(result: CaseResult) -> tuple[str, ...]:
     return (
-        f"{_engine(result)} {plain(result.case.quant)}",
+        f"{result.engine} {plain(result.case.quant)}",
         f"{result.case.context:,}",
         f"{result.case.batch:,}",
         rate_text(result.sequence_tps) if result.comparable else TOO_NOISY,
@@ -215,13 +213,6 @@ def _of_engine(result: CaseResult) -> tuple[str, ...]:
         ttft_cell(result.measurement),
         bytes_text(result.peak_bytes),
     )
-
-
-def _engine(result: CaseResult) -> str:
-    """What ran a case: a server with its version, or the backend's engine."""
-    backend = backends.of_row(result.case.backend)
-    own = result.case.backend if backend is None or backend.simulated else backend.engine
-    return server_title(result.environment) or plain(own)
 
 
 def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:

@@ -40,9 +40,18 @@ SERVING = {  # of a server's row: the column, and where the figure is
     "total_tps": ("total_tps",),
     "goodput_per_s": ("goodput_per_s",),
     "characters_per_s": ("characters_per_s", "p50"),
+    "tasks_pass_rate": ("tasks", "rate", "value"),
 }
 ENERGY = ("prefill_j_per_token", "decode_j_per_token", "idle_w")
-QUALITY = {"kl": ("kl", "value"), "top1": ("top1", "value"), "ppl": ("ppl", "value")}
+QUALITY = {  # the column, and where the figure is; only divergences of the same window and texts may be compared
+    "kl": ("kl", "value"),
+    "kl_low": ("kl", "low"),
+    "kl_high": ("kl", "high"),
+    "top1": ("top1", "value"),
+    "ppl": ("ppl", "value"),
+    "kl_window": ("window",),
+    "kl_text": ("text", "hash"),
+}
 REASON_LENGTH = 1000
 
 

@@ -97,7 +97,8 @@
   };
   const place = (mark) => mark.getAttribute("transform").match(/-?[\d.]+/g).map(Number);
   const near = (plot, event) => {
-    if (event.target.classList.contains("mark")) return event.target;
+    const touched = event.target.closest(".mark"); // a label belongs to its mark
+    if (touched) return touched;
     const at = inside(plot.querySelector(".marks"), event);
     const found = all(".mark:not([hidden])", plot).map((mark) => {
       const [x, y] = place(mark);

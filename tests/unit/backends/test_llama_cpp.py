@@ -438,6 +438,7 @@ def test_two_builds_of_one_commit_are_two_environments(tmp_path: Path) -> None:
     [
         (fault("load", "exit", 1, *UNKNOWN), "failed", "unknown model architecture: 'gemma9'"),
         (fault("prefill", "signal", signal.SIGABRT, ASSERTION), "failed", f"was killed by SIGABRT: {ASSERTION}"),
+        (fault("prefill", "signal", signal.SIGILL, ASSERTION), "failed", "killed by SIGILL: this machine cannot run"),
         (
             fault("context", "exit", 1, REFUSED),
             "oom",

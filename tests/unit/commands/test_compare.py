@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.reported import scored
 
 from profiler.case import Case
 from profiler.results import comparison
@@ -282,6 +283,26 @@ def test_the_page_for_people(profile: Any, runs: Any) -> None:
         "gemma-3-270m  nf4        256      1  decode t/s        9.8       9.8   1.00  0.946–1.057",
         "gemma-3-270m  nf4        256      1  peak         1.00 GiB  1.00 GiB  1.000",
     ]
+
+
+def test_divergences_of_one_scale_have_a_ratio_with_its_interval(profile: Any, runs: Any) -> None:
+    stored = runs([scored(measured(), 0.02)], [scored(measured(), 0.03)])
+    (found,) = [row for row in compared(profile, stored) if row["figure"] == "kl"]
+    assert (found["a"], found["b"], found["ratio"]) == pytest.approx((0.02, 0.03, 1.5))
+    assert found["low"] <= 1.5 <= found["high"] and found["significant"] and found["n_a"] == 12
+    out = profile("compare", *stored).out
+    (line,) = [line for line in out.splitlines() if "KL, nats" in line and line.endswith("more")]
+    assert line.split("KL, nats")[1].split()[:3] == ["0.020", "0.030", "1.500"]
+    assert "its interval is that of other texts of the same kinds" in " ".join(out.split())
+    assert max(map(len, out.splitlines())) <= 110
+
+
+def test_divergences_of_unlike_scales_have_none_and_the_page_says_why(profile: Any, runs: Any) -> None:
+    stored = runs([scored(measured(), 0.02)], [scored(measured(), 0.03, texts="4567")])
+    assert not [row for row in compared(profile, stored) if row["figure"] == "kl"]
+    assert "not compared, because A and B differ in the texts" in " ".join(profile("compare", *stored).out.split())
+    stored = runs([scored(measured(), 0.0)], [scored(measured(), 0.03)])
+    assert "the KL divergence is 0 in A and 0.030 in B" in profile("compare", *stored).out
 
 
 def test_a_row_that_a_run_reused_is_no_second_measurement(profile: Any, runs: Any) -> None:

@@ -6,11 +6,13 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from fakes.reported import measured, scored
 from fakes.tiny import CONFIGS
 from gguf import GGUFReader
 
@@ -18,7 +20,8 @@ from profiler import console, folders
 from profiler.backends.llama_cpp.synthetic import synthetic_gguf
 from profiler.case import Source
 from profiler.cli import main
-from profiler.models import families, hub
+from profiler.models import families, gguf_mix, gguf_write, hub
+from profiler.results.store import Store
 from profiler.units import GIB
 
 PAIR = ["gemma-4-31b", "qwen3.5-27b", "gemma-4-26b-a4b", "qwen3.5-35b-a3b"]
@@ -199,6 +202,102 @@ def test_without_a_model_the_engine_is_one_that_runs_there() -> None:
     assert {row["engine"] for row in rows("--on", "m4 max", "--engine", "mlx")} == {"mlx"}
 
 
+@pytest.mark.parametrize("on", ["macbook pro m4 max", "rx 7900 xtx", "arc b580"])
+def test_a_named_model_is_predicted_in_an_engine_that_runs_on_the_device(on: str) -> None:
+    result = fit("gemma-4-e4b", "--on", on)
+    assert "llama.cpp" in result.stdout.splitlines()[0]
+    maker = {"m": "Apple", "r": "AMD", "a": "Intel"}[on[0]]
+    told = (
+        f"Predicted in llama.cpp, because profile does not measure transformers on {maker} devices; --engine chooses"
+    )
+    assert told in " ".join(result.stdout.split())
+    (row,) = rows("gemma-4-e4b", "--on", on, "-q", "nf4")
+    assert row["engine"] == "transformers", "nothing else has nf4"
+
+
+@pytest.mark.parametrize(("quant", "packed"), [("mxfp4", "q8_0"), ("q4_k_l", "q4_k"), ("q4_k_m", "q4_k")])
+def test_a_quantization_that_transformers_has_not_is_predicted_in_llama_cpp(quant: str, packed: str) -> None:
+    (row,) = rows("qwen3-8b", "--on", "rtx 4090", "-q", quant)
+    assert (row["engine"], row["quant"], row["verdict"]) == ("llama.cpp", quant, "fits")
+    assert row["decode"]["seconds"]["basis"] in ("fitted", "prior")
+    assert f"transformers has no {quant}" in fit("qwen3-8b", "--on", "rtx 4090", "-q", quant).stdout
+
+
+@pytest.mark.parametrize(
+    ("model", "gib"),
+    [("gpt-oss-20b", 11.27), ("gpt-oss-120b", 59.02)],  # llama-bench prints these sizes
+)
+def test_gpt_oss_has_the_bytes_of_the_published_files(model: str, gib: float) -> None:
+    (row,) = rows(model, "--on", "m3 ultra", "-c", "8k")
+    assert (row["engine"], row["quant"]) == ("llama.cpp", "mxfp4")
+    assert (row["weights_bytes"]["value"] + row["host_bytes"]["value"]) / GIB == pytest.approx(gib, abs=0.01)
+
+
+def test_an_mlx_checkpoint_on_a_mac_is_predicted_in_mlx(tmp_path: Path) -> None:
+    raw = hub.shipped_config("qwen3-8b") | {"quantization": {"bits": 4, "group_size": 64}}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    (row,) = rows(str(tmp_path), "--on", "m4 max 64gb")
+    assert (row["engine"], row["quant"]) == ("mlx", "mlx-4bit")
+
+
+def test_cards_that_differ_share_a_model() -> None:
+    (row,) = rows("qwen3.5-27b", "--on", "3090,4060 ti 16gb", "--engine", "llama.cpp")
+    assert (row["devices"], row["verdict"], row["split"]) == (2, "fits", "layer")
+
+
+def test_a_dynamic_mix_has_the_bytes_of_its_header(tmp_path: Path) -> None:
+    """As Unsloth publishes them (UD-Q4_K_XL): the name of a plain mix, and other types in some layers."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8}
+    raw = CONFIGS["llama"] | sizes | {"tie_word_embeddings": False}
+    geometry = families.geometry(raw)
+    dynamic = [
+        (number, weight, "iq4_xs" if kind == "q4_k" and number and number % 2 else kind)
+        for number, weight, kind in gguf_mix.each(geometry, "q4_k_m")
+    ]
+    tensors = gguf_write.tensors(raw, geometry, dynamic)
+    head = gguf_write.header(gguf_write.metadata(raw, geometry, "dynamic", 15), tensors)
+    path = tmp_path / "model-UD-Q4_K_XL.gguf"
+    path.write_bytes(head + bytes(sum(tensor.padded for tensor in tensors)))
+    (row,) = rows(str(path), "--on", "rtx 4090", "-c", "512")
+    nbytes = sum(tensor.nbytes for tensor in tensors)
+    assert row["weights_bytes"]["value"] + row["host_bytes"]["value"] == pytest.approx(nbytes, rel=0.001)
+    assert (row["quant"], row["weights_bytes"]["basis"]) == ("mixed", "exact")
+    assert row["decode"]["seconds"]["basis"] == "fitted"
+
+
+def test_drafts_of_a_multi_token_prediction_layer() -> None:
+    words = ("qwen3.5-27b", "--on", "rtx 5090", "--mtp", "2", "--acceptance", "0.7")
+    (row,) = rows(*words)
+    assert row["mtp"] == {"drafted": 2, "acceptance": 0.7, "tokens_per_step": pytest.approx(2.19)}
+    (plain,) = rows(*words[:3], "--engine", "llama.cpp")
+    assert plain["mtp"] is None
+    assert 1.2 < row["decode"]["tps"]["value"] / plain["decode"]["tps"]["value"] < 2.19
+    text = " ".join(fit(*words).stdout.split())
+    assert "a step yields 2.19 tokens on average if each of the 2 drafted tokens is accepted with a chance" in text
+    assert "--spec-type draft-mtp --spec-draft-n-max 2" in text
+    assert "is left out" not in text.replace("the vision tower is left out", "")
+
+
+def test_a_model_without_such_a_layer_is_refused_in_one_line() -> None:
+    result = fit("gemma-4-e2b", "--mtp", "2", "--acceptance", "0.7", "--on", "rtx 4090")
+    assert result.exit_code != 0
+    assert "this model has no multi-token-prediction layer" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_windows_that_an_engine_ignores_are_said_and_not_predicted() -> None:
+    (there,) = rows("mistral-7b-v0.1", "--on", "rtx 4090", "--engine", "llama.cpp", "-c", "32k")
+    (vllm,) = rows("mistral-7b-v0.1", "--on", "rtx 4090", "--engine", "vllm", "-c", "32k")
+    assert there["cache_bytes"]["value"] > 2 * vllm["cache_bytes"]["value"]
+    assert any("ignores the sliding window" in caution for caution in there["cautions"])
+
+
+def test_a_family_that_our_step_cannot_run_is_predicted_eager_and_says_so() -> None:
+    (row,) = rows("gpt-oss-20b", "--on", "h100", "--engine", "transformers", "-q", "bf16")
+    assert row["path"] == "eager"
+    assert any("ours does not support attention sinks" in caution for caution in row["cautions"])
+
+
 def test_a_choice_names_the_engine_that_is_much_faster_and_the_command_for_it() -> None:
     text = fit("--on", "rtx 4090").stdout
     assert re.search(
@@ -277,6 +376,95 @@ def test_an_unmet_goal_is_told_with_the_best_there_is() -> None:
         fit("gemma-4-31b", *asked[2:], "-q", "f16").stdout
         == "nothing reaches 5,000 tok/s at 64k: nothing fits. A smaller model, quantization (-q) or context would\n"
     )
+
+
+LOSSY = ("qwen3.5-27b", "--on", "rtx 4090", "--engine", "llama.cpp")
+
+
+def keep(*kls: tuple[str, float], parameters: float = 1.0, **scale: Any) -> None:
+    """Store rows of Qwen 3.5 9B in transformers, with these losses of quantizations."""
+    count = families.geometry(hub.shipped_config("qwen3.5-9b")).parameters
+    with Store.open() as store:
+        run = store.start_run(["sweep"], {})
+        for quant, kl in kls:
+            row = scored(measured(model="qwen3.5-9b", quant=quant), kl, **scale)
+            store.append(run, replace(row, checkpoint={"parameters": round(count * parameters)}))
+        store.finish_run(run, "done")
+
+
+def known(goal: str, *words: str) -> dict[str, tuple[str, float | None]]:
+    """Quantizations of Qwen 3.5 9B in transformers that meet a goal, in their order, with their losses."""
+    found = rows("qwen3.5-9b", "--on", "h100", "-q", "bf16,int8,nf4,fp4", *words, "--goal", goal)
+    return {row["quant"]: (row["goal"], row["kl"] and row["kl"]["value"]) for row in found}
+
+
+def test_a_limit_of_the_loss_goes_by_published_tables_with_their_source() -> None:
+    (best, *_) = rows(*LOSSY, "--goal", "20 tok/s at 8k, kl<0.006")
+    assert (best["quant"], best["goal"], best["kl"]["value"]) == ("q4_k_m", "likely", 0.0056)
+    text = " ".join(fit(*LOSSY, "--goal", "20 tok/s at 8k, kl<0.006").stdout.split())
+    assert "KL: qwen3.5-27b q4_k_m, published (bartowski Q4_K_M; chat texts of TitwitMuffbiscuit" in text
+    assert "qwen3.5-27b is in q4_k_m because q5_k_m has no known loss" in text
+    all_of_them = rows(*LOSSY, "--goal", "20 tok/s at 8k, kl<0.01", "-q", "q6_k,iq4_xs,q4_k_m")
+    assert [(row["quant"], row["goal"]) for row in all_of_them] == [
+        ("q4_k_m", "likely"), ("iq4_xs", "likely"), ("q6_k", "unknown"),
+    ]  # fmt: skip
+    assert all_of_them[-1]["kl"] is None
+
+
+def test_a_limit_of_the_loss_goes_by_what_was_measured_here() -> None:
+    keep(("bf16", 0.001), ("int8", 0.03), ("nf4", 0.02), ("fp4", 0.2))
+    assert known("5 tok/s at 8k, kl<0.1") == {
+        "bf16": ("yes", pytest.approx(0.001)),
+        "nf4": ("yes", pytest.approx(0.02)),
+        "int8": ("yes", pytest.approx(0.03)),
+    }
+    assert known("5 tok/s at 8k, kl<0.021")["nf4"][0] == "likely"  # the interval holds the limit
+    text = " ".join(fit("qwen3.5-9b", "--on", "h100", "-q", "nf4", "--goal", "5 tok/s at 8k, kl<0.1").stdout.split())
+    assert (
+        "KL: qwen3.5-9b nf4, measured here over 4,800 tokens of some texts in windows of 512, from fp32 (0.0" in text
+    )
+
+
+def test_losses_of_two_scales_are_not_compared_with_each_other() -> None:
+    """Each is compared with the limit; bits decide between them."""
+    keep(("nf4", 0.001), ("fp4", 0.002))
+    keep(("int8", 0.03), texts="other")
+    found = known("5 tok/s at 8k, kl<0.1")
+    assert list(found) == ["int8", "nf4", "fp4", "bf16"]
+    assert {word for word, _ in found.values()} == {"yes", "unknown"} and found["bf16"] == ("unknown", None)
+
+
+def test_rows_of_another_model_or_engine_say_nothing_about_a_loss() -> None:
+    keep(("nf4", 0.001), parameters=0.5)
+    assert known("5 tok/s at 8k, kl<0.1")["nf4"] == ("unknown", None)
+    keep(("nf4", 0.001))
+    assert known("5 tok/s at 8k, kl<0.1")["nf4"] == ("yes", pytest.approx(0.001))
+    (row,) = rows("qwen3.5-9b", "--on", "h100", "--engine", "vllm", "-q", "bf16", "--goal", "5 tok/s at 8k, kl<0.1")
+    assert (row["goal"], row["kl"]) == ("unknown", None)
+
+
+def test_a_figure_of_another_definition_never_meets_a_limit() -> None:
+    """localbench has 0.16 for q8_0 by its own definition."""
+    (row,) = rows("gemma-4-31b", "--on", "h100", "--engine", "llama.cpp", "-q", "q8_0", "--goal", "5 tok/s, kl<9")
+    assert (row["goal"], row["kl"]) == ("unknown", None)
+    text = fit("gemma-4-31b", "--on", "h100", "--engine", "llama.cpp", "--goal", "5 tok/s, kl<9").stdout
+    assert "is neither measured here nor published as a mean divergence" in " ".join(text.split())
+
+
+def test_a_limit_that_nothing_meets_is_told_with_the_least_loss() -> None:
+    words = (*LOSSY, "-q", "q4_k_m,iq4_xs", "--goal")
+    text = fit(*words, "20 tok/s at 8k, kl<0.001").stdout
+    assert text.startswith("nothing reaches 20 tok/s at 8k and loses less than 0.001 nats: qwen3.5-27b q4_k_m loses")
+    (wider,) = re.findall(r'--goal "([^"]*)"', text)
+    assert [row["quant"] for row in rows(*words, wider)] == ["q4_k_m"]
+
+
+def test_a_table_with_losses_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "size", lambda: (80, 24))
+    monkeypatch.setattr(console, "width", lambda: 80)
+    lines = fit(*LOSSY, "--goal", "20 tok/s at 8k, kl<0.006").stdout.splitlines()
+    assert "KL, nats" in lines[2] and "goal" in lines[2] and len(lines[2]) <= 80
+    assert max(len(line) for line in lines if not line.startswith("  ")) <= 80  # commands are not wrapped
 
 
 def test_a_goal_without_a_context_is_asked_of_what_a_short_model_reaches(model: Any) -> None:
@@ -387,7 +575,13 @@ def test_only_this_machine_is_told_to_calibrate() -> None:
         (["-q", "q4_k_m"], "unknown quantization of transformers: q4_k_m"),
         (["qwen3-8b", "--on", "h100", "--kv", "q8_0"], "--kv needs --engine llama.cpp or vllm"),
         (["qwen3-8b", "--engine", "llama.cpp", "--kv", "q2"], "unknown KV cache type of llama.cpp: q2"),
-        (["--goal", "soon"], "--goal 'soon' is not a decode rate with an optional context"),
+        (["--goal", "soon"], "--goal 'soon' is not a decode rate with an optional context and KL limit"),
+        (
+            ["--goal", "20 tok/s, kl<"],
+            "--goal '20 tok/s, kl<' is not a decode rate with an optional context and KL limit",
+        ),
+        (["--goal", "20 tok/s at 8k, kl<0"], "--goal: no loss is below 0, so nothing meets kl<0"),
+        (["--goal", "kl<0.05"], "--goal 'kl<0.05' is not a decode rate"),
         (["-c", "0"], "-c: '0' is less than 1"),
         (["--on", "vram=24"], "--on vram=24: bandwidth is missing"),
         (["-b", "1-200+1", "-c", "1-200+1", "--on", "4090"], "predictions are too many to print"),
@@ -403,7 +597,7 @@ def test_a_mistake_is_one_clear_line(words: list[str], said: str) -> None:
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (["-q", "q4_k_m"], "--engine llama.cpp has it. Known: bf16, fp16,"),
+        (["-q", "q4_k_m", "--engine", "transformers"], "--engine llama.cpp has it. Known: bf16, fp16,"),
         (["-q", "nvfp4", "--engine", "llama.cpp"], "--engine mlx or --engine vllm has it. "),
         (["-q", "nonsense"], "Known: bf16, fp16,"),
         (["gemma-4-e2b", "-c", "256k"], "Use -c 131072."),

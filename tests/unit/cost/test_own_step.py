@@ -57,6 +57,15 @@ def test_the_shipped_step_takes_longer_everywhere() -> None:
         assert graph[0] == static[0] == eager[0]  # prefill is as shipped
 
 
+def test_python_launches_more_slowly_on_a_server_than_on_a_desktop() -> None:
+    server, desktop = (predictor("qwen3-8b", "bf16", on, "eager").step_rates.launches for on in ("a100", "rtx 4090"))
+    assert server.call_s > desktop.call_s
+    starts = [predictor("qwen3-8b", "int8", on, "eager").step_rates.launches for on in ("a100", "rtx 4090")]
+    assert all(isinstance(each, Ahead) for each in starts)
+    ratios = {each.start_s["int8"] / each.call_s for each in starts if isinstance(each, Ahead)}
+    assert ratios == {pytest.approx(24)}  # operators, wherever they are launched from
+
+
 def test_a_long_cache_is_read_once_and_not_copied() -> None:
     def growth(path: str) -> float:
         case = predictor("qwen3-8b", "bf16", "h100 sxm", path)

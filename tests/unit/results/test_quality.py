@@ -6,9 +6,10 @@ import json
 import math
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from fakes.reported import measured
+from fakes.reported import measured, scored
 
 from profiler.results import encoding, quality, row
 from profiler.results.measurement import Measurement
@@ -82,6 +83,48 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(monkeypatch: py
     """Of 150 sets, 95% ± 1.8% are covered; the benchmark ``quality_interval`` has 500 and closer limits."""
     monkeypatch.setattr(quality, "REPLICATES", 100)
     assert 0.89 <= coverage(150) <= 0.995
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        ({"definition": 2}, "the definition of the divergence"),
+        ({"texts": "4567"}, "the texts"),
+        ({"window": 4096}, "the window"),
+        ({"dtype": "bf16"}, "the reference"),
+        ({"reference": "other", "nll": 3.01}, "the reference"),
+        ({"dtype": "f32"}, None),  # as llama.cpp calls it
+        ({"reference": "other"}, None),  # the same weights in another engine: they predict the texts equally well
+        ({}, None),
+    ],
+)
+def test_divergences_of_other_texts_windows_or_references_are_not_compared(
+    other: dict[str, Any], what: str | None
+) -> None:
+    a, b = (quality.scale(scored(measured(), 0.1, **changes).quality) for changes in ({}, other))
+    assert a is not None and b is not None
+    assert quality.unlike(a, b) == quality.unlike(b, a) == what
+
+
+def test_tokens_of_another_tokenizer_are_not_compared() -> None:
+    stored = scored(measured(), 0.1).quality
+    assert stored is not None
+    more = stored | {"blocks": stored["blocks"] | {"tokens": [401] * 12}}
+    a, b = quality.scale(stored), quality.scale(more)
+    assert a is not None and b is not None and quality.unlike(a, b) == "the tokens of the texts"
+
+
+def test_a_ratio_over_the_same_texts_is_surer_than_its_sides() -> None:
+    """Texts differ fourfold in how much is lost, but for both models alike: nothing of that is in the ratio."""
+    chance = random.Random(3)
+    level = [chance.uniform(1, 4) for _ in range(12)]
+    a = [block(kl=each) for each in level]
+    b = [block(kl=2 * each * chance.uniform(0.98, 1.02)) for each in level]
+    found, side = quality.kl_ratio(a, b), quality.mean_kl(a)
+    assert found is not None and found.low is not None and found.high is not None
+    assert found.low < 2 < found.high < 1.05 * found.low
+    assert side.low is not None and side.high is not None and side.high > 1.4 * side.low
+    assert quality.kl_ratio(a, [block(kl=0.0)] * 12) is None
 
 
 def with_quality() -> Measurement:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from fakes import printed
-from fakes.reported import GIB, MEMORY, OTHER, ended, measured
+from fakes.reported import GIB, MEMORY, OTHER, ended, measured, scored
 
 from profiler.cost import engines
 from profiler.models import families, hub
@@ -103,6 +103,45 @@ def test_of_the_quantizations_of_a_model_the_one_that_loses_least_and_is_fast_en
         " that are fast enough."
     )
     assert "The fastest is m nf4" in advised(*rows)
+
+
+def lossy(losses: dict[str, float | None], rates: dict[str, float], **case) -> str:
+    """The advice on one model in these quantizations."""
+    rows = [measured(model="m", quant=quant, decode=(rate, rate * 1.01), **case) for quant, rate in rates.items()]
+    return advised(*(row if (kl := losses.get(row.case.quant)) is None else scored(row, kl) for row in rows))
+
+
+def test_the_advice_says_what_a_quantization_loses_and_gains():
+    found = lossy({"bf16": 0.001, "int8": 0.02, "nf4": 0.3}, {"bf16": 4.0, "int8": 8.0, "nf4": 16.0})
+    assert found.startswith("Run m in int8")
+    assert "It loses 0.020 nats (KL divergence from fp32) and decodes 2.00 × as fast as bf16 (" in found
+    assert "). nf4 loses 0.30 nats and decodes 2.00 × as fast (" in found
+
+
+def test_a_measured_loss_decides_instead_of_bits():
+    """LLM.int8() and nf4 of a model that 8 bits hurt more, and bf16, which loses less than both and reads along."""
+    assert lossy({"int8": 0.3, "nf4": 0.1}, {"int8": 9.0, "nf4": 8.0}).startswith("Run m in nf4")
+    assert lossy({"int8": 0.3, "bf16": 0.001}, {"int8": 9.0, "bf16": 8.0}).startswith("Run m in bf16")
+    slow = lossy({"int8": 0.3, "bf16": 0.001}, {"int8": 9.0, "bf16": 2.0})
+    assert slow.startswith("Run m in int8")
+    assert lossy({"bf16": 0.001, "int8": 0.004}, {"bf16": 8.0, "int8": 9.0}).startswith("Run m in int8")  # no loss
+
+
+def test_a_loss_that_only_some_quantizations_have_changes_nothing():
+    assert lossy({"nf4": 0.001}, {"int8": 9.0, "nf4": 20.0}).startswith("Run m in int8")
+    rows = [
+        scored(measured(quant="int8", decode=(9.0, 9.1)), 0.3),
+        scored(measured(quant="nf4", decode=(8.0, 8.1)), 0.1, texts="other"),
+    ]
+    assert advised(*rows).startswith("Run m in int8")
+
+
+def test_what_was_measured_to_lose_more_is_not_what_to_measure_next():
+    """int8 was measured at another context, where it lost more than nf4; by its bits it would lose less."""
+    packed = scored(measured(**OWN, quant="nf4", decode=(20.0, 20.1, 19.9), memory=weighing(3)), 0.02)
+    other = scored(measured(**OWN, quant="int8", context=1024, decode=(2.0, 2.01, 1.99)), 0.3, window=512)
+    assert "mine in int8 loses less" in said(report_page.page([packed], configs={"x": E2B}))
+    assert "int8 loses less" not in said(report_page.page([packed, other], configs={"x": E2B}))
 
 
 def test_a_model_of_the_catalog_comes_with_the_command_that_says_how_llama_cpp_runs_it():

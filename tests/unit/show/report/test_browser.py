@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from fakes import browser
 from fakes.browser import Tab
-from fakes.reported import ended, measured
+from fakes.reported import ended, measured, scored
 
 from profiler.results.measurement import Measurement
 from profiler.show.writers import html
@@ -23,8 +23,13 @@ pytestmark = pytest.mark.skipif(browser.program() is None, reason="no Chromium i
 
 def rows(name: str = "b") -> list[Measurement]:
     at = {"ceiling_s": {"prefill": 1.0, "step": 0.005}, "decode_bound": "bandwidth"}
+    lost = {"bf16": 0.001, "nf4": 0.2}
     return [
-        measured(model=model, quant=quant, context=context, decode=(rate, rate * 1.01, rate * 0.99), expected=at)
+        scored(
+            measured(model=model, quant=quant, context=context, decode=(rate, rate * 1.01, rate * 0.99), expected=at),
+            lost[quant],
+            reference=model,
+        )
         for model, fast in (("a", 1), (name, 3))
         for quant, slow in (("bf16", 1), ("nf4", 2))
         for context in (512, 1024, 4096)
@@ -90,6 +95,21 @@ async def zooms(tab: Tab) -> None:
         assert (await tab.value(PLACES) == whole) is (number > 1)
 
 
+async def labels_belong_to_their_marks(tab: Tab) -> None:
+    place = "document.querySelector('#quality svg .mark').getAttribute('transform')"
+    whole = await tab.value(place)
+    x, y = await tab.middle("#quality svg .mark text")
+    await tab.mouse("Moved", x, y)
+    assert "nats, peak " in await tab.value("document.querySelector('#tip').textContent")
+    await tab.click("#quality .tools button:nth-child(1)")
+    assert await tab.value(place) != whole
+    await tab.click("#quality .tools button:nth-child(3)")
+    assert await tab.value(place) == whole
+    await tab.click("#filter div:nth-child(2) button:nth-of-type(2)")  # nf4 alone
+    shown = "[...document.querySelectorAll('#quality svg .mark:not([hidden]) text')].map(each => each.textContent)"
+    assert set(await tab.value(shown)) == {"nf4"}
+
+
 async def fits(tab: Tab) -> None:
     for width in SIZES:
         await tab.size(width, 900)
@@ -121,7 +141,16 @@ async def takes_hostile_names_for_text(tab: Tab) -> None:
     assert await tab.value("document.querySelectorAll('img').length") == 0
 
 
-CLAIMS = (sorts, filters, hovers, zooms, fits, shows_everything_without_scripts, takes_hostile_names_for_text)
+CLAIMS = (
+    sorts,
+    filters,
+    hovers,
+    zooms,
+    labels_belong_to_their_marks,
+    fits,
+    shows_everything_without_scripts,
+    takes_hostile_names_for_text,
+)
 
 
 @pytest.fixture(scope="module")

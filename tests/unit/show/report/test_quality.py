@@ -45,7 +45,7 @@ def test_a_score_holds_for_unquantized_weights_unless_it_says_otherwise():
     ("text", "said"),
     [
         ("]", "is not TOML"),
-        ("[other]\n", "holds other, but only ..score.. is allowed"),
+        ("[other]\n", "holds other, but only ..score.. and ..kl.. are allowed"),
         (GOOD.replace('source = "s"\n', ""), "entry 1 has no source"),
         (GOOD.replace('"s"', '""'), "source is empty"),
         (GOOD.replace("1.5", "nan"), "value is not a number"),

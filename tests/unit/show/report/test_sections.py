@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
-from fakes.reported import ENVIRONMENT, GIB, MEMORY, OTHER, ended, grid, measured
+from fakes.reported import ENVIRONMENT, GIB, MEMORY, OTHER, ended, grid, measured, scored
 
 from profiler.case import digest
 from profiler.cost import engines
 from profiler.models import families, hub
 from profiler.results import energy as derived
-from profiler.results.measurement import Caution, Energy, Memory
+from profiler.results.measurement import Caution, Energy, Measurement, Memory
 from profiler.results.store import Run
-from profiler.show.report import appendix, ceiling, energy, memory, quality, speed
+from profiler.show.report import appendix, ceiling, charts, divergence, energy, memory, quality, speed
 from profiler.show.report import page as report_page
 from profiler.show.report.blocks import Figures, Listing, Map, Page, Section, Table, Text
+from profiler.show.report.charts import Plot
 from profiler.show.report.predictions import Forecast
 from profiler.show.report.quality import Score
 from profiler.show.report.selection import machines
@@ -230,6 +232,109 @@ def test_a_folder_that_bears_the_name_of_a_published_model_does_not_get_its_scor
         Score(name, "Mine", value, "me", ("bf16",)) for name, value in (("gemma-4-e2b", 1.0), ("gemma-4-31b", 2.0))
     ]
     assert "With quality from Mine" in text(report_page.page(rows, scores=own))
+
+
+def losses(*rows) -> Section:
+    section = divergence.section(machines(rows))
+    assert section is not None
+    return section
+
+
+def plots(section: Section) -> list[tuple[str, Plot]]:
+    return [
+        (chart.title, chart.plot) for block in section.blocks if isinstance(block, Figures) for chart in block.items
+    ]
+
+
+def test_rows_without_a_divergence_have_no_section_on_quality():
+    assert divergence.section(machines([measured(), ended("oom", "3 GiB", context=1024)])) is None
+    unknown = replace(measured(), quality={"reason": "no tokenizer.json"})
+    assert "quality" not in [section.anchor for section in report_page.page([unknown]).sections]
+
+
+def test_a_chart_has_speed_loss_and_memory_and_the_words_say_the_same():
+    sizes = {"bf16": 8, "int8": 4, "nf4": 2, "fp4": 2}
+    rates, kls = {"bf16": 10.0, "int8": 20.0, "nf4": 40.0, "fp4": 30.0}, {"bf16": 0.001, "int8": 0.02, "nf4": 0.3}
+    section = losses(
+        *(
+            scored(
+                measured(
+                    quant=quant,
+                    decode=(rate, rate * 1.01, rate * 0.99),
+                    memory=replace(MEMORY, process_peak_bytes=sizes[quant] * GIB),
+                ),
+                kls.get(quant, 0.5),
+            )
+            for quant, rate in rates.items()
+        )
+    )
+    ((title, plot),) = plots(section)
+    assert title == "m: speed and loss in windows of 512 tokens"
+    marks = {mark.label: mark for mark in plot.marks}
+    assert {label: (mark.x, round(mark.y, 3), mark.area) for label, mark in marks.items()} == {
+        "bf16": (10.0, 0.001, 1.0), "int8": (20.0, 0.02, 0.5), "nf4": (40.0, 0.3, 0.25), "fp4": (30.0, 0.5, 0.25),
+    }  # fmt: skip
+    assert [label for label, mark in marks.items() if mark.pale] == ["fp4"]  # slower than nf4, and loses more
+    assert [(round(x), round(y, 3)) for x, y in plot.lines[0].points] == [(10, 0.001), (20, 0.02), (40, 0.3)]
+    (words,) = [block.items for block in section.blocks if isinstance(block, Listing)]
+    assert words[0] == (
+        "m, windows of 512 tokens: int8 loses 0.020 nats and decodes 2.00 × as fast as bf16; nf4 loses 0.30 nats at"
+        " 4.00 ×. They lose most in scripts: nf4 0.48 nats."
+    )
+
+
+def test_losses_are_known_where_speeds_are_not():
+    noisy = measured(quant="nf4", decode=(1.0, 100.0))
+    section = losses(scored(measured(), 0.001), scored(noisy, 0.1))
+    assert not plots(section) and "no two cases whose losses can be compared" in text(section)
+    (table, _) = [block for block in section.blocks if isinstance(block, Table)]
+    assert [row[1].split()[0] for row in table.rows] == ["0.0010", "0.10"]
+
+
+def test_losses_by_kind_of_text_are_a_table():
+    section = losses(scored(measured(), 0.001), scored(measured(quant="nf4"), 0.1))
+    table = next(b for b in section.blocks if isinstance(b, Table) and "by kind of text" in (b.caption or ""))
+    assert [head.title for head in table.columns] == ["case", "prose", "code", "html", "scripts"]
+    assert table.rows[1] == ("m nf4 c=512 b=1", "0.070", "0.090", "0.080", "0.16")
+
+
+def test_engines_share_a_chart_only_if_their_losses_are_of_one_scale():
+    ours = [scored(measured(), 0.001), scored(measured(quant="nf4"), 0.2)]
+
+    def theirs(**scale) -> list[Measurement]:
+        return [
+            scored(
+                measured(model="m-Q4", quant="q4_k_m", backend="llama.cpp"), 0.05, reference="m-f32.gguf", **scale
+            ),
+            scored(measured(model="m-Q8", quant="q8_0", backend="llama.cpp"), 0.002, reference="m-f32.gguf", **scale),
+        ]
+
+    ((_, plot),) = plots(losses(*ours, *theirs()))
+    assert list(plot.palette) == ["transformers", "llama.cpp"] and len(plot.marks) == 4
+    for scale in ({"definition": 2}, {"texts": "other"}, {"window": 4096}, {"dtype": "bf16"}, {"nll": 3.1}):
+        section = losses(*ours, *theirs(**scale))
+        assert [len(plot.marks) for _, plot in plots(section)] == [2, 2], scale
+        assert "cannot be compared, so they do not share a chart" in text(section)
+
+
+def test_no_loss_at_all_is_at_the_lower_end_of_the_axis():
+    ((_, plot),) = plots(losses(scored(measured(quant="fp32"), 0.0), scored(measured(quant="nf4"), 0.3)))
+    assert plot.y.ticks is not None and plot.y.ticks[0] == (plot.y.low, "0") and plot.y.low < 0.1
+    drawn = charts.svg(plot)
+    assert ">fp32</text>" in drawn and ">nf4</text>" in drawn and ">0</text>" in drawn
+
+
+def test_labels_of_points_do_not_overlap():
+    """Of points that lie on each other, only one has its label; the figures of all are in the tip."""
+    rows = [
+        scored(measured(quant=quant), 0.1)
+        for quant in ("nf4", "fp4", "int8", "nf4-dq", "fp16", "bf16", "fp32", "awq")
+    ]
+    ((_, plot),) = plots(losses(*rows))
+    drawn = charts.svg(plot)
+    labels = re.findall(r">([^<>]*)</text><title>", drawn)
+    assert 1 <= len(labels) < len(rows) and set(labels) <= {row.case.quant for row in rows}
+    assert drawn.count("<title>") == len(rows)
 
 
 def test_cautions_that_differ_only_in_figures_are_said_once():
