@@ -159,9 +159,7 @@ def rates(
     )
     flop_s = {scheme: 1 / rule.flops(scheme, dtype) for scheme in known}
     flop_s |= {scheme: 1 / (share * _peak(target, "fp32")) for scheme, share in of_fp32.items()}
-    vector_s = dict.fromkeys(
-        vector_schemes(own), 0.5 / (multiply_slots(target, content) * rule.per_slot() * rule.width())
-    )
+    vector_s = dict.fromkeys(vector_schemes(own), 0.5 / (multiply_slots(target, content) * rule.per_slot()))
     halves = content["halves"] if maker == "CPU" and target.flops.get(dtype, 0.0) < target.flops["fp32"] else None
     # A GPU keeps working while a CPU quota stops its process.
     own_duty_cycle = target.duty_cycle if maker == "CPU" else 1.0
@@ -224,8 +222,7 @@ class Efficiency:
         slower: dict[str, float] = {**self.content["slower"], **self.own.get("slower", {})}
         share = self.value("prefill", 0.3) * self.factor(self.engine)
         if self.maker in self.own["vector_prefill"]:
-            whole = scheme == WIDE or scheme in AS_THEY_ARE
-            return _peak(self.target, "fp32") * min(share, 1.0) * (1.0 if whole else self.width())
+            return _peak(self.target, "fp32") * min(share, 1.0)
         if scheme == WIDE:
             return _peak(self.target, "fp32") * min(self.value("wide", 0.22), 1.0)
         if scheme in ("cache", "state"):
@@ -243,12 +240,8 @@ class Efficiency:
 
     def per_slot(self) -> float:
         """Products of packed weights and few tokens per instruction slot of the vector units."""
-        known = {**self.content["multiply"]["per_slot"], **self.own.get("per_slot", {})}
+        known = self.content["multiply"]["per_slot"]
         return float(known.get(self.maker, known["other"]))
-
-    def width(self) -> float:
-        """The part of a CPU's vector units that kernels of packed weights use."""
-        return float(self.own.get("avx512", 1.0)) if "avx512f" in self.target.features else 1.0
 
     def bounds(self, phase: str, experts: bool, basis: Basis) -> Bounds:
         """Measured ÷ predicted seconds, for 90% of devices that the fit left out; wider where it had no rows."""

@@ -53,17 +53,6 @@ def test_reading_and_computing_that_overlap_little_add_up() -> None:
     assert replace(RATES, overlap=math.inf).split(one(item)).total == pytest.approx(1.0)
 
 
-def test_llama_cpp_multiplies_packed_weights_in_half_of_a_512_bit_vector() -> None:
-    narrow = replace(find("cpu"), features=("avx2",))
-    wide = replace(narrow, features=("avx2", "avx512f"))
-    before, now = (cost_rates.rates(each, "llama.cpp", "fp32").roofline for each in (narrow, wide))
-    for kind in ("vector_s", "flop_s"):
-        assert getattr(now, kind)["q8_0"] == pytest.approx(2 * getattr(before, kind)["q8_0"])
-    assert now.flop_s["f32"] == before.flop_s["f32"]
-    others = (cost_rates.rates(each, "transformers", "fp32").roofline.vector_s for each in (narrow, wide))
-    assert next(others) == next(others)
-
-
 def test_few_tokens_take_the_faster_of_vector_and_matrix_units() -> None:
     few, many = (Item("mlp", "weights", scheme, 0, 1e12, rows=8) for scheme in ("q4_k", "q8_0"))
     assert RATES.split(one(few)).total == pytest.approx(0.1)
