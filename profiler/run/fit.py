@@ -17,8 +17,7 @@ from profiler.cost.speculation import Speculation, speculation
 from profiler.devices import target as targets
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
-from profiler.models.families.qwen3_5 import DRAFT_LEFT_OUT
-from profiler.models.geometry import Geometry
+from profiler.models.geometry import DRAFT_LEFT_OUT, Geometry
 from profiler.models.resolve import Model, resolve
 from profiler.models.stored import Stored
 from profiler.quants.base import DTYPE_BYTES
