@@ -99,11 +99,7 @@ def page(used: Sequence[Row], left: Sequence[ExcludedRow], judged: list[Judged])
         HEAD,
         *(summary(name, [j for j in judged if holds(j)]).line() for name, holds in left_out.GROUPS.items()),
         "",
-        "## By engine, batch and depth",
-        "",
-        HEAD,
-        *(entry.line() for key in by_case() for entry in grouped(judged, key)),
-        "",
+        *_by_case(judged),
         "## Other predictors",
         "",
         "Decode rates of one sequence on one device, for engines that read GGUF files and for vLLM:",
@@ -115,10 +111,7 @@ def page(used: Sequence[Row], left: Sequence[ExcludedRow], judged: list[Judged])
         "",
         *noise(used),
         "",
-        "## Where the mean error comes from",
-        "",
-        *contributions([(kind(j), j.row.engine.name, j.row.target.title, j.error) for j in judged]),
-        "",
+        *_origins(judged),
         "## Residuals by cause",
         "",
         "A cause that the model lacks would show as a signed median.",
@@ -150,6 +143,25 @@ def page(used: Sequence[Row], left: Sequence[ExcludedRow], judged: list[Judged])
         "| why | rows | lines |",
         "|---|--:|---|",
         *reasons(left),
+    ]
+
+
+def _by_case(judged: Sequence[Judged]) -> list[str]:
+    return [
+        "## By engine, batch and depth",
+        "",
+        HEAD,
+        *(entry.line() for key in by_case() for entry in grouped(judged, key)),
+        "",
+    ]
+
+
+def _origins(judged: Sequence[Judged]) -> list[str]:
+    return [
+        "## Where the mean error comes from",
+        "",
+        *contributions([(kind(j), j.row.engine.name, j.row.target.title, j.error) for j in judged]),
+        "",
     ]
 
 

@@ -14,7 +14,8 @@ from dataclasses import replace
 import numpy as np
 import published_rows
 from left_out import ErrorSummary
-from published_rows import POOL, Row
+from published_rows import Row
+from row_checks import POOL
 
 from profiler.cost.engines.base import EngineRequest, Terms
 from profiler.cost.prediction import POWER, Predictor, shared_out
