@@ -17,8 +17,7 @@ from profiler.cost.speculation import Speculation, speculation
 from profiler.devices import target as targets
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
-from profiler.models.families.qwen3_5 import DRAFT_LEFT_OUT
-from profiler.models.geometry import Geometry
+from profiler.models.geometry import DRAFT_LEFT_OUT, Geometry
 from profiler.models.resolve import Model, resolve
 from profiler.models.stored import Stored
 from profiler.quants.base import DTYPE_BYTES
@@ -181,8 +180,10 @@ def _with_losses(
 ) -> list[FitPrediction]:
     """The predictions with what their quantizations are known to lose."""
     known = KnownLosses.of_store(store)
-    losses = {model.name: known.of(model, engine) for model in models.values()}
-    return [replace(each, loss=losses[each.model].get(each.prediction.request.quant)) for each in found]
+    losses = {model.source.location: known.of(model, engine) for model in models.values()}  # folders share names
+    return [
+        replace(each, loss=losses[each.named.source.location].get(each.prediction.request.quant)) for each in found
+    ]
 
 
 def _elsewhere(found: Sequence[FitPrediction], request: FitRequest) -> tuple[str, Command] | None:
