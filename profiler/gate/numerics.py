@@ -10,9 +10,8 @@ kernels compute them.
     FAIL   the mean KL divergence of prompt or decode steps is above the limit
     PASS   otherwise: the versions round differently
 
-**Limits.** In fp32, correct implementations differ by rounding of 10⁻⁷, and their predictions by less than
-``KL_LIMIT_F32``; an error of two percent in the scales of one layer moves them further
-(``benchmarks/gate_numerics.md``).
+**Limits.** In fp32, predictions of correct kernels differ by up to 1.5e-6 nats, and an error of two percent in one
+layer moves them by 4.4e-5 (``benchmarks/gate_builds.md``; ``gate_numerics.py`` measures it for transformers).
 In 16 bits, every rounding changes the predictions, by an amount that depends on the model. It is measured: the
 divergence between the base in the case's dtype and the base in fp32. Two correct versions whose rounding is
 independent differ by twice as much, and the limit is ``NOISE_FACTOR`` times that noise.

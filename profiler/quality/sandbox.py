@@ -6,7 +6,9 @@ not run, and ``unavailable`` says why. docs/endpoint.md says what it keeps out a
 
 from __future__ import annotations
 
+import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -23,7 +25,7 @@ from profiler.quality import sandboxed
 from profiler.units import printable
 
 WALL_S = 30.0  # many times the CPU time that it may take: on a busy machine, right code must not be too late
-MAX_OUTPUT = sandboxed.LIMITS[sandboxed.resource.RLIMIT_FSIZE]
+MAX_OUTPUT = sandboxed.LIMITS[resource.RLIMIT_FSIZE]
 LINE = Budget(nbytes=sandboxed.MAX_LINE + 1, depth=32)
 VISIBLE = ("/usr", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache")  # libraries, not data
 TOO_LONG = "it takes too long"
@@ -64,7 +66,7 @@ def run(code: str, function: str, calls: Sequence[Sequence[Any]]) -> CodeRun:
     """Run ``code`` and then ``function`` with each of the lists of arguments. Raises SandboxError."""
     if not sys.platform.startswith("linux"):
         raise SandboxError("running code needs the namespaces of Linux")
-    content = sandboxed.json.dumps({"code": code, "function": function, "calls": calls})
+    content = json.dumps({"code": code, "function": function, "calls": calls})
     # Files and not pipes, since the size of a file that the code writes has a limit.
     with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as told:
         asked.write(content.encode("utf-8", "replace"))
@@ -109,7 +111,7 @@ def _finished(command: Sequence[str], asked: Any, out: Any, told: Any) -> bool:
 
 def _read(lines: Sequence[str], calls: int, late: bool) -> CodeRun:
     """What the code said. It may have written anything, so a line that is not ours is a failure of the code."""
-    results = []
+    results: list[CallResult] = []
     for line in lines[1:]:
         try:
             said = json_value(line, LINE)

@@ -67,7 +67,7 @@ def geometry(config: Config) -> Geometry:
         vocab=vocab,
         hidden=hidden,
         tied=tied,
-        max_position=largest_context(config, size, base.LAYER_TYPES),
+        max_position=largest_context(config, size, config.raw.get("layer_types") or ()),
         outside=base.tables(vocab, hidden, tied),
         cautions=config.cautions,
     )

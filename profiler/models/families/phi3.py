@@ -73,7 +73,7 @@ def geometry(config: Config) -> Geometry:
         vocab=vocab,
         hidden=hidden,
         tied=tied,
-        max_position=largest_context(_with_rope(config), size, base.LAYER_TYPES, ROTATED),
+        max_position=largest_context(_with_rope(config), size, config.raw.get("layer_types") or (), ROTATED),
         outside=base.tables(vocab, hidden, tied),
         cautions=config.cautions,
     )

@@ -308,7 +308,7 @@ def _tables(found: Sequence[LossGroup], where: str) -> Iterator[PageBlock]:
         over = _over(mine[0].scale) if len(tables) > 1 else ""
         results = [result for group in mine for result in group.results]
         shown = results[:MAX_ROWS]
-        heads = (Head("case", right=False), *map(Head, ("decode t/s", "peak", "KL, nats", "top-1", "perplexity")))
+        heads = (Head("case", right=False), *map(Head, ("KL, nats", "decode t/s", "peak", "top-1", "perplexity")))
         keys = tuple(result.keys for result in shown)
         yield Table(heads, tuple(map(_row, shown)), f"Speed, memory and loss{over}{where}", keys)
         kinds = {id(result): by_kind(result) for result in shown}
@@ -337,9 +337,9 @@ def _row(result: CaseResult) -> tuple[str, ...]:
     perplexity = math.exp(math.fsum(block.nll for block in blocks) / tokens)
     return (
         selection.case(result),
+        interval_text(quality.mean_kl(blocks)),
         selection.ranged(result.decode),
         bytes_text(result.peak_bytes),
-        interval_text(quality.mean_kl(blocks)),
         f"{same:.1%}",
         significant(perplexity, 3),
     )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import replace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from fakes.lab import make_case, source
 
-from profiler import devices
+from profiler import backends, devices
 from profiler.case import Task
 from profiler.errors import ProfileError
 from profiler.gate import numerics, page
@@ -17,7 +20,9 @@ from profiler.gate.numerics import NOISE_FACTOR, Predictions
 from profiler.gate.rule import GateVerdict
 from profiler.gate.variants import Variant
 from profiler.results.measurement import Measurement
+from profiler.run import worker
 from profiler.run.process import Launch
+from profiler.run.protocol import encode, read_task, task_message
 from profiler.run.repetitions import Effort
 
 BF16 = Task(replace(make_case(512), quant="bf16", dtype="bf16"), source())
@@ -174,3 +179,17 @@ def test_a_version_that_gives_no_predictions_is_named_with_the_reason() -> None:
         predict(BF16, {"of": "base"})
     good = OneRow(Measurement(BF16.case, {}, "ok", quality={"identical": True}))
     assert numerics.predictor(good, old, device, Effort())(BF16, {"of": "base"}) == {"identical": True}  # type: ignore[arg-type]
+
+
+def test_a_worker_gives_predictions_instead_of_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, sent = ModuleType("fake_predictions"), list[dict[str, Any]]()
+    module.measure = lambda session, case, source, wanted, beat: {"kept": wanted["against"]}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "fake_predictions", module)
+    traits = replace(backends.find("fake"), agreement="fake_predictions")
+    monkeypatch.setattr(worker.backends, "find", lambda name: traits)
+    asked = Effort(agreement={"against": {"of": "base"}})
+    message = json.loads(encode(task_message(Task(make_case(512), source()), asked, None)))
+    wire = SimpleNamespace(beat=lambda text: None, send=sent.append, phase="start")
+    worker.serve(iter([read_task(message)]), wire)  # type: ignore[arg-type]
+    row = Measurement.from_json(json.loads(encode(sent[-1]))["row"])
+    assert (row.outcome, row.quality, len(row.samples)) == ("ok", {"kept": {"of": "base"}}, 0), row.reason

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from fakes.reported import measured, scored
 
 from profiler.case import Case
 from profiler.results.measurement import Caution, Measurement, Sample
@@ -101,6 +102,14 @@ def test_mbu_and_mfu_stay_in_a_narrow_table_and_say_where_the_ceiling_is_from(me
     assert max(map(len, lines)) <= 80
     assert "÷ the device's rate by its data sheet" in " ".join(" ".join(lines).split())
     assert "MBU" not in table.render("r", measurements, 80)
+
+
+def test_divergences_stay_in_a_narrow_table_that_says_which_can_be_compared():
+    rows = [scored(measured(), 0.02), scored(measured(context=1024), 0.03)]
+    text = table.fitted("r", rows, 80, 5)
+    assert "KL, nats" in text and max(map(len, text.splitlines())) <= 80
+    assert "compare only rows with the same window" in " ".join(text.split())
+    assert "compare only" not in table.render("r", rows[:1])
 
 
 def test_a_note_names_few_cases_and_counts_the_rest(measurements):

@@ -288,7 +288,7 @@ def test_losses_are_known_where_speeds_are_not():
     section = losses(scored(measured(), 0.001), scored(noisy, 0.1))
     assert not plots(section) and "no two cases whose losses can be compared" in text(section)
     (table, _) = [block for block in section.blocks if isinstance(block, Table)]
-    assert [row[3] for row in table.rows] == ["0.0010 (0.00085–0.0012)", "0.10 (0.085–0.12)"]
+    assert [row[1].split()[0] for row in table.rows] == ["0.0010", "0.10"]
 
 
 def test_losses_by_kind_of_text_are_a_table():
