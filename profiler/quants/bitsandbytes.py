@@ -85,7 +85,7 @@ PRIOR = Prior(
     read=0.8,
     unpack_bytes={"cpu": 60.0, "repacking": 0.0, "other": 8.5},
     of_fp32={"repacking": 0.45},
-    unpack_one=2.0,
+    unpack_one=2.5,
 )
 
 

@@ -180,8 +180,10 @@ def _with_losses(
 ) -> list[FitPrediction]:
     """The predictions with what their quantizations are known to lose."""
     known = KnownLosses.of_store(store)
-    losses = {model.name: known.of(model, engine) for model in models.values()}
-    return [replace(each, loss=losses[each.model].get(each.prediction.request.quant)) for each in found]
+    losses = {model.source.location: known.of(model, engine) for model in models.values()}  # folders share names
+    return [
+        replace(each, loss=losses[each.named.source.location].get(each.prediction.request.quant)) for each in found
+    ]
 
 
 def _elsewhere(found: Sequence[FitPrediction], request: FitRequest) -> tuple[str, Command] | None:
