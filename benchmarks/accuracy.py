@@ -9,6 +9,7 @@ sheet's bandwidth), and the formula of llmfit 1.1.17 (``llmfit-core/src/fit.rs``
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -39,6 +40,7 @@ LLMFIT_PACKED |= {"nv": 0.58, "iq2": 0.37, "iq3": 0.48, "iq4": 0.58}
 LLMFIT_FIXED_BYTES = 3.2  # per parameter outside the experts
 LLMFIT_PRESSURE_FROM, LLMFIT_PRESSURE_LEAST = 0.6, 0.3
 WORST = 15
+LARGEST = 8  # contributions to a mean error
 HOST_BYTES = 64 * GIB  # an assumption about hosts, for rows whose weights do not fit on the device
 FEW = 8  # figures below which a group has no line of its own
 DEPTHS = (0, 4096, 16384, 65536)
@@ -97,11 +99,7 @@ def page(used: Sequence[Row], left: Sequence[ExcludedRow], judged: list[Judged])
         HEAD,
         *(summary(name, [j for j in judged if holds(j)]).line() for name, holds in left_out.GROUPS.items()),
         "",
-        "## By engine, batch and depth",
-        "",
-        HEAD,
-        *(entry.line() for key in by_case() for entry in grouped(judged, key)),
-        "",
+        *_by_case(judged),
         "## Other predictors",
         "",
         "Decode rates of one sequence on one device, for engines that read GGUF files and for vLLM:",
@@ -113,6 +111,7 @@ def page(used: Sequence[Row], left: Sequence[ExcludedRow], judged: list[Judged])
         "",
         *noise(used),
         "",
+        *_origins(judged),
         "## Residuals by cause",
         "",
         "A cause that the model lacks would show as a signed median.",
@@ -144,6 +143,25 @@ def page(used: Sequence[Row], left: Sequence[ExcludedRow], judged: list[Judged])
         "| why | rows | lines |",
         "|---|--:|---|",
         *reasons(left),
+    ]
+
+
+def _by_case(judged: Sequence[Judged]) -> list[str]:
+    return [
+        "## By engine, batch and depth",
+        "",
+        HEAD,
+        *(entry.line() for key in by_case() for entry in grouped(judged, key)),
+        "",
+    ]
+
+
+def _origins(judged: Sequence[Judged]) -> list[str]:
+    return [
+        "## Where the mean error comes from",
+        "",
+        *contributions([(kind(j), j.row.engine.name, j.row.target.title, j.error) for j in judged]),
+        "",
     ]
 
 
@@ -245,22 +263,66 @@ def _depth(judged: Judged) -> str:
     return f"from {max(depth for depth in DEPTHS if depth <= tokens):05d} tokens"
 
 
-def noise(used: Iterable[Row]) -> list[str]:
-    """How far sources differ on the same model, quantization, engine and device at similar depth."""
-    groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
-    for row in used:
-        if row.aside is None and row.decode_s is not None and row.batch == 1 and row.answer is None:
-            depth = "deep" if row.depth > 8192 else "shallow"
-            groups[row.model, row.request.quant, row.engine.name, row.target.title, depth].append(row)
-    pairs = [
-        (key, max(r.decode_tps for r in rows) / min(r.decode_tps for r in rows) - 1)
-        for key, rows in groups.items()
-        if len({row.source for row in rows}) > 1
+def noise(used: Sequence[Row]) -> list[str]:
+    """How far sources differ on the same model, quantization, engine and device: decode rates at similar depth, and
+    prefill rates of prompts of nearly the same length.
+    """
+    decode = [row for row in used if row.counts("decode") and row.batch == 1 and row.answer is None]
+    prefill = [row for row in used if row.counts("prefill") and row.request.batch == 1 and not row.mixes]
+    return [
+        *_gaps("decode", decode, lambda row: "deep" if row.depth > 8192 else "shallow"),
+        "",
+        *_gaps("prefill", prefill, _about),
+        "",
+        "No formula can be closer to both of two sources than half of their gap.",
     ]
-    lines = [f"{len(pairs)} cases were published by more than one source; fastest ÷ slowest − 1:", ""]
-    lines += [f"- {' · '.join(key)}: {gap:.0%}" for key, gap in sorted(pairs, key=lambda pair: -pair[1])]
+
+
+def _about(row: Row) -> str:
+    return f"about {2 ** round(math.log2(row.prompt)):,} tokens after {row.prefill_depth:,}"
+
+
+def _gaps(phase: str, rows: Iterable[Row], at: Callable[[Row], str]) -> list[str]:
+    groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.model, row.request.quant, row.engine.name, row.target.title, at(row)].append(row)
+    pairs = []
+    for key, same in groups.items():
+        if len({row.source for row in same}) > 1:
+            rates = [row.tokens(phase) / (row.seconds(phase) or math.inf) for row in same]
+            pairs.append((key, max(rates) / min(rates) - 1))
     middle = np.median([gap for _, gap in pairs])
-    return [*lines, "", f"Median gap {middle:.0%}; no formula can be closer to both than half of that."]
+    lines = [
+        f"{len(pairs)} {phase} rates were published by more than one source. Their median of fastest ÷ slowest − 1 is"
+        f" {middle:.0%}:",
+        "",
+    ]
+    return [*lines, *(f"- {' · '.join(key)}: {gap:.0%}" for key, gap in sorted(pairs, key=lambda pair: -pair[1]))]
+
+
+def contributions(errors: Sequence[tuple[str, str, str, float]]) -> list[str]:
+    """The engines and devices with the largest parts of each kind's mean error. ``errors``: kind, engine, device, and
+    relative error of each figure.
+    """
+    lines = [
+        "Points of the mean error of each kind, by engine and device. A few figures can make up a large part.",
+        "",
+        "| kind | engine and device | n | points | MAPE | signed median |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for name in ("decode", "batch", "prefill"):
+        own = [each for each in errors if each[0] == name]
+        groups: dict[str, list[float]] = defaultdict(list)
+        for _, engine, device, error in own:
+            groups[f"{engine}, {device}"].append(error)
+        largest = sorted(groups.items(), key=lambda item: -sum(map(abs, item[1])))[:LARGEST]
+        for key, found in largest:
+            total = sum(map(abs, found))
+            lines.append(
+                f"| {name} | {key} | {len(found)} | {total / len(own):.1%} | {total / len(found):.0%}"
+                f" | {np.median(found):+.0%} |"
+            )
+    return lines
 
 
 def worst(judged: Sequence[Judged], name: str) -> list[Judged]:
@@ -293,7 +355,13 @@ def aside(used: Sequence[Row]) -> list[str]:
         "",
         HEAD,
     ]
-    return [*lines, *(ErrorSummary(reason, groups[reason]).line() for reason in sorted(groups))]
+    lines += [ErrorSummary(reason, groups[reason]).line() for reason in sorted(groups)]
+    prefills: dict[str, list[str]] = defaultdict(list)
+    for row in used:
+        if row.aside is None and row.prefill_aside is not None:
+            prefills[row.prefill_aside].append(f"{row.file[0]}{row.line}")
+    lines += ["", "Prefill rates that are not judged, while the decode rates of the same rows are:", ""]
+    return [*lines, *(f"- {reason}: {' '.join(prefills[reason])}" for reason in sorted(prefills))]
 
 
 def _shipped(row: Row) -> float:

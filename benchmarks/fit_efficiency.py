@@ -9,9 +9,10 @@ import re
 import sys
 import tomllib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import fitting
 import left_out
@@ -50,13 +51,34 @@ def name(parameter: fitting.Parameter) -> str:
 def start() -> fitting.Content:
     """Every parameter at its prior, the start of each fit."""
     content = tomllib.loads(template())
-    return content | {"generation": {}, "device": {}}
+    return content | {"generation": {}, "device": {}, fitting.COPIES: copies()}
+
+
+def copies() -> dict[tuple[str, ...], list[tuple[str, ...]]]:
+    """Where else the template has a parameter: engines that share figures of another one."""
+    marks = {name(p): f"{1000 + index}.5" for index, p in enumerate(fitting.PARAMETERS)}
+    found: dict[float, list[tuple[str, ...]]] = defaultdict(list)
+    _leaves(tomllib.loads(template(marks)), (), found)
+    paths = {p.path: found[float(marks[name(p)])] for p in fitting.PARAMETERS}
+    return {path: [each for each in where if each != path] for path, where in paths.items()}
+
+
+def _leaves(content: Mapping[str, Any], path: tuple[str, ...], found: dict[float, list[tuple[str, ...]]]) -> None:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            _leaves(value, (*path, key), found)
+        elif isinstance(value, float):
+            found[value].append((*path, key))
 
 
 def main() -> None:
     """Fit to all rows, estimate the error by leaving out devices, and write the file."""
     used, _ = published_rows.rows()
-    judged, content = left_out.judge(used, start(), note=lambda text: print(text, file=sys.stderr))
+    write(used, *left_out.judge(used, start(), note=lambda text: print(text, file=sys.stderr)))
+
+
+def write(used: Sequence[Row], judged: Sequence[Judged], content: fitting.Content) -> None:
+    """Write the file, with the intervals that ``judged`` justifies."""
     values = {name(p): f"{p.read(content):.4g}" for p in fitting.PARAMETERS}
     for engine in FITTED:
         for phase, kind in product(fitting.PHASES, ("", "_experts")):

@@ -18,12 +18,15 @@ from typing import Any
 import numpy as np
 from published_rows import Row
 
+from profiler.cost.rates import group
 from profiler.cost.roofline import Rates
 
 HUBER = 0.15  # log units: the influence of a row does not grow beyond this error
 STEPS = 8
 SMALL_STEP = 0.03  # log units
+LEAST = {("overlap",): 1.02, ("cache",): 0.85}  # of an engine: below, rates hardly follow, and steps would jump
 BANDWIDTH = "bandwidth"
+COPIES = "copies"  # in the content: paths that have the value of a parameter too, by its own path
 GENERATION_WIDTH, DEVICE_WIDTH = {BANDWIDTH: 1.12}, {BANDWIDTH: 1.08}  # of shares of the bandwidth
 GENERATION_OTHER, DEVICE_OTHER = 1.5, 1.2  # of shares of the peak
 Content = dict[str, Any]
@@ -39,17 +42,20 @@ class Parameter:
     prior: float
     width: float
 
-    def read(self, content: Mapping[str, Any]) -> float:
+    def read(self, content: Mapping[str, Any], otherwise: float | None = None) -> float:
         found: Any = content
         for key in self.path:
+            if key not in found and otherwise is not None:
+                return otherwise
             found = found[key]
         return float(found)
 
     def write(self, content: Content, value: float) -> None:
-        found: Any = content
-        for key in self.path[:-1]:
-            found = found.setdefault(key, {})
-        found[self.path[-1]] = value
+        for path in (self.path, *content.get(COPIES, {}).get(self.path, ())):
+            found: Any = content
+            for key in path[:-1]:
+                found = found.setdefault(key, {})
+            found[path[-1]] = value
 
     def concerns(self, row: Row) -> bool:
         """Whether the rate of a row can depend on it."""
@@ -58,7 +64,9 @@ class Parameter:
         if first == "engine":
             name, *rest = rest
             return name in (row.engine.name, row.engine.like) and (
-                len(rest) == 1 or rest[0] == "slower" or rest[1] in {*(device.vendor for device in devices), "other"}
+                len(rest) == 1
+                or rest[0] in ("slower", "unpack")
+                or rest[1] in {*(device.vendor for device in devices), "other"}
             )
         if first == "generation":
             return rest[0] in (BANDWIDTH, row.engine.name) and any(rest[1] == device.generation for device in devices)
@@ -68,6 +76,8 @@ class Parameter:
             return any(device.kind == "datacenter" for device in devices)
         if first == "links":
             return row.target.count > 1
+        if first == "format":
+            return any(group(line.scheme) == rest[0] for line in row.storage.read)
         if first in (BANDWIDTH, "launch", "multiply"):
             return rest[-1] in {*(device.vendor for device in devices), "other"}
         return True
@@ -118,6 +128,7 @@ ENGINES = (
         prefill={"NVIDIA": (0.25, 1.6), "AMD": (0.3, 1.8), "Apple": (0.70, 1.4)},
         plain={"NVIDIA": (2.5, 1.6), "AMD": (1.5, 1.6), "Apple": (1.05, 1.2)},
         attention=SEVERAL,
+        wide={"AMD": (0.22, 1.5)},
         experts={"NVIDIA": (4.0, 1.8), "AMD": (4.0, 1.8), "Apple": (2.0, 1.8)},
         idle_rows={"NVIDIA": (48.0, 2.0), "AMD": (48.0, 2.0), "Apple": (32.0, 2.0)},
     ),
@@ -173,6 +184,8 @@ ENGINES = (
     *_engine(
         "transformers",
         call_s={"other": (9e-6, 1.5)},
+        cache={"other": (1.5, 1.5)},
+        unpack={"int4": (7.7, 1.5)},
         prefill={"NVIDIA": (0.5, 1.5)},
         attention={"other": (3.0, 1.6)},
     ),
@@ -218,9 +231,7 @@ class Timed:
     """Observations with precomputed work, so that a fit can predict them many times."""
 
     def __init__(self, rows: Sequence[Row], phases: Sequence[Phase] = PHASES) -> None:
-        known = [
-            (row, phase) for row in rows if row.aside is None for phase in phases if row.seconds(phase) is not None
-        ]
+        known = [(row, phase) for row in rows for phase in phases if row.counts(phase)]
         self.rows = [row for row, _ in known]
         self.phases = [phase for _, phase in known]
         self.parts = [row.parts(phase) for row, phase in known]
@@ -267,7 +278,7 @@ class Fit:
         self.prior = np.log([parameter.prior for parameter in self.parameters])
         self.stiffness = 1 / np.log([parameter.width for parameter in self.parameters])
         self.base = weights(timed)
-        self.least = np.array([math.log(1.02) if p.path[-1] == "overlap" else -math.inf for p in self.parameters])
+        self.least = np.log([LEAST.get(parameter.path[2:3], 1e-9) for parameter in self.parameters])
 
     def content(self, at: np.ndarray) -> Content:
         """The file's content with the parameters at ``at``."""
@@ -275,6 +286,11 @@ class Fit:
         for parameter, value in zip(self.parameters, np.exp(at), strict=True):
             parameter.write(content, float(value))
         return content
+
+    def known(self, content: Content) -> np.ndarray:
+        """Parameters as in ``content``; at their priors if it has none."""
+        found = [parameter.read(content, otherwise=parameter.prior) for parameter in self.parameters]
+        return np.maximum(np.log(found), self.least)
 
     def slopes(self, at: np.ndarray, logs: np.ndarray) -> np.ndarray:
         """Change of each observation's log seconds with each parameter."""

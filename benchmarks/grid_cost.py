@@ -4,9 +4,9 @@
 
 A is ``profile sweep --quick`` over twelve cases. B is a plain script for each case: a process that imports
 transformers, loads the checkpoint, and runs prefill and decode once to warm up and three times for a figure. B has no
-saved cache and so prefills before every decode, while A repeats prefills for their own figure, so both run the same
-number of each unless A needs more for its precision of 5%. A also stores every row and checks memory. Aim: five times
-as fast.
+saved cache and so prefills before every decode, while A repeats prefills for their own figure, once for cases that
+differ only in their steps. A repeats more often if its precision of 5% needs that, stores rows and checks memory.
+Aim: five times as fast.
 
     python benchmarks/grid_cost.py --llama-cpp DIR --gguf FILE [--backend llama.cpp|hf] [--pairs 3]
 

@@ -12,6 +12,7 @@ import numpy as np
 from published_rows import Row
 
 COVER = 0.90
+FEW_DEVICES = 2.0  # how much wider intervals are that rest on few devices: one more differs from all of them
 ENOUGH, SOME_DEVICES = 12, 3  # observations and devices of an engine and phase, for a width of their own
 
 
@@ -91,16 +92,20 @@ def summary(name: str, judged: Sequence[Judged]) -> ErrorSummary:
 
 
 def judge(
-    rows: Sequence[Row], start: fitting.Content, note: Callable[[str], None] = lambda text: None
+    rows: Sequence[Row],
+    start: fitting.Content,
+    note: Callable[[str], None] = lambda text: None,
+    near: fitting.Content | None = None,
 ) -> tuple[list[Judged], fitting.Content]:
     """All figures of ``rows``, each predicted without its device; and the fit to all of them.
 
     ``start`` has every parameter at its prior. A fit without a device starts from the fit to all, and forgets what
-    only that device's rows say: factors of the device itself return to their priors.
+    only that device's rows say: factors of the device itself return to their priors. ``near``: the content of an
+    earlier fit, from which this one needs fewer steps.
     """
     timed = fitting.Timed(rows)
     fit = fitting.Fit(timed, start, note)
-    at, logs, slopes = fit.run()
+    at, logs, slopes = fit.run(at=fit.known(near) if near else None)
     without = fit.without(at, logs, slopes)
     devices = [_devices(row) for row in timed.rows]
     predicted = np.zeros(len(timed.rows))
@@ -144,7 +149,7 @@ def spread(entries: Sequence[Judged]) -> tuple[float, float]:
     order = np.argsort(ratios)
     share = (np.cumsum(weights[order]) - weights[order] / 2) / weights.sum()
     tail = (1 - COVER) / 2
-    low, high = np.interp([tail, 1 - tail], share, ratios[order])
+    low, high = np.interp([tail, 1 - tail], share, ratios[order]) * (1 + FEW_DEVICES / len(rows))
     return math.exp(min(low, -0.01)), math.exp(max(high, 0.01))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import published_models
+import row_checks
 
 from profiler.cost import engines, machine, work
 from profiler.cost import rates as cost_rates
@@ -32,12 +33,10 @@ from profiler.units import GIB
 
 FOLDER = Path(__file__).parent / "published"
 FILES = ("throughput.csv", "more-2026-11.csv")
-HIGHEST_SHARE = 0.97  # of a data sheet's bandwidth; no program gets more, because of refresh and bus turnaround
 CHAT_DEPTH = 256  # average tokens in the cache, for a row that only says it was a short chat
 BENCH_TOKENS = 64  # llama-bench decodes 128 tokens after the stated depth, so the average is half of them deeper
 BENCH_PROMPT = 512  # llama-bench's prefill if the depth is 0
 PCIE_3_BYTES_S = 15.75e9
-POOL = 0.9  # --gpu-memory-utilization of vLLM
 TIERS = {"A": 1.0, "B": 1.0, "C": 0.3}  # weight of a row in the fit: raw output, a single figure, self-reported
 MIXES = (  # LocalScore's prompts and answers; its rates are means over them (localscore.ai, "about")
     (1024, 16), (4096, 256), (2048, 256), (2048, 768), (1024, 1024), (1280, 3072), (384, 1152), (64, 1024),
@@ -120,10 +119,8 @@ LOADED = {  # of transformers
     "bnb int8 (llm.int8 decomposition)": "int8",
     "bnb fp4 (4bit, fp16 compute)": "fp4",
 }  # fmt: skip
-OFFLOADED = "a part of the weights, of unknown size, was in host memory"
-SPILLED = ("PARTIAL CPU OFFLOAD", "HOST SPILL")  # the same in notes
-WAITED = "the batch does not fit, so requests waited"
-SLOW_VERSION = "mlx-vlm 0.4 decodes Gemma 4 up to three times slower than mlx-lm, says the source"
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
+_TEST = re.compile(r"/\d\d-[\w-]+\.md.*")  # a test of dgx-spark-benchmarks
 _WALL = re.compile(r"(\d+) (?:in \+|in \+ |in and )\s*(\d+) (?:out|new)")
 _PARALLEL = re.compile(r"topo-tp\d+-pp\d+-dp(\d+)")  # copies of the model that share the streams
 _ITL = re.compile(r"itl_p50 (\d+(?:\.\d+)?)")
@@ -165,6 +162,8 @@ class Row:
     peak_bytes: float | None = None  # as published, of one device
     answered: int = 0  # tokens that were decoded before the peak was read
     prefill_inside: float = 1.0  # the part of the prefill that ``decode_s`` includes if there is an ``answer``
+    series: str = ""  # rows of one origin, model, quantization and program have the same
+    prefill_aside: str | None = None  # why the prefill is neither fitted to nor judged
 
     @property
     def target(self) -> Target:
@@ -236,6 +235,11 @@ class Row:
         """As measured."""
         return self.decode_s if phase == "decode" else self.prefill_s
 
+    def counts(self, phase: str) -> bool:
+        """Whether its figure of a phase is fitted to and judged."""
+        whole = self.aside is None and self.seconds(phase) is not None
+        return whole and not (phase == "prefill" and self.prefill_aside)
+
     def tokens(self, phase: str) -> int:
         """Tokens that those seconds are the time of."""
         return self.decoded if phase == "decode" else self.prompt * self.request.batch
@@ -276,33 +280,14 @@ def rows() -> tuple[list[Row], list[ExcludedRow]]:
     for file, line, raw in published():
         row = match(file, line, raw)
         if isinstance(row, Row):
-            row = _possible(row)
+            row = row_checks.possible(row)
         if isinstance(row, Row):
             used.append(row)
         else:
             rate = raw["decode_tps"] or raw["prefill_tps"]
             what = f"{raw['model']} {raw['quant']} on {raw['device']}, {raw['engine']}, {rate} t/s"
             left.append(ExcludedRow(file, line, what, row))
-    return used, left
-
-
-def _possible(row: Row) -> Row | str:
-    if row.aside is None and row.engine.like == "vllm" and row.batch > 1:
-        terms = row.engine.memory(row.geometry, row.storage, replace(row.request, context=row.depth), row.target)
-        held = terms.weights.value + terms.cache.value
-        if held > POOL * row.machine.usable_bytes * row.target.count or not row.fits:
-            return replace(row, aside=WAITED)
-    if row.aside is None and not (row.target.unified or row.fits):
-        return replace(row, aside=OFFLOADED)
-    if row.aside is not None:
-        return row
-    if row.decode_s is None:
-        return row
-    if row.batch == 1 and not row.answer:
-        share = row.step().needed_bytes * row.decode_tps / row.target.bandwidth_bytes_s / row.machine.at_once
-        if share > HIGHEST_SHARE:
-            return f"impossible: {share:.0%} of the memory's bandwidth"
-    return row
+    return row_checks.with_plausible_prefills(used), left
 
 
 def published() -> Iterator[tuple[str, int, dict[str, str]]]:
@@ -346,7 +331,8 @@ def _row(
     fp16 = quant in ("fp16", "f16") or "bf16" not in host.target.flops
     dtype = "fp16" if fp16 else "bf16"
     prompt, depth, prefill_depth = _tokens(raw)
-    request = EngineRequest(quant, max(prompt, 1), batch, dtype, _kv(notes, engine), ubatch)
+    flash = False if raw.get("flash_attn") == "0" or "-fa 0" in notes else None
+    request = EngineRequest(quant, max(prompt, 1), batch, dtype, _kv(notes, engine), ubatch, flash=flash)
     answer, itl = _answer(raw), _ITL.search(raw.get("quote") or "")
     decode_s = prefill_s = None
     if raw["decode_tps"]:
@@ -376,17 +362,20 @@ def _row(
         TIERS[raw["tier"]],
         parallel,
         raw.get("source_id") == "localscore",
-        _aside(raw),
+        row_checks.aside(raw, geometry),
         float(raw["peak_memory_gib"]) * GIB if raw.get("peak_memory_gib") and host.target.count == 1 else None,
         int(stated[2]) if (stated := _WALL.search(notes)) else 0,
         1.0 if raw.get("source_id") else (batch - 1) / batch,  # llama-benchy counts from the first token of all
+        _series(raw),
+        row_checks.prefill_aside(raw, geometry, host.target),
     )
 
 
-def _aside(raw: Mapping[str, str]) -> str | None:
-    if any(word in raw["notes"] for word in SPILLED):
-        return OFFLOADED
-    return SLOW_VERSION if raw["engine"].startswith("mlx-vlm 0.4") and raw["model"].startswith("gemma-4") else None
+def _series(raw: Mapping[str, str]) -> str:
+    """Where a row is from, without the parts of its name that differ between rows of one run."""
+    dated = _DATE.search(raw["notes"]) if "localmaxxing" in raw["source"] else None  # every row has its own id there
+    origin = f"localmaxxing {dated[0]}" if dated else _TEST.sub("", raw["source"])
+    return " · ".join((origin, raw["model"], raw["quant"], raw["device"], raw["engine"], raw.get("ubatch") or ""))
 
 
 def _tokens(raw: Mapping[str, str]) -> tuple[int, int, int]:

@@ -1,19 +1,28 @@
-"""What differs between the versions of transformers that we support, in one place.
+"""What differs between the versions of the libraries that we support, in one place.
 
-The test suite is run with the oldest and the newest of ``TESTED``. A newer one is used too, with a caution on its
-rows, because its models may compute something else than the predictions and the static decode step assume.
+The test suite is run with the newest version of each library in ``SUPPORTED``, and with the oldest of transformers. A
+newer one is used too, with a caution on its rows, because it may compute something else than the predictions and the
+static decode step assume.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
+from contextlib import suppress
+from functools import cache
+from importlib import metadata
 from typing import Any
 
-import transformers
 from transformers import LlamaForCausalLM
 from transformers.cache_utils import Cache
 
-TESTED = ((5, 23), (5, 24))  # oldest and newest minor version
+SUPPORTED = {  # the oldest minor version that can be installed, and the newest that was tested
+    "transformers": ((5, 23), (5, 24)),
+    "torch": ((2, 10), (2, 14)),
+    "bitsandbytes": ((0, 50), (0, 50)),
+    "accelerate": ((1, 1), (1, 15)),
+}
 
 # transformers 5.24 renamed the argument ``past_key_values`` of every model to ``cache`` and warns about the old name.
 CACHE = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
@@ -24,10 +33,21 @@ def with_cache(cache: Cache | None) -> dict[str, Any]:
     return {CACHE: cache, "use_cache": True}
 
 
-def untested(version: str = transformers.__version__) -> str | None:
-    """Why rows measured with this version of transformers carry a caution; ``None`` for a tested version."""
-    minor = tuple(int(part) for part in version.split(".")[:2])
-    if TESTED[0] <= minor <= TESTED[1]:
+@cache
+def untested() -> str | None:
+    """Why rows measured with the installed libraries carry a caution; ``None`` if there is no reason."""
+    found = []
+    for library in SUPPORTED:
+        with suppress(metadata.PackageNotFoundError):  # not installed: nothing can run in it
+            found.append(outside(library, metadata.version(library)))
+    return "; ".join(filter(None, found)) or None
+
+
+def outside(library: str, version: str) -> str | None:
+    """Why ``version`` of ``library`` is a reason for a caution; ``None`` for one that is supported."""
+    parts = re.match(r"(\d+)\.(\d+)", version)
+    if parts is None or SUPPORTED[library][0] <= (int(parts[1]), int(parts[2])) <= SUPPORTED[library][1]:
         return None
-    oldest, newest = (".".join(map(str, tested)) for tested in TESTED)
-    return f"transformers {version}: this version of profile was tested with {oldest} to {newest}"
+    oldest, newest = (".".join(map(str, minor)) for minor in SUPPORTED[library])
+    supported = oldest if oldest == newest else f"{oldest} to {newest}"
+    return f"{library} {version}: this version of profile supports {supported}"

@@ -179,11 +179,12 @@ def _sweep(
     listener = PythonPrinter() if progress else run_sweep.SweepListener()
     found = devices.find(device)
     available = run_sweep.available_bytes(found, limits.max_memory_bytes)
-    with llama_cpp_build.using(sweep_request.llama_cpp):
+    early = run_sweep.early_worker(sweep_request.backend, found)
+    with llama_cpp_build.using(sweep_request.llama_cpp), early as spare:
         resolved = resolve_request(sweep_request, found, available, listener.say)
         refused = _refused(resolved.refused, SWEEP_OPTIONS, stacklevel=4)
         with Store.open(path) as opened:
-            result = run_sweep.sweep(resolved, found, opened, limits, listener, argv=argv, **ways)
+            result = run_sweep.sweep(resolved, found, opened, limits, listener, argv=argv, spare=spare, **ways)
             measured = opened.rows(result.run)
     if result.interrupted:
         again = "the same call" if ways["resumed"] else "the same call without fresh=True"

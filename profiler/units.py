@@ -25,7 +25,7 @@ _DURATION = re.compile(
 )
 _BARE = re.compile(r"^\d+(?:\.\d+)?$")
 _PERCENT = re.compile(r"^(\d{1,9}(?:\.\d{1,9})?)\s*%$")
-_COUNT = re.compile(r"^(\d+)(k)?$", re.IGNORECASE)
+_COUNT = re.compile(r"^(\d+)([km])?$", re.IGNORECASE)
 _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")  # a complete terminal escape sequence
 _UNSEEN = {"Cc", "Cf", "Cn", "Co", "Zl", "Zp"}  # control, format (direction, joiners), unassigned, private, line ends
 # Invisible characters of other categories (Default_Ignorable_Code_Point in Unicode's DerivedCoreProperties.txt):
@@ -75,13 +75,14 @@ def spreadsheet_cell(value: object) -> object:
 
 
 def parse_count(text: str) -> int:
-    """Parse ``4096`` or ``4k`` (k = 1024). Raises ValueError."""
+    """Parse ``4096``, ``4k`` or ``1m`` (k = 1024, m = 1024²). Raises ValueError."""
     match = _COUNT.match(text.strip())
     if not match:
-        raise ValueError(f"{printable(text)!r} is not a count such as 4096 or 4k")
-    if len(match[1]) > MAX_DIGITS:
+        raise ValueError(f"{printable(text)!r} is not a count such as 4096, 4k or 1m")
+    unit = {"k": KIB, "m": MIB}[match[2].casefold()] if match[2] else 1
+    if len(match[1]) > MAX_DIGITS or int(match[1]) * unit >= 10**MAX_DIGITS:
         raise ValueError(f"{printable(text, 40)!r} is too large")
-    return int(match[1]) * (KIB if match[2] else 1)
+    return int(match[1]) * unit
 
 
 def parse_bytes(text: str) -> int:

@@ -211,6 +211,7 @@ class Backend:
     find_build: Callable[[str | None], InstalledBuild] | None = None  # the build in a folder, or the usual one
     build_command: str = ""  # that makes such a build in a checkout of the engine
     complete: Callable[[Case, Source, InstalledBuild], Sequence[Completion]] | None = None  # by one of its builds
+    imports_slowly: bool = False  # whether its libraries take seconds, in which a sweep can plan
     times_itself: bool = False  # whether its sessions are ``TimedSession``s, which give samples and not steps
     gguf: bool = False  # whether it runs GGUF files as they are stored, and nothing else
     ubatch: int | None = None  # default tokens per prefill pass; None: that of the kind of device

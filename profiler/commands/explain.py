@@ -137,7 +137,7 @@ def _instead(
     fits = prediction.verdict.word != "no"
     if (fits and choice.shrinks(predictor)) or case.model.source.kind == "gguf":
         return left, None, None
-    most = choice.LOSSLESS_BITS if choice.shrinks(predictor) else choice.bits(request.quant)
+    most = choice.MOST_BITS if choice.shrinks(predictor) else choice.bits(request.quant)
     other = choice.instead(predictor.geometry, predictor.machine, case.context, request.batch, most)
     if other is None:
         return left, None, None if fits else command("profile", where)

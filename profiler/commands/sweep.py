@@ -191,8 +191,8 @@ def sweep(
     """Measure every combination of model, quantization, context and batch.
 
     Separate values with commas or repeat the option: -c 512,4k -b 1 -b 4. Ranges are written '1k-128k*2' or 1-8+1; k
-    is 1024. Without -m, the sweep picks the largest Gemma 4 and Qwen 3.5 that fit, decode as fast as people read, and
-    finish in about five minutes.
+    is 1024 and m is 1024². Without -m, the sweep picks the largest Gemma 4 and Qwen 3.5 that fit, decode as fast as
+    people read, and finish in about five minutes.
 
     Each row is stored immediately; the same command continues an interrupted sweep. Several sweeps may share a store.
 
@@ -200,10 +200,12 @@ def sweep(
     interrupted.
     """
     files.check(html, store)
-    click.get_current_context().with_resource(llama_cpp.using(given["llama_cpp"]))
+    context = click.get_current_context()
+    context.with_resource(llama_cpp.using(given["llama_cpp"]))
     found = devices.find(device)
     available = run_sweep.available_bytes(found, max_memory)
     own = {name: given.pop(name) for name in OF_BACKENDS}
+    spare = context.with_resource(run_sweep.early_worker(given["backend"], found, measures=not dry_run))
     resolved = resolve_request(SweepRequest(**given, options=own), found, available, say)
     for line in refusal_lines(resolved.refused):  # before the rows, so that nobody waits for them
         say(line)
@@ -215,7 +217,7 @@ def sweep(
         limits = WorkerLimits(max_memory_bytes=max_memory, case_s=timeout_s)
         argv = [*sys.argv[1:], *_from_settings()]
         ways = {"resumed": resumed, "learned": learned}
-        result = run_sweep.sweep(resolved, found, opened, limits, printer, argv=argv, **ways)
+        result = run_sweep.sweep(resolved, found, opened, limits, printer, argv=argv, spare=spare, **ways)
         complete = printer.finish()
         if html is not None:
             files.write_rows(html, opened, result.run)

@@ -23,6 +23,7 @@ NAMES = {
     "tables": "embeddings",
     "delta": "gated delta layers",
     "head": "output head",
+    "scores": "attention scores",
 }
 CONVOLUTIONS = "convolutions"
 NEAR_BEST = 0.8  # share of the best speed; below it, the breakdown names a cause for the lost time

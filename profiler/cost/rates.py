@@ -20,7 +20,7 @@ from typing import Any, Self
 from profiler import quants
 from profiler.cost.interval import ORDER, Basis
 from profiler.cost.roofline import Ahead, Bounds, Convolution, Cost, InTurn, Rates, Roofline, divided, wider
-from profiler.cost.work import Item, PhaseWork
+from profiler.cost.work import WIDE, Item, PhaseWork
 from profiler.decode_path import GRAPH
 from profiler.devices.target import Target
 from profiler.models.gguf import TYPES
@@ -33,7 +33,7 @@ OWN_ROWS = {
 PLAIN = ("fp32", "bf16", "fp16", "f32", "f16")
 OF_CHECKPOINTS = ("int8", "fp8", "nvfp4", "int4")  # types that checkpoint weights are read like: ``Scheme.rate``
 MAX_BANDWIDTH_SHARE = 0.95  # of a data sheet's: refresh and turning the bus around take the rest
-AS_THEY_ARE = (*PLAIN, "cache", "state")  # types that are multiplied without unpacking
+AS_THEY_ARE = (*PLAIN, "cache", WIDE, "state")  # types that are multiplied without unpacking
 OTHERS = (*AS_THEY_ARE, *OF_CHECKPOINTS, "copy", *(name for name in TYPES if name not in PLAIN))
 
 
@@ -52,6 +52,7 @@ class DataSheetRates(Rates):
     """Rates of an engine on a device that was not calibrated: its data sheet and the fitted efficiencies."""
 
     unpack_s: Mapping[str, float]  # per stored byte and pass, by quantization
+    few_packed: frozenset[str] = frozenset()  # types of which few tokens are multiplied without unpacking
     unpack_one_s: Mapping[str, float] = field(default_factory=dict)  # for a single token, where that is less
     overlap: float = math.inf  # exponent of the norm that adds reading and computing; infinite: the longer one counts
 
@@ -62,6 +63,9 @@ class DataSheetRates(Rates):
         reading, computing = self.roofline.reading(item), self.roofline.computing(item)
         unpack_s = self.unpack_s.get(item.scheme, 0.0)
         extra = item.nbytes * (unpack_s if item.rows > 1 else self.unpack_one_s.get(item.scheme, unpack_s))
+        if item.scheme in self.few_packed and item.kind == "weights":
+            packed, unpacked = self.roofline.on_vector_units(item), self.roofline.on_matrix_units(item)
+            computing, extra = (packed, 0.0) if packed <= unpacked + extra else (unpacked, extra)
         if not reading or not computing or math.isinf(self.overlap):
             return Cost(reading, computing, extra)
         shorter, longer = sorted((reading, computing))
@@ -75,8 +79,10 @@ class DataSheetRates(Rates):
     def own_step(self, target: Target, dtype: str, path: str) -> Self:
         rule = shares()["step"]
         call_s = 0.0 if path == GRAPH else self.launches.call_s
-        if target.vendor != "CPU":
-            return replace(self, launches=Ahead(call_s, rule["device_call_s"], {}, layers_timed=False))
+        if target.vendor != "CPU":  # the cache is read in place by our kernel, not copied
+            roofline = self.roofline.reads(cache=self.roofline.read_s["bf16"])
+            launches = Ahead(call_s, rule["device_call_s"], {}, layers_timed=False)
+            return replace(self, roofline=roofline, launches=launches)
         own = {scheme: self.roofline.read_s[scheme] * rule["reads"] for scheme in own_quants("cpu")}
         roofline = self.roofline.reads(**own, cache=own["fp32"])
         return replace(self, roofline=roofline, launches=InTurn(call_s), convolution=None)
@@ -144,6 +150,7 @@ def rates(
     unpacking = {
         name: prior.unpack_bytes.get(kind, prior.unpack_bytes.get("other", 0.0)) for name, prior in loaded.items()
     }
+    unpacking |= own.get("unpack", {})
     bandwidth = rule.bandwidth()
     read_s = {scheme: 1 / (bandwidth * formats.get(group(scheme), 1.0)) for scheme in known}
     cache_s = read_s["cache"] * rule.value("cache", 1.0)
@@ -158,6 +165,7 @@ def rates(
     own_duty_cycle = target.duty_cycle if maker == "CPU" else 1.0
     if halves:
         read_s["cache"] *= halves["cache"]
+    read_s[WIDE] = read_s["cache"]
     basis: Basis = own["basis"] if maker in own["fitted_on"] else "prior"
     return DataSheetRates(
         roofline=Roofline(read_s, flop_s, vector_s, rule.value("idle_rows", 0.0), rule.value("experts", 1.0)),
@@ -167,6 +175,7 @@ def rates(
             for name, prior in loaded.items()
             if kind == "other" and prior.unpack_one is not None
         },
+        few_packed=frozenset(own.get("unpack", ())),
         overlap=max(1.0, rule.value("overlap", content["overlap"])),
         layer_s=_layer_s(target, maker, content) * own["launch"] / own_duty_cycle,
         expert_layers=own["expert_layers"],
@@ -214,6 +223,8 @@ class Efficiency:
         share = self.value("prefill", 0.3) * self.factor(self.engine)
         if self.maker in self.own["vector_prefill"]:
             return _peak(self.target, "fp32") * min(share, 1.0)
+        if scheme == WIDE:
+            return _peak(self.target, "fp32") * min(self.value("wide", 0.22), 1.0)
         if scheme in ("cache", "state"):
             return _peak(self.target, dtype) * min(share / self.value("attention", 2.0), 1.0)
         if scheme in AS_THEY_ARE:
@@ -278,8 +289,9 @@ def _launches(
     """A GPU works while Python launches its next operators; a CPU does both itself."""
     if target.vendor == "CPU" or not call_s:
         return InTurn(call_s / target.duty_cycle)
-    starts = {name: prior.start_s for name, prior in priors.items() if prior.start_s}
-    return Ahead(call_s / target.duty_cycle, content["step"]["device_call_s"], starts, layers_timed=False)
+    call_s *= content["launch"]["of_kind"].get(target.kind, 1.0) / target.duty_cycle
+    starts = {name: prior.start_calls * call_s for name, prior in priors.items() if prior.start_calls}
+    return Ahead(call_s, content["step"]["device_call_s"], starts, layers_timed=False)
 
 
 def _layer_s(target: Target, maker: str, content: Mapping[str, Any]) -> float:

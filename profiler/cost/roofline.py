@@ -13,13 +13,14 @@ number of tokens, and the cheaper one counts: no number of tokens takes longer t
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
 from profiler.cost.interval import Basis
-from profiler.cost.work import Item, PhaseWork
+from profiler.cost.work import WIDE, Item, PhaseWork
 from profiler.devices.target import Target
 
 UNTIMED = 2.0  # uncertainty of the speed of a quantization that was never timed with an engine
@@ -71,15 +72,21 @@ class Roofline:
 
     def computing(self, item: Item) -> float:
         """Seconds for the FLOPs of ``item``. K, V and states of a single token per sequence only have to be read."""
-        rows = max(item.rows, 1.0)
-        seconds = item.flops * self.flop_s[item.scheme]
         if item.kind != "weights":
-            return seconds if rows > 1 else 0.0
+            return item.flops * self.flop_s[item.scheme] if item.rows > 1 else 0.0
+        return min(self.on_matrix_units(item), self.on_vector_units(item))
+
+    def on_matrix_units(self, item: Item) -> float:
+        """Seconds for products with weights if matrix units, or whatever multiplies many tokens, compute them."""
+        seconds = item.flops * self.flop_s[item.scheme]
+        if not self.idle_rows:
+            return seconds
         more = self.expert_flops if item.part == "experts" else 1.0
-        if self.idle_rows:
-            seconds *= 1 + more * self.idle_rows / (rows + self.idle_rows)
-        vector_s = self.vector_s.get(item.scheme)
-        return seconds if vector_s is None else min(seconds, item.flops * vector_s)
+        return seconds * (1 + more * self.idle_rows / (max(item.rows, 1.0) + self.idle_rows))
+
+    def on_vector_units(self, item: Item) -> float:
+        """The same if vector units compute them; infinite for types without kernels for that."""
+        return item.flops * self.vector_s.get(item.scheme, math.inf) if item.flops else 0.0
 
     def reads(self, **seconds: float) -> Roofline:
         """The same roofline with other seconds per byte for some types."""
@@ -180,8 +187,8 @@ class Rates(ABC):
 
     def rereading_cache(self, times: float) -> Self:
         """Rates for devices that together read K and V ``times`` times."""
-        cache = self.roofline.read_s["cache"] * times
-        return replace(self, roofline=self.roofline.reads(cache=cache))
+        again = {scheme: times * self.roofline.read_s[scheme] for scheme in ("cache", WIDE)}
+        return replace(self, roofline=self.roofline.reads(**again))
 
     def wider(self, spread: float) -> Self:
         """Rates with bounds wider by the factor ``spread`` on both sides."""

@@ -14,6 +14,7 @@ from profiler.models.geometry import Geometry
 from profiler.models.layers import DELTA_CHUNK, IDEAL, RECURRENT_BYTES, Attention, Dense, Execution, GatedDelta, Layer
 
 Kind = Literal["weights", "cache", "state", "activations", "convolution"]
+WIDE = "wide cache"  # K and V of heads whose attention runs on vector units: see ``PassRules.matrix_heads``
 GROWING_TOUCHES = 3  # reads and writes of a cache that is copied to append to it and then read
 STATE_TOUCHES = 2.0  # the minimum for a recurrent state: a step reads it and writes it back
 MLP_TENSORS = 4  # tensors as wide as a feed-forward layer: gate, up, activation, product
@@ -48,7 +49,7 @@ class PhaseWork:
     expert_layers: int
     calls: float  # operators launched from Python, over all passes; 0 for engines that run their own graph
     how: Execution = IDEAL  # how the engine executes a layer
-    sequences: int = 1
+    sequences: float = 1.0  # per pass, on average
     full_passes: float = 1.0  # passes, a short last one by its part of a full one
 
     @property
@@ -90,12 +91,15 @@ class Calls:
 class PassRules:
     """How an engine runs a pass, as far as it changes the amount of work."""
 
-    ubatch: int  # tokens per sequence in one prefill pass
+    ubatch: int  # tokens per sequence in one prefill pass; of all sequences together if ``shared_passes``
     cache_bytes: float  # per element of K and V
     cache_touches: float = 1.0  # how often a decode step reads or writes the cache
     how: Execution = IDEAL
     calls: Calls | None = None  # for an eager engine
     expert_copies: float | None = None  # how often a step moves each token's experts; None: reads each expert once
+    shared_passes: bool = False  # a prefill pass takes its tokens from as many sequences as fit into it
+    matrix_heads: int | None = None  # the widest heads whose attention runs on matrix units; None: all of them
+    score_bytes: float = 0.0  # that a prefill moves per query, key and head; 0: none leave the chip (flash attention)
 
 
 def decode(
@@ -143,29 +147,34 @@ def decode(
 
 def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, rules: PassRules) -> PhaseWork:
     """All passes of a prefill of ``context`` tokens per sequence, with one row of logits per sequence and pass."""
-    chunk = max(1, min(rules.ubatch, context))
-    whole, rest = divmod(context, chunk)
-    sizes = [(chunk, whole), (rest, 1)] if rest else [(chunk, whole)]
-    passes = whole + bool(rest)
+    chunk = max(1, min(rules.ubatch, context))  # tokens of a sequence in a pass
+    each = -(-context // chunk)  # passes that a sequence takes part in
+    sizes = _passes(context * batch if rules.shared_passes else context, rules.ubatch)
+    at_once = 1 if rules.shared_passes else batch
+    passes = sum(count for _, count in sizes)
     items = []
     for line in storage.read:
-        through = [(rules.how.tokens_through(size, line.shared_kv) * batch, count) for size, count in sizes]
-        rows = passes * batch if line.part == "head" else sum(tokens * count for tokens, count in through)
+        through = [(rules.how.tokens_through(size, line.shared_kv) * at_once, count) for size, count in sizes]
+        rows = each * batch if line.part == "head" else sum(tokens * count for tokens, count in through)
         share = sum(count * line.share(tokens, rules.how) for tokens, count in through)
         needed = sum(count * line.share(tokens) for tokens, count in through)
         items.append(_weights(line, share, needed, 2 * rows, _each(line, rows, share, rules.how), rules.how))
     for layer, count in geometry.groups:
-        flops, many = count * batch * layer.mixer.prefill_flops(context, chunk, rules.how), count * batch * passes
+        flops, many = count * batch * layer.mixer.prefill_flops(context, chunk, rules.how), count * batch * each
         if isinstance(layer.mixer, Attention):
-            read = sum(layer.mixer.read_elements(chunk * (n + 1)) for n in _few(passes)) / len(_few(passes))
-            items.append(Item(layer.kind, "cache", "cache", many * read * rules.cache_bytes, flops, chunk))
+            read = sum(layer.mixer.read_elements(chunk * (n + 1)) for n in _few(each)) / len(_few(each))
+            scheme = WIDE if rules.matrix_heads and layer.mixer.head_dim > rules.matrix_heads else "cache"
+            items.append(Item(layer.kind, "cache", scheme, many * read * rules.cache_bytes, flops, chunk))
+            if rules.score_bytes:
+                scores = count * batch * layer.mixer.prefill_scores(context, chunk, rules.how) * rules.score_bytes
+                items.append(Item("scores", "activations", "copy", scores, 0.0, avoidable_bytes=scores))
         else:
             state = STATE_TOUCHES * RECURRENT_BYTES * layer.mixer.recurrent_elements
             items.append(Item(layer.kind, "state", "state", many * state, flops, chunk))
     calls = 0.0
     if rules.calls is not None:
         written = [
-            (layer, rules.how.tokens_through(size, layer.shares_kv) * batch, count * times)
+            (layer, rules.how.tokens_through(size, layer.shares_kv) * at_once, count * times)
             for layer, count in geometry.groups
             for size, times in sizes
         ]
@@ -175,8 +184,15 @@ def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, rule
         items.append(_convolutions(geometry, rules.calls, passes, context * batch / passes, batch))
         calls = _prefill_calls(geometry, rules.calls, sizes)
     tokens, layers, experts = context * batch / passes, len(geometry.layers), _expert_layers(geometry)
-    full = context / chunk
-    return PhaseWork(tuple(items), passes, tokens, layers, experts, calls, rules.how, batch, full)
+    full = tokens * passes / (sizes[0][0] * at_once)
+    return PhaseWork(tuple(items), passes, tokens, layers, experts, calls, rules.how, batch * each / passes, full)
+
+
+def _passes(tokens: int, most: int) -> list[tuple[int, int]]:
+    """The sizes of passes of at most ``most`` tokens, and how many there are of each; the first are the largest."""
+    size = max(1, min(most, tokens))
+    whole, rest = divmod(tokens, size)
+    return [(size, whole), (rest, 1)] if rest else [(size, whole)]
 
 
 def _moved(line: WeightGroup, batch: int, rules: PassRules) -> float:

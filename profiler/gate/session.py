@@ -17,7 +17,7 @@ from profiler.backends.llama_cpp import build as llama_cpp
 from profiler.case import Case, Task
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
-from profiler.gate import builds, numerics, variants
+from profiler.gate import builds, numerics, revision, variants
 from profiler.gate import trial as gate_trial
 from profiler.gate.agreement import KL_LIMIT, KL_LIMIT_F32, agreement
 from profiler.gate.bench import (
@@ -145,8 +145,16 @@ def run(request: GateRequest, say: Say) -> GateResult:
     rule, metrics = RegressionRule(request.delta), request.timed
     if request.rows is not None:
         return _judge_rows(request, rule, metrics)
-    with llama_cpp.using(request.sweep.llama_cpp):
+    with llama_cpp.using(request.sweep.llama_cpp or _built_here(request)):
         return _measure(request, rule, metrics, say)
+
+
+def _built_here(request: GateRequest) -> str | None:
+    """The repository that the user stands in, if ``--build`` is about it and it has a build of llama.cpp, which then
+    is the candidate.
+    """
+    root = None if request.build is None else revision.toplevel(Path.cwd())
+    return str(root) if root is not None and llama_cpp.is_in(root) else None
 
 
 def _measure(request: GateRequest, rule: RegressionRule, metrics: tuple[Phase, ...], say: Say) -> GateResult:

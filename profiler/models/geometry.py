@@ -14,8 +14,9 @@ from profiler.models.layers import RECURRENT_BYTES, Attention, Layer, Role, Weig
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+DRAFT_LEFT_OUT = "the multi-token-prediction layer of this checkpoint is left out"  # a caution
 
-__all__ = ["EMBEDDING", "HEAD", "CacheBytes", "Geometry", "Role", "Weight"]
+__all__ = ["DRAFT_LEFT_OUT", "EMBEDDING", "HEAD", "CacheBytes", "Geometry", "Role", "Weight"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ MIXES = {  # the type that a mix starts from
     "q3_k_l": "q3_k", "q3_k_m": "q3_k", "q3_k_s": "q3_k", "iq3_m": "iq3_s", "iq3_s": "iq3_s", "iq3_xs": "iq3_s",
     "iq3_xxs": "iq3_xxs", "q2_k": "q2_k", "iq2_m": "iq2_s", "iq2_s": "iq2_xs", "iq2_xs": "iq2_xs",
     "iq2_xxs": "iq2_xxs", "iq1_m": "iq1_m", "iq1_s": "iq1_s", "q4_k_l": "q4_k", "q5_1": "q5_1",
-    "tq1_0": "tq1_0", "tq2_0": "tq2_0", "mxfp4": "mxfp4",
+    "q4_1": "q4_1", "q2_k_s": "q2_k", "tq1_0": "tq1_0", "tq2_0": "tq2_0", "mxfp4": "mxfp4",
 }  # fmt: skip
 NAMES = {"fp16": "f16", "fp32": "f32", "q4_k": "q4_k_m", "q5_k": "q5_k_m", "q3_k": "q3_k_m", "mxfp4_moe": "mxfp4"}
 TERNARY = {"tq1_0", "tq2_0"}
@@ -285,6 +285,8 @@ def _value(name: str, place: Place, base: str) -> str:
         return "q5_k" if place.v_index < 2 else "q4_k"
     if name == "q2_k":
         return "q4_k" if place.grouped else "q3_k"
+    if name == "q2_k_s":
+        return "q4_k" if place.grouped else base
     if name == "iq3_xxs":
         return "q4_k" if place.grouped else "iq3_s"
     if name in ("iq3_xs", "iq3_s") and place.grouped:
@@ -303,7 +305,7 @@ def _down(name: str, place: Place, base: str) -> str:
         return "q4_k" if place.first_8th else "q3_k"
     if place.first_8th and name in ("q4_k_s", "iq4_nl", "iq4_xs"):
         return "q5_k"
-    if place.first_8th and name == "iq3_m":
+    if place.first_8th and name in ("iq3_m", "q2_k_s"):
         return "q4_k"
     return {"q2_k": "q3_k", "q3_k_l": "q5_k"}.get(name, base)
 

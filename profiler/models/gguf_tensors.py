@@ -123,6 +123,7 @@ NAMES = (  # of ggml_type, by number (ggml.h); empty for removed types
     *("F32", "F16", "Q4_0", "Q4_1", "", "", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
     *("Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32"),
     *("I64", "F64", "IQ1_M", "BF16", "", "", "", "TQ1_0", "TQ2_0", "", "", "", "MXFP4", "NVFP4", "Q1_0"),
+    "Q2_0",
 )
 
 INPUTS_FIRST = frozenset({"gpt-oss"})  # transformers has their experts as ``[experts, in, out]``
@@ -154,6 +155,7 @@ FILE_TYPES: dict[int, tuple[str, frozenset[str]]] = {
     18: ("q6_k", frozenset({"q6_k"})),
     19: ("iq2_xxs", frozenset({"iq2_xxs", "q2_k", "q4_k"})),
     20: ("iq2_xs", frozenset({"iq2_xs", "q2_k", "q4_k"})),
+    21: ("q2_k_s", frozenset({"q2_k", "q4_k"})),
     22: ("iq3_xs", frozenset({"iq3_s", "iq3_xxs", "q4_k"})),
     23: ("iq3_xxs", frozenset({"iq3_xxs", "iq2_s", "iq3_s", "q3_k", "q4_k"})),
     24: ("iq1_s", frozenset({"iq1_s", "iq2_xxs", "q2_k", "q4_k"})),
@@ -168,11 +170,14 @@ FILE_TYPES: dict[int, tuple[str, frozenset[str]]] = {
     36: ("tq1_0", frozenset({"tq1_0"})),
     37: ("tq2_0", frozenset({"tq2_0"})),
     38: ("mxfp4", frozenset({"mxfp4", "q8_0"})),
+    39: ("nvfp4", frozenset({"nvfp4"})),
+    40: ("q1_0", frozenset({"q1_0"})),
+    41: ("q2_0", frozenset({"q2_0"})),
 }
 FALLBACK = {  # for rows that do not fill the blocks of a type (``tensor_type_fallback``, src/llama-quant.cpp)
     "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "q2_k": "q4_0", "q3_k": "q4_0", "iq1_s": "iq4_nl",
     "iq1_m": "iq4_nl", "iq2_xxs": "iq4_nl", "iq2_xs": "iq4_nl", "iq2_s": "iq4_nl", "iq3_xxs": "iq4_nl",
-    "iq3_s": "iq4_nl", "iq4_xs": "iq4_nl", "tq1_0": "q4_0", "tq2_0": "q4_0",
+    "iq3_s": "iq4_nl", "iq4_xs": "iq4_nl", "tq1_0": "q4_0", "tq2_0": "q4_0", "q2_0": "q4_0",
 }  # fmt: skip
 MIN_MAIN_SHARE = 0.9  # share of the layers' parameters that makes a type the file's quantization
 MIXED = "mixed"

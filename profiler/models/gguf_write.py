@@ -36,6 +36,7 @@ THETA = {  # else 10,000, as in transformers
     "gpt_oss": 150_000.0,
 }
 LOCAL_THETA = 1e4
+LAST_WORDS = {"phi3": "<|endoftext|>"}  # llama.cpp looks it up in every vocabulary of such a model (llama-vocab.cpp)
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # llama_token_type, include/llama.h
 
 Metadata = dict[str, Any]
@@ -85,7 +86,7 @@ def metadata(raw: Mapping[str, Any], geometry: Geometry, name: str, file_type: i
         **{f"{arch}.{key}": value for key, value in keys.items()},
         "general.quantization_version": _U32(QUANTIZATION_VERSION),
         "general.file_type": _U32(file_type),
-        **_vocabulary(geometry.vocab),
+        **_vocabulary(geometry.vocab, LAST_WORDS.get(arch)),
     }
 
 
@@ -365,11 +366,14 @@ class _U32(int):
     """An unsigned 32-bit value. Other integers are signed, as in the file's lists."""
 
 
-def _vocabulary(rows: int) -> Metadata:
-    """Tokens of a SentencePiece vocabulary: three special ones, the 256 bytes, then words that differ."""
+def _vocabulary(rows: int, last: str | None) -> Metadata:
+    """Tokens of a SentencePiece vocabulary: three special ones, the 256 bytes, then words that differ. ``last``
+    replaces the last word.
+    """
     words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))][:rows]
     kinds = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256][:rows]
     words += [f"t{index:06d}" for index in range(rows - len(words))]
+    words[-1] = last or words[-1]
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": words,

@@ -135,6 +135,10 @@ class Attention:
         starts = range(0, context, chunk)
         return self.flops_of(sum(self._pairs(start, min(chunk, context - start), last_only, how) for start in starts))
 
+    def prefill_scores(self, context: int, chunk: int, how: Execution) -> int:
+        """Scores of all heads that a prefill of one sequence computes: one per query, key and head."""
+        return self.prefill_flops(context, chunk, how) // (4 * self.head_dim)
+
     def _pairs(self, start: int, tokens: int, last_only: bool, how: Execution) -> int:
         """(query, key) pairs that a pass over ``tokens`` tokens computes, after ``start`` earlier ones."""
         if not how.skips_masked:

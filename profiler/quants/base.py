@@ -30,7 +30,7 @@ class Prior:
     unpack_bytes: Mapping[str, float] = field(default_factory=dict)
     """Bytes moved by unpacking, writing and reading again in each pass, relative to the packed bytes."""
     unpack_one: float | None = None  # the same for a single token on a GPU; None: as for several
-    start_s: float = 0.0  # launching a linear layer on a GPU, in addition to one operator
+    start_calls: float = 0.0  # operators that a linear layer launches from Python on a GPU, in addition to one
     of_fp32: Mapping[str, float] = field(default_factory=dict)
     """FLOP/s of products of many tokens, relative to fp32. A device without an entry reaches the rate of the compute
     dtype."""

@@ -89,9 +89,9 @@ PRIOR = Prior(
 )
 
 
-def four_bit(name: str, levels: str, double: bool, start_s: float) -> Quant:
-    """A 4-bit quantization with blocks of 64 weights. ``double`` quantizes the scales as well. ``start_s`` is that of
-    its ``Prior``.
+def four_bit(name: str, levels: str, double: bool, start_calls: float) -> Quant:
+    """A 4-bit quantization with blocks of 64 weights. ``double`` quantizes the scales as well. ``start_calls`` is
+    that of its ``Prior``.
     """
 
     def weight_bytes(weight: Weight, dtype: str, repacks: bool = False) -> int:
@@ -124,7 +124,7 @@ def four_bit(name: str, levels: str, double: bool, start_s: float) -> Quant:
         return own == levels and bool(stated.get("bnb_4bit_use_double_quant")) is double
 
     kernels = Kernels(
-        prior=replace(PRIOR, start_s=start_s),
+        prior=replace(PRIOR, start_calls=start_calls),
         same_as=None if name == TIMED else TIMED,
         unpacks=True,
         fused=repackable,

@@ -100,7 +100,7 @@ QUANT = Quant(
             read=0.8,
             unpack_bytes={"cpu": 0.0, "repacking": 0.0, "other": 0.5},
             of_fp32={"cpu": 0.8, "repacking": 0.8},
-            start_s=130e-6,
+            start_calls=24,
         ),
         cpu_scratch=scratch,
         in_graphs=False,  # it searches for outlier features on the host

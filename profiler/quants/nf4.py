@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from profiler.quants.bitsandbytes import four_bit
 
-QUANT = four_bit("nf4", levels="nf4", double=False, start_s=5e-6)
+QUANT = four_bit("nf4", levels="nf4", double=False, start_calls=4)

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from profiler.quants.bitsandbytes import four_bit
 
-QUANT = four_bit("nf4-dq", levels="nf4", double=True, start_s=17e-6)
+QUANT = four_bit("nf4-dq", levels="nf4", double=True, start_calls=6)

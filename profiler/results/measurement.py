@@ -25,6 +25,7 @@ SCHEMA = 1
 Outcome = Literal["ok", "oom", "skipped", "failed", "timeout"]
 
 PLAIN = " on plain torch"
+SHARED_PREFILL = "shared-prefill"  # code of the caution: the prefill of another case, which is the same one
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,7 +387,9 @@ class RunModel:
     config: dict[str, Any] = field(default_factory=dict)  # its config.json, from which its shapes follow
 
     def describe(self, row: Measurement) -> Measurement:
-        """``row`` of this model with this run's name, notes and checkpoint."""
+        """``row`` of this model with this run's name, notes and checkpoint; a server's row has its own."""
+        if row.case.server is not None:
+            return row
         others = tuple(caution for caution in row.cautions if caution.code not in CODES)
         case = row.case if row.case.model == self.name else replace(row.case, model=self.name)
         return replace(row, case=case, cautions=(*self.notes, *others), checkpoint=self.checkpoint)

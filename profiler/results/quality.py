@@ -39,7 +39,7 @@ TEXTS = ("kind", "document")
 DERIVED = ("tokens", "kl", "top1", "ppl", "kinds")  # added when a row is printed
 ALL = "all"  # the name of the whole set in ``tails``
 GGUF_DTYPES = {"f32": "fp32", "f16": "fp16"}  # as references are called that are GGUF files
-SAME_REFERENCE = 0.001  # nats of mean −log p: two programs round the same weights differently, but by less
+SAME_REFERENCE = 0.001  # nats of mean −log p, an assumption: what rounding to bf16 loses, and far less than a model
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,8 @@ def scale(stored: Mapping[str, Any] | None) -> KlScale | None:
 def unlike(a: KlScale, b: KlScale) -> str | None:
     """What keeps two scales from being compared, such as ``the texts``; None if nothing does.
 
-    References count as the same if they are the same file, or if they predict the texts equally well, as the same
-    weights do in two engines.
+    References count as the same if they predict the texts equally well, as the same weights do in two engines. Even
+    one file may become two references: transformers unpacks GGUF files to bf16.
     """
     if a.definition != b.definition:
         return "the definition of the divergence"
@@ -116,7 +116,7 @@ def unlike(a: KlScale, b: KlScale) -> str | None:
         return "the window"
     if a.tokens != b.tokens or (a.tokens_hash and b.tokens_hash and a.tokens_hash != b.tokens_hash):
         return "the tokens of the texts"
-    if a.dtype != b.dtype or (a.reference != b.reference and not _alike(a.reference_nll, b.reference_nll)):
+    if a.dtype != b.dtype or abs(a.reference_nll - b.reference_nll) > SAME_REFERENCE:
         return "the reference"
     return None
 
@@ -129,10 +129,6 @@ def apart(scales: Iterable[KlScale]) -> list[str]:
             kinds.append(scale)
     found = (unlike(one, other) for number, one in enumerate(kinds) for other in kinds[:number])
     return list(dict.fromkeys(what for what in found if what is not None))
-
-
-def _alike(nll: float, other: float) -> bool:
-    return abs(nll - other) <= SAME_REFERENCE
 
 
 def quick_kl(stored: Mapping[str, Any]) -> float:

@@ -131,9 +131,17 @@ class Store:
             )
             db.executemany(
                 "INSERT INTO run_models (run, model_id, model, content) VALUES (?, ?, ?, ?)",
-                [(run, each.model_id, _encodable(redact(each.name)), encode_model(each)) for each in models],
+                [_said(run, each) for each in models],
             )
         return run
+
+    def describe_model(self, run: str, model: RunModel) -> None:
+        """Add what ``run`` says about one more model, unless it has said something about it before."""
+        with self._writing() as db:
+            db.execute(
+                "INSERT OR IGNORE INTO run_models (run, model_id, model, content) VALUES (?, ?, ?, ?)",
+                _said(run, model),
+            )
 
     def append(self, run: str, measurement: Measurement) -> int:
         """Store one row of ``run`` and return its id. The row is then durable, and its lease is released."""
@@ -210,11 +218,12 @@ class Store:
         said = set(models)
         outcomes: dict[str, dict[str, int]] = {}
         query = (
-            "SELECT l.run, m.model, m.outcome, count(*) FROM run_rows l JOIN measurements m ON m.id = l.measurement"
-            " GROUP BY l.run, m.model, m.outcome ORDER BY min(l.rowid)"
+            "SELECT l.run, m.model, m.outcome, m.run = l.run AS own, count(*) FROM run_rows l"
+            " JOIN measurements m ON m.id = l.measurement"
+            " GROUP BY l.run, m.model, m.outcome, own ORDER BY min(l.rowid)"
         )
-        for run, model, outcome, count in self._read(query) if counted else ():
-            if run not in said:
+        for run, model, outcome, own, count in self._read(query) if counted else ():
+            if own or run not in said:  # a reused row may have another name
                 models.setdefault(run, []).append(model)
             counts = outcomes.setdefault(run, {})
             counts[outcome] = counts.get(outcome, 0) + count
@@ -445,6 +454,10 @@ class Store:
 def _json(text: str) -> Any:
     """Content of a row as objects. Raises ValueError or TypeError."""
     return json_value(_text(text), PART)
+
+
+def _said(run: str, model: RunModel) -> tuple[str, str, str, str]:
+    return run, model.model_id, _encodable(redact(model.name)), encode_model(model)
 
 
 def _encodable(text: str) -> str:

@@ -97,7 +97,7 @@ def score_of(serving: Mapping[str, Any] | None) -> TaskScore | None:
 
 def rate_text(found: TaskScore | None) -> str:
     """``62% (48–74)``: the pass rate and its 95% interval."""
-    rate = found and found.rate
+    rate = None if found is None else found.rate
     if rate is None or rate.low is None or rate.high is None:
         return UNKNOWN
     return f"{rate.value:.0%} ({100 * rate.low:.0f}–{100 * rate.high:.0f})"
@@ -127,7 +127,7 @@ def compared(a: Mapping[str, Sequence[Any]], b: Mapping[str, Sequence[Any]]) -> 
 def _coin(a: int, b: int) -> float:
     """How likely a fair coin shows sides as unequal as ``a`` and ``b``, or more."""
     tosses = a + b
-    return min(1.0, 2 * sum(math.comb(tosses, k) for k in range(min(a, b) + 1)) / 2**tosses)
+    return min(1.0, 2.0 * sum(math.comb(tosses, k) for k in range(min(a, b) + 1)) / 2.0**tosses)
 
 
 def fewest_apart() -> int:
@@ -152,5 +152,5 @@ def stored(serving: Any) -> Any:
 
 def _figures(found: TaskScore) -> dict[str, Any]:
     rate = found.rate
-    ends = None if rate is None else {name: round(getattr(rate, name), 9) for name in ("value", "low", "high")}  # type: ignore[arg-type]
+    ends = None if rate is None else {name: round(getattr(rate, name), 9) for name in ("value", "low", "high")}
     return {"passed": found.passed, "answered": found.answered, "rate": ends}

@@ -17,8 +17,7 @@ from profiler.cost.speculation import Speculation, speculation
 from profiler.devices import target as targets
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
-from profiler.models.families.qwen3_5 import DRAFT_LEFT_OUT
-from profiler.models.geometry import Geometry
+from profiler.models.geometry import DRAFT_LEFT_OUT, Geometry
 from profiler.models.resolve import Model, resolve
 from profiler.models.stored import Stored
 from profiler.quants.base import DTYPE_BYTES
@@ -181,8 +180,10 @@ def _with_losses(
 ) -> list[FitPrediction]:
     """The predictions with what their quantizations are known to lose."""
     known = KnownLosses.of_store(store)
-    losses = {model.name: known.of(model, engine) for model in models.values()}
-    return [replace(each, loss=losses[each.model].get(each.prediction.request.quant)) for each in found]
+    losses = {model.source.location: known.of(model, engine) for model in models.values()}  # folders share names
+    return [
+        replace(each, loss=losses[each.named.source.location].get(each.prediction.request.quant)) for each in found
+    ]
 
 
 def _elsewhere(found: Sequence[FitPrediction], request: FitRequest) -> tuple[str, Command] | None:
@@ -198,7 +199,7 @@ def _elsewhere(found: Sequence[FitPrediction], request: FitRequest) -> tuple[str
     if not slow or len({each.model for each in found}) != 1 or found[0].named.source.kind == "gguf":
         return None
     context, batch = first.request.context, first.request.batch
-    other = choice.instead(found[0].geometry, first.machine, context, batch, choice.LOSSLESS_BITS)
+    other = choice.instead(found[0].geometry, first.machine, context, batch, choice.MOST_BITS)
     if other is None or other.decode is None or other.engine is first.engine or not choice.reads(other):
         return None
     engine, quant = other.engine.name, other.request.quant
@@ -326,15 +327,18 @@ def one_case(request: FitRequest) -> OneCase:
     cautions = (*picked.reasons, *model.cautions, *run_as.cautions, *_extrapolated(engine, run_as, machine, request))
     cautions += (*predictor.learned.notes(engine.name), *engine.remarks(model.geometry))
     (context,) = _reached(contexts, model.geometry.max_position, request)
-    named = Named(
-        model.source.argument(names[0]), model.source, run_as.checkpoint_format is not None or not request.quants
-    )
+    named = _named(names[0], model, run_as, request)
     return OneCase(model, named, predictor, context, batches[0], cautions)
+
+
+def _named(name: str, model: Model, run_as: EngineQuant, request: FitRequest) -> Named:
+    as_stored = run_as.checkpoint_format is not None or not request.quants
+    return Named(model.source.argument(name), model.source, as_stored, run_as.measurable)
 
 
 def _verify(named: Named, prediction: Prediction, placed: Placement) -> Command | None:
     """``None`` if nothing measures the case, for example because it does not fit."""
-    if prediction.verdict.word == "no":
+    if prediction.verdict.word == "no" or not named.measurable:
         return None
     return prediction.engine.verify(named, prediction.request, prediction.machine, placed)
 
@@ -361,7 +365,7 @@ def _cases(
     drafts, kv = request.speculation, request.kv
     predictor = choice.predictor(model.geometry, engine, run_as.quant, machine, request.path, learned, run_as, drafts)
     longest = {batch: predictor.largest_context(batch, kv) for batch in batches}
-    as_stored = run_as.checkpoint_format is not None or not request.quants
+    named = _named(name, model, run_as, request)
     unchecked = (*_extrapolated(engine, run_as, machine, request), *learned.notes(engine.name))
     remarks = engine.remarks(model.geometry) if drafts is None else (*engine.remarks(model.geometry), str(drafts))
     for context in _reached(contexts, model.geometry.max_position, request):
@@ -370,7 +374,7 @@ def _cases(
             prediction = predictor.predict(context, batch, kv)
             yield FitPrediction(
                 model=model.name,
-                named=Named(model.source.argument(name), model.source, as_stored=as_stored),
+                named=named,
                 cautions=(*run_as.cautions, *unchecked, *machine.target.limits, *_of_model(model, drafts), *remarks),
                 prediction=prediction,
                 largest_context=longest[batch],

@@ -2,6 +2,8 @@
 
     prefill × (warm-ups + n) → save → (restore → decode) × (warm-ups + n) → release → one step for the peak
 
+In a quick look, cases that differ only in their decode steps share one prefill (``SharedPrefills``).
+
 ``repetitions.Repeater`` runs a phase by its rules for warm-up and stopping; ``repetitions.Repetition`` times one. The
 device opens and closes every window (``devices.base.Meter.window``), so no caller can forget to synchronize. A
 watcher of the device (``Session.watcher``) starts before each repetition and is read after it: its ``Reading`` gives
@@ -53,10 +55,12 @@ from profiler.backends.base import (
     TimedSession,
 )
 from profiler.case import Case
+from profiler.decode_path import EAGER
 from profiler.devices.base import Consumed, Meter, Peak, Unwatched, Watcher
 from profiler.results.energy import RESOLVED_S
 from profiler.results.measurement import (
     PHASES,
+    SHARED_PREFILL,
     Caution,
     Energy,
     Measurement,
@@ -67,6 +71,7 @@ from profiler.results.measurement import (
     Sample,
 )
 from profiler.run.repetitions import (
+    QUICK_STEPS,
     Effort,
     Measured,
     Repeater,
@@ -112,6 +117,19 @@ def step_footprint(meter: Meter, generation: Generation) -> Footprint:
     meter.reset_peak()
     generation.step()
     return footprint(meter, generation)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPrefill:
+    """A prefill that was measured for one case, and is the same for cases that differ only in their decode steps."""
+
+    steps: int  # decode steps of the case that it was measured for
+    measured: Measured
+    footprint: Footprint
+
+
+SharedPrefills = dict[Case, SharedPrefill]
+"""Prefills that one loaded model has run, by their case with one decode step."""
 
 
 def memory_breakdown(info: ModelInfo, prefill: Footprint, decode: Footprint, after: CacheState) -> Memory:
@@ -232,8 +250,10 @@ class EnergyBook:
         )
 
 
-def measure(session: Session, case: Case, repeater: Repeater) -> Measurement:
+def measure(session: Session, case: Case, repeater: Repeater, prefills: SharedPrefills | None = None) -> Measurement:
     """Measure one case on a loaded model. The caller adds the environment and the cost of loading to the row.
+
+    ``prefills``: what the model has prefilled before, which a quick look does not measure again.
 
     Raises ShapeMismatch if a phase did not process what the case specifies, and whatever the backend raises.
     """
@@ -245,22 +265,31 @@ def measure(session: Session, case: Case, repeater: Repeater) -> Measurement:
     decode_once = partial(_decode, meter, generation, case, repeater.beat)
     phases: dict[Phase, Measured] = {}
     prefill = Footprint(NO_PEAK, NO_PEAK, None)
+    shared = None if prefills is None else prefills.get(replace(case, steps=1))
     if case.fill == "synthetic":
         repeater.beat("fill")
         generation.fill()
         _check_length(generation, case.context, "fill")
+    elif shared is not None:
+        repeater.beat("prefill for decode")
+        prefill_once(UNWATCHED)
+        phases["prefill"], prefill = shared.measured, shared.footprint
     else:
         meter.reset_peak()
         phases["prefill"] = repeater.repeat("prefill", partial(prefill_once, session.watcher), meter)
         prefill = footprint(meter, generation)
         book.enter("prefill", phases["prefill"].samples, partial(prefill_once, UNWATCHED))
+        if prefills is not None:
+            prefills[replace(case, steps=1)] = SharedPrefill(case.steps, phases["prefill"], prefill)
     generation.save()
-    phases["decode"] = repeater.repeat("decode", partial(decode_once, session.watcher), meter)
+    warm = partial(_few_steps, generation, case) if _is_brief(generation, repeater) else None
+    phases["decode"] = repeater.repeat("decode", partial(decode_once, session.watcher), meter, warm)
     book.enter("decode", phases["decode"].samples, partial(decode_once, UNWATCHED))
     after = generation.cache()
     decode = step_footprint(meter, generation)
     info = session.info
     cautions = (*info.cautions, *generation.cautions(), *_disturbances(session, case, phases, info.threads))
+    cautions += _shared_cautions(shared)
     row = _row(case, phases, cautions, book.energy)
     memory = memory_breakdown(info, prefill, decode, after)
     return replace(row, memory=memory, threads=info.threads, decode_path=generation.path())
@@ -329,6 +358,27 @@ def _decode(meter: Meter, generation: Generation, case: Case, beat: Beat, watche
         raise ShapeMismatch(f"decode gave {tokens} tokens instead of {case.batch} × {case.steps}")
     _check_length(generation, case.context + case.steps, "decode")
     return replace(sample, tokens=tokens, step_s=tuple(meter.elapsed(timestamps)))
+
+
+def _is_brief(generation: Generation, repeater: Repeater) -> bool:
+    """Whether a few steps warm up decode. With transformers' own cache, every step has a new shape, for which some
+    libraries prepare a kernel, so a whole repetition is needed.
+    """
+    path = generation.path()
+    return repeater.brief("decode") and path is not None and path.ran != EAGER
+
+
+def _few_steps(generation: Generation, case: Case) -> None:
+    generation.restore()
+    for _ in range(min(QUICK_STEPS, case.steps)):
+        generation.step()
+
+
+def _shared_cautions(shared: SharedPrefill | None) -> tuple[Caution, ...]:
+    if shared is None:
+        return ()
+    text = f"prefill was measured once for all numbers of decode steps, in the case with {shared.steps}"
+    return (Caution(SHARED_PREFILL, text),)
 
 
 def _check_length(generation: Generation, expected: int, phase: str) -> None:

@@ -30,7 +30,7 @@ from profiler.devices.cgroup import oom_kills
 from profiler.devices.cpu import process_bytes
 from profiler.results.environment import SPEED, heap, is_secret
 from profiler.results.measurement import Outcome
-from profiler.run.protocol import LineBuffer, LoadCost, ProtocolError, encode
+from profiler.run.protocol import LineBuffer, LoadCost, ProtocolError, encode, prepare_message
 from profiler.units import printable
 
 PLACES = re.compile(  # what libraries need in addition to the variables that change speed
@@ -119,7 +119,7 @@ class WorkerProcess:
     ends that wait early.
     """
 
-    def __init__(self, environ: Mapping[str, str], wake_fd: int, launch: Launch | None = None) -> None:
+    def __init__(self, environ: Mapping[str, str], wake_fd: int | None, launch: Launch | None = None) -> None:
         self.load: LoadCost | None = None  # known once the model is loaded
         self.broken: str | None = None  # why its messages cannot be read any more
         self.closed = False  # it has closed its end of the pipe
@@ -137,7 +137,8 @@ class WorkerProcess:
             self._listen(self._pid_fd, self._note_exit)
             self._listen(self._messages, self._read_message)
             self._listen(self._output, self._read_output)
-            self._listen(wake_fd, lambda: os.read(wake_fd, CHUNK))
+            if wake_fd is not None:
+                self.wake_by(wake_fd)
             self._opened = opened.pop_all()
 
     def _start(self, environ: Mapping[str, str], launch: Launch | None, opened: ExitStack) -> None:
@@ -163,6 +164,10 @@ class WorkerProcess:
 
     def _listen(self, file: int | FileIO, handler: Callable[[], object], events: int = selectors.EVENT_READ) -> None:
         self._selector.register(file, events, handler)
+
+    def wake_by(self, wake_fd: int) -> None:
+        """End ``wait`` early when ``wake_fd`` becomes readable."""
+        self._listen(wake_fd, lambda: os.read(wake_fd, CHUNK))
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Hand over a message without waiting for the worker to read it. Raises ProtocolError if it is too long."""
@@ -299,6 +304,46 @@ class WorkerProcess:
         if self._process.returncode is None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
+
+
+class SpareWorker:
+    """A worker that imports a backend's libraries before there is a task for it. Its ``with`` block ends it unless
+    somebody took it.
+    """
+
+    def __init__(self) -> None:
+        self._worker: WorkerProcess | None = None
+
+    def __enter__(self) -> SpareWorker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def start(self, backend: str) -> None:
+        """Start it. What goes wrong here goes wrong again with the first task, which reports it."""
+        with suppress(OSError):
+            self._worker = WorkerProcess(worker_environment(os.environ), None)
+            self._worker.send(prepare_message(backend))
+            self._worker.wait(0)
+
+    def take(self, wake_fd: int) -> WorkerProcess | None:
+        """The worker, which then belongs to the caller; ``None`` if there is none, or if it has died."""
+        worker, self._worker = self._worker, None
+        if worker is None:
+            return None
+        worker.wait(0)
+        if not worker.usable:
+            worker.stop(grace_s=0)
+            return None
+        worker.wake_by(wake_fd)
+        return worker
+
+    def stop(self) -> None:
+        """End it, if it was not taken."""
+        if self._worker is not None:
+            worker, self._worker = self._worker, None
+            worker.stop(grace_s=0)
 
 
 def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[FileIO, FileIO]:

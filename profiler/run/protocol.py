@@ -2,7 +2,8 @@
 
 Not stdout, because libraries print there; never pickle, because a faulty worker must not run code in its parent.
 
-    parent → worker   one task a line (``task_message``), the next only after the row of the last is stored
+    parent → worker   one task a line (``task_message``), the next only after the row of the last is stored;
+                      before the first one, ``prepare_message``, if there is time to import libraries
     worker → parent   {"type": "beat", "text"} · {"type": "loaded", "load"} · {"type": "row", "row"}
 """
 
@@ -78,6 +79,11 @@ def task_message(task: Task, effort: Effort, max_memory_bytes: int | None) -> di
         "effort": _compatible(effort),
         "max_memory_bytes": max_memory_bytes,
     }
+
+
+def prepare_message(backend: str) -> dict[str, Any]:
+    """Tells a worker to import the libraries of ``backend``, whose tasks will follow."""
+    return {"prepare": backend}
 
 
 def read_task(message: Mapping[str, Any]) -> tuple[Task, Effort, int | None]:

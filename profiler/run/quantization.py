@@ -144,6 +144,7 @@ class EngineQuant:
     checkpoint_format: Stored | None = None  # the checkpoint, if it is predicted as it is stored
     dtype: str | None = None  # of unquantized weights; None: the device's compute dtype
     cautions: tuple[str, ...] = ()
+    measurable: bool = True  # as ``Named.measurable``
 
 
 def held(model: Model) -> Stored | None:
@@ -308,7 +309,8 @@ def _by_transformers(stored: Stored, target: Target) -> EngineQuant:
     if checkpoint.not_unpacked(stored) is None and stored.trouble is None:
         dtype = own_dtype(stored, target)
         return EngineQuant(dtype, None, dtype, (f"{reason}: it is unpacked into {dtype}; {size}",))
-    return EngineQuant(stored.quant, stored, stored.dtype, (f"profile sweep cannot run it: {reason}",))
+    told = (f"profile sweep cannot run it: {reason}",)
+    return EngineQuant(stored.quant, stored, stored.dtype, told, measurable=False)
 
 
 def _not_kept(stored: Stored, target: Target) -> str | None:

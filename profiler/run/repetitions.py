@@ -9,7 +9,8 @@ therefore gets a single one, which loads code, starts threads and touches memory
 settles; then these limits end the warm-up, and the row says so. Code is then loaded and clocks have settled, so each
 later case gets one warm-up per phase, for its new shape. ``benchmarks/drift.py`` shows that the next run is no slower
 than those that follow. A case that this process has measured before, as in the blocks of a gate, warms up for at most
-``MAX_SHORT_WARMUP_S``. ``Effort.quick`` warms up ``QUICK_WARMUPS`` times in the first case.
+``MAX_SHORT_WARMUP_S``. ``Effort.quick`` warms up ``QUICK_WARMUPS`` times in the first case. Later cases of a quick
+look warm up decode by a few steps instead of a whole repetition where all steps have one shape (``Repeater.brief``).
 
 **Repetitions.** ``-r N`` runs exactly N. Otherwise they continue until the 95% interval of the rate
 (``results.stats``) is within the requested precision. The process-to-process variation is excluded, because
@@ -42,6 +43,7 @@ MIN_REPS = 5  # repetitions before precision may end a phase: stopping at three 
 MAX_REPS = 20  # the limit: 40 repetitions would narrow the interval by only another third
 QUICK_PRECISION, QUICK_MIN_REPS, QUICK_MAX_REPS = 0.05, 3, 6  # the same with ``quick``, for a first look at a grid
 QUICK_WARMUPS = 2  # of the first case of a process, whose first run loads code
+QUICK_STEPS = 2  # of a brief warm-up of decode: the first touches the buffers, the second runs as all later ones
 MAX_PHASE_S = 60.0
 
 MAX_WARMUPS = 20
@@ -183,11 +185,20 @@ class Repeater:
     measured_before: bool = False  # by this process: code and memory are ready, so the warm-up is short
     settled: Collection[Phase] = ()  # phases that this process has warmed up before, in other cases
 
-    def repeat(self, phase: Phase, once: Callable[[], Sample], meter: Meter) -> Measured:
-        """Warm up, then repeat ``once`` as requested. If the first run takes ``max_phase_s``, it is the only one."""
+    def brief(self, phase: Phase) -> bool:
+        """Whether a few steps are enough to warm up a phase whose steps all have one shape."""
+        return self.effort.quick and phase in self.settled and not self.measured_before
+
+    def repeat(
+        self, phase: Phase, once: Callable[[], Sample], meter: Meter, warm: Callable[[], None] | None = None
+    ) -> Measured:
+        """Warm up, then repeat ``once`` as requested. If the first run takes ``max_phase_s``, it is the only one.
+
+        ``warm``: warms up instead of repetitions, and is not timed.
+        """
         effort, before = self.effort, meter.pressure()
-        warmups, samples = self._warmed(phase, once), []
-        if warmups[0].seconds >= effort.max_phase_s:
+        warmups, samples = self._warmed(phase, once, warm), []
+        if warmups and warmups[0].seconds >= effort.max_phase_s:
             samples, warmups = warmups, []
         else:
             before = meter.pressure()
@@ -208,9 +219,14 @@ class Repeater:
         most_s = min(MAX_SHORT_WARMUP_S if self.measured_before else MAX_WARMUP_S, self.effort.max_phase_s)
         return len(seconds) >= MAX_WARMUPS or sum(seconds) >= most_s or stats.steady(seconds) is True
 
-    def _warmed(self, phase: Phase, once: Callable[[], Sample]) -> list[Sample]:
-        """The warm-ups: at least one, which becomes the only repetition if there is no time for more."""
+    def _warmed(self, phase: Phase, once: Callable[[], Sample], warm: Callable[[], None] | None) -> list[Sample]:
+        """The warm-ups: none after ``warm``; otherwise at least one, which becomes the only repetition if there is no
+        time for more.
+        """
         self.beat(f"{phase} warm-up")
+        if warm is not None:
+            warm()
+            return []
         warmups = [once()]
         while not self.is_warm(phase, warmups):
             self.beat(f"{phase} warm-up {len(warmups) + 1}")

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,7 +44,7 @@ from profiler.errors import StoreError
 from profiler.quality.tasks import hash_of
 from profiler.results import environment
 from profiler.results.cautions import cautions
-from profiler.results.measurement import Caution, Measurement, Memory, Repetitions, Sample
+from profiler.results.measurement import Caution, Measurement, Memory, Repetitions, RunModel, Sample
 from profiler.results.store import Store
 from profiler.results.validity import MAX_NUMBER
 from profiler.run import endpoint, tasks
@@ -67,6 +67,7 @@ class MeasuredResult:
 
     result: EndpointResult
     row: Measurement
+    config: Mapping[str, Any] = field(default_factory=dict)  # of the model; empty: unknown
 
 
 class ServedRun:
@@ -76,11 +77,15 @@ class ServedRun:
         self.store, self._argv = store, argv
         self.id: str | None = None  # None: nothing was measured yet
         self.lost: StoreError | None = None  # why a row could not be stored
+        self._described: set[str] = set()  # ids of models whose config is stored
 
-    def append(self, row: Measurement) -> None:
-        """Store a row. If that fails, nothing more is stored."""
+    def append(self, row: Measurement, config: Mapping[str, Any] | None = None) -> None:
+        """Store a row, and the config of its model if it is known. If that fails, nothing more is stored."""
         try:
             self.id = self.id or self.store.start_run(self._argv, row.environment)
+            if config and row.case.model_id not in self._described:
+                self.store.describe_model(self.id, RunModel(row.case.model_id, row.case.model, config=dict(config)))
+                self._described.add(row.case.model_id)
             self.store.append(self.id, row)
         except StoreError as error:
             self.lost = error
@@ -102,7 +107,7 @@ async def measure(
     asked = replace(asked, count=rows.count)
     async for result in endpoint.measure(asked, root, say, live):
         measured = rows.measured(result)
-        run.append(measured.row)
+        run.append(measured.row, measured.config)
         yield measured
         if run.lost is not None:
             return
@@ -121,14 +126,15 @@ class ServedRows:
     def measured(self, result: EndpointResult) -> MeasuredResult:
         """The next result, with the cautions that follow from its repetitions, and its row."""
         row = self.row(result)
-        return MeasuredResult(replace(result, cautions=cautions(row)), row)
+        known = self._known(result)
+        config = known.model.source.config if isinstance(known, KnownModel) else {}
+        return MeasuredResult(replace(result, cautions=cautions(row)), row, config)
 
     def row(self, result: EndpointResult) -> Measurement:
         """The row of the next result."""
         self._results.append(result)
         device, place = self._place(result.server, result.model, result.use)
-        here = is_here(result.server.root) and not result.use.elsewhere
-        known = self._models.known(result.model, here)
+        known = self._known(result)
         case = case_of(result, known if isinstance(known, KnownModel) else None, device)
         expected, unknown = self._models.expected(result, case, device, known)
         hardware, notes = self._models.hardware, tuple(server_cautions(result))
@@ -153,6 +159,10 @@ class ServedRows:
             expected=expected,
             serving=_bounded(serving),
         )
+
+    def _known(self, result: EndpointResult) -> KnownModel | str:
+        here = is_here(result.server.root) and not result.use.elsewhere
+        return self._models.known(result.model, here)
 
     def _place(self, server: Server, model: ServedModel, use: ServerUse) -> tuple[DeviceInfo | None, dict[str, Any]]:
         """The device of this machine that the server uses, None if it uses another one; and the environment."""

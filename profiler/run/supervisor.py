@@ -30,7 +30,7 @@ from profiler.devices import cgroup
 from profiler.folders import describe
 from profiler.results.measurement import Measurement, Outcome
 from profiler.run import process
-from profiler.run.process import Launch, WorkerProcess, worker_environment
+from profiler.run.process import Launch, SpareWorker, WorkerProcess, worker_environment
 from profiler.run.protocol import MAX_REASON_CHARACTERS, LoadCost, ProtocolError, task_message
 from profiler.run.repetitions import Effort
 from profiler.units import bytes_text, printable, seconds_text, whole_seconds_text
@@ -245,21 +245,24 @@ def run(
     on_row: OnRow,
     on_beat: OnBeat,
     left_s: Left = lambda case: None,
+    spare: SpareWorker | None = None,
 ) -> Ending:
     """Measure ``tasks`` in their order, in worker processes; ``on_row`` gets a row for each and must store it.
 
     Tasks with the same load key should be adjacent, since they share a worker. ``None`` among them means that no task
     can be measured yet: the worker exits to release its memory, and the next task is requested after ``WAIT_S``. Call
     this in the main thread, or Ctrl-C is not handled. No process is left when it returns or raises (only ``tasks``,
-    ``on_row`` and ``on_beat`` can make it raise).
+    ``on_row`` and ``on_beat`` can make it raise). ``spare`` becomes the first worker.
     """
     with Interrupts() as interrupts:
-        supervisor = Supervisor(effort, limits, environment, on_beat, interrupts, left_s=left_s)
+        supervisor = Supervisor(effort, limits, environment, on_beat, interrupts, left_s=left_s, spare=spare)
         rows = 0
         try:
             for task in tasks:
                 if task is None:
                     supervisor.finish_worker()
+                    if spare is not None:
+                        spare.stop()
                     interrupts.wait(WAIT_S)
                 if interrupts.stop_requested:
                     break
@@ -287,8 +290,9 @@ class Supervisor:
         interrupts: Interrupts,
         launch: Launch | None = None,
         left_s: Left = lambda case: None,
+        spare: SpareWorker | None = None,
     ) -> None:
-        self._left_s = left_s
+        self._left_s, self._spare = left_s, spare
         self._effort, self._limits, self._environment = effort, limits, environment
         self._on_beat, self._interrupts, self._launch = on_beat, interrupts, launch
         self._worker: WorkerProcess | None = None
@@ -355,7 +359,10 @@ class Supervisor:
             if self._first.load_key != case.load_key or not self._worker.usable:
                 self.finish_worker()
         if self._worker is None:
-            self._worker = WorkerProcess(worker_environment(os.environ), self._interrupts.wake_fd, self._launch)
+            spare = None if self._spare is None else self._spare.take(self._interrupts.wake_fd)
+            self._worker = spare or WorkerProcess(
+                worker_environment(os.environ), self._interrupts.wake_fd, self._launch
+            )
             self._first = case
         return self._worker
 

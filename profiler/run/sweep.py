@@ -7,7 +7,7 @@ until the end.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -18,6 +18,7 @@ from profiler import backends
 from profiler.case import Case, Task
 from profiler.cost.cases import host_of, stored_prediction
 from profiler.cost.learned import NOTHING, Learned, from_store
+from profiler.devices import calibration
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.results import environment
 from profiler.results.leases import Holder, Leases
@@ -27,6 +28,7 @@ from profiler.run import ceilings, supervisor
 from profiler.run import plan as run_plan
 from profiler.run.grid import Subject
 from profiler.run.plan import Pace, SweepPlan
+from profiler.run.process import SpareWorker
 from profiler.run.request import ResolvedRequest
 from profiler.run.reuse import ReusableRows, fallbacks
 from profiler.run.supervisor import WorkerLimits
@@ -72,6 +74,19 @@ class SweepResult:
     interrupted: bool  # by Ctrl-C or SIGTERM
 
 
+@contextmanager
+def early_worker(backend: str, device: DeviceInfo, measures: bool = True) -> Iterator[SpareWorker]:
+    """A worker that imports its libraries while the sweep is planned; it is ended with the block.
+
+    None is started where nothing is measured, where that takes no time, or if the ceilings of ``device`` must be
+    measured first, which needs an idle machine.
+    """
+    with SpareWorker() as spare:
+        if measures and backends.find(backend).imports_slowly and calibration.load_quick(device) is not None:
+            spare.start(backend)
+        yield spare
+
+
 def sweep(
     resolved: ResolvedRequest,
     device: DeviceInfo,
@@ -82,9 +97,10 @@ def sweep(
     argv: Sequence[str],
     resumed: bool = True,
     learned: bool = True,
+    spare: SpareWorker | None = None,
 ) -> SweepResult:
     """Measure the cases that ``store`` does not have yet; without ``resumed``, all. Every case of the grid gets a
-    row. ``learned``: whether earlier rows correct the predictions.
+    row. ``learned``: whether earlier rows correct the predictions. ``spare``: the first worker (``early_worker``).
 
     ``argv``: the arguments of ``profile`` that would request this sweep, stored with the run. Raises StoreError.
     """
@@ -108,7 +124,9 @@ def sweep(
         listener.measuring(len(plan.tasks), pace.remaining_s),
     ):
         queue = Queue(plan.tasks, pace, leases, prepared.reusable, recorder)
-        ending = supervisor.run(queue.tasks(), resolved.effort, limits, snapshot, queue.done, queue.beat, pace.left_s)
+        ending = supervisor.run(
+            queue.tasks(), resolved.effort, limits, snapshot, queue.done, queue.beat, pace.left_s, spare
+        )
     store.finish_run(recorder.run, "interrupted" if ending.interrupted else "finished")
     return SweepResult(recorder.run, recorder.rows, ending.interrupted)
 

@@ -47,7 +47,7 @@ def page(measured: Sequence[MeasuredResult]) -> Page:
     for name in dict.fromkeys(result.model.name for result in results):
         here = [result for result in results if result.model.name == name]
         notes = _Notes()
-        tables = [_table(group, notes) for group in _grouped(here)]
+        tables: list[PageBlock] = [_table(group, notes) for group in _grouped(here)]
         reached = _reached([each for each in measured if each.result.model.name == name])
         tables += [*_solved(here), *_languages(here)]
         blocks = (*tables, *notes.blocks(), *reached, *_judged(here), *_users(here))

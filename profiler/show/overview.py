@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from profiler import console, devices, registry
+from profiler import console, devices, registry, settings
 from profiler.cost.learned import NOTHING, from_store
 from profiler.cost.machine import Machine
 from profiler.devices import target as targets
+from profiler.devices.target import MEMORY_TOLERANCE
 from profiler.errors import ProfileError
 from profiler.models import families, hub
 from profiler.run import choice
@@ -27,25 +28,42 @@ GOAL = "20 tok/s at 32k"  # of the example command
 
 def overview(on: str | None = None) -> str:
     """The page for this machine, or for the device ``on``, as for `profile fit`. Raises ProfileError."""
-    target = targets.find(on)
+    here = None if on is not None else _here()
+    target = targets.find(on or here)
     machine = Machine(target)
-    local = target.local if on is None else None
+    local = target.local if on is None and target.count == 1 else None
     learned = NOTHING if local is None else from_store(None, devices.find(local), target)
     found = choice.best_three(machine, learned)
     measured = _measured() if on is None else None
     lines = [_title(machine), *target.limits, "", *_table(found)]
     lines += [measured] if measured is not None else []
-    for why, typed in [*_next(found, on), *([] if on else [_measure(measured)])]:
+    following = _next(found, on or here)
+    for why, typed in following if on else [following[0], _measure(measured)]:
         lines += [f"{why}:", f"  {typed}"]
     lines.append("All commands: profile --help")
     return "\n".join(show_output.wrapped(lines, console.width())) + "\n"
+
+
+def _here() -> str | None:
+    """What ``--on`` calls the device of ``profile.toml``, or all GPUs of this machine; None: it has one device."""
+    chosen = settings.load().get("device")
+    if chosen is not None:
+        return str(chosen.value)
+    found = devices.local()
+    gpus = [each for each in found if each.kind == found[0].kind and each.slice is None]
+    if len(gpus) < 2:
+        return None
+    first = gpus[0]
+    same = [abs(each.memory_bytes / first.memory_bytes - 1) <= MEMORY_TOLERANCE for each in gpus]
+    alike = all(same) and all(each.title == first.title for each in gpus)
+    return f"{len(gpus)}x{first.kind}" if alike else ",".join(each.name for each in gpus)
 
 
 def _title(machine: Machine) -> str:
     """The machine in a line."""
     target = machine.target
     bandwidth = f"{machine.ceiling_bytes_s / 1e9:,.0f} GB/s {_source(machine)}"
-    if target.local is None:
+    if target.local is None or target.count > 1:
         each = " each" if target.count > 1 else ""
         return f"{printable(target.title)}, {bytes_text(machine.usable_bytes)} usable{each}, {bandwidth}"
     device = devices.find(target.local)
@@ -105,7 +123,7 @@ def _twins(names: Sequence[str]) -> list[str]:
 
 
 def _next(found: Sequence[tuple[str, Candidate]], on: str | None) -> list[tuple[str, Command]]:
-    """How to go on from the best choice, and for another device from what a person wants of it."""
+    """How to go on from the best choice, and from what a person wants of the device."""
     where = ("--on", on) if on else ()
     if not found:
         return [("What the smallest models need", command("profile", "fit", where))]
@@ -113,7 +131,7 @@ def _next(found: Sequence[tuple[str, Candidate]], on: str | None) -> list[tuple[
     engine = ("--engine", best.prediction.engine.name)
     how = ("How to run the best", command("profile", "fit", best.name, engine, "-q", best.quant, where))
     goal = (f"What reaches {GOAL}", command("profile", "fit", where, engine, "--goal", GOAL))
-    return [how, goal] if on else [how]
+    return [how, goal]
 
 
 def _measure(measured: str | None) -> tuple[str, Command]:

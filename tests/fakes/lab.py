@@ -10,6 +10,7 @@ from typing import Any
 
 from profiler.case import Case, Source, Task
 from profiler.results.measurement import Measurement
+from profiler.run.process import SpareWorker
 from profiler.run.repetitions import Effort
 from profiler.run.supervisor import Ending, WorkerLimits, run
 
@@ -72,13 +73,19 @@ class Lab:
     stored: Callable[[Measurement], None] = lambda row: None  # called with every row
 
     def run(
-        self, *tasks: Task, effort: Effort = QUICK, environment: dict[str, Any] | None = None, **limits: Any
+        self,
+        *tasks: Task,
+        effort: Effort = QUICK,
+        environment: dict[str, Any] | None = None,
+        spare: SpareWorker | None = None,
+        **limits: Any,
     ) -> Ending:
         """The ending; rows are in ``rows``. Limits are small unless they are given."""
         limits = {"hang_s": 5.0, "case_s": 30.0, "grace_s": 0.5} | limits
         start, cpu = time.monotonic(), time.process_time()
         try:
-            return run(tasks, effort, WorkerLimits(**limits), environment or {}, self._row, self._beat, self.left_s)
+            bounds, told = WorkerLimits(**limits), environment or {}
+            return run(tasks, effort, bounds, told, self._row, self._beat, self.left_s, spare)
         finally:
             self.seconds, self.parent_cpu_s = time.monotonic() - start, time.process_time() - cpu
 

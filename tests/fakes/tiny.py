@@ -97,7 +97,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "attention_chunk_size": 32,
     },
     "qwen3": COMMON | {"model_type": "qwen3", "num_hidden_layers": 2, "tie_word_embeddings": True},
-    "qwen2": COMMON | {"model_type": "qwen2", "num_hidden_layers": 2},
+    "qwen2": COMMON | {"model_type": "qwen2", "num_hidden_layers": 2, "head_dim": 16},
     "qwen3-moe": COMMON
     | {
         "model_type": "qwen3_moe",

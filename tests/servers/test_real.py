@@ -121,20 +121,6 @@ def test_the_memory_of_llama_server_is_that_of_its_process(llama_server: str) ->
     assert "/" not in found.model.shown
 
 
-@pytest.mark.slow
-def test_the_tasks_of_a_real_model_end_alike_in_two_runs(llama_server: str, sent: list[Body]) -> None:
-    kinds = ("arithmetic", "format")
-    first, second = (measure(llama_server, tasks=kinds, tokens=48)[0] for _ in range(2))
-    assert (first.failure, len(first.tasks), len(first.exchanges)) == (None, 18, 18)
-    assert [each.outcome for each in first.tasks] == [each.outcome for each in second.tasks]
-    assert [body["messages"] for body in sent[-18:]] == [list(each.prompt.sent("", 1, 1)) for each in first.tasks]
-    for each, exchange in zip(first.tasks, first.exchanges, strict=True):
-        if exchange.finish == "length":
-            assert (each.outcome, exchange.usage.completion) == ("cut", 48)
-        else:
-            assert each.outcome == ("wrong" if each.task.wrong(exchange.answer) else "passed")
-
-
 # transformers serve
 
 

@@ -33,15 +33,15 @@ def test_unknown_is_a_dash_and_never_zero(show) -> None:  # type: ignore[no-unty
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("1", 1), ("4096", 4096), ("4k", 4096), ("128K", 131072), (" 8 ", 8), ("0", 0)]
+    ("text", "count"), [("1", 1), ("4096", 4096), ("4k", 4096), ("128K", 131072), ("1M", 2**20), (" 8 ", 8), ("0", 0)]
 )
 def test_counts(text: str, count: int) -> None:
     assert parse_count(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "k", "-1", "1.5", "1.5k", "4 k", "1e3", "4m", "٤٠x", "0x10", "1,000", "nan"])
+@pytest.mark.parametrize("text", ["", "k", "-1", "1.5", "1.5k", "4 k", "1e3", "4g", "٤٠x", "0x10", "1,000", "nan"])
 def test_what_is_no_count_is_an_error_that_shows_one(text: str) -> None:
-    with pytest.raises(ValueError, match="4096 or 4k"):
+    with pytest.raises(ValueError, match="4096, 4k or 1m"):
         parse_count(text)
 
 

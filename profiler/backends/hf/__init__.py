@@ -25,6 +25,7 @@ def _refuses(case: Case) -> str | None:
 BACKEND = Backend(
     engine="transformers",
     own_step=True,
+    imports_slowly=True,
     paths=PATHS,
     dtypes=tuple(DTYPE_BYTES),
     refuses=_refuses,

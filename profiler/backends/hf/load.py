@@ -18,6 +18,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sized
@@ -28,7 +29,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
 import transformers
 from torch import nn
@@ -131,8 +131,11 @@ def _keep_packing(model: PreTrainedModel) -> None:
     On CPUs with AVX512-BF16, it repacks 4-bit weights in their first pass, in blocks of 32 rows and 64 columns. It
     raises an error for a weight that does not consist of whole blocks: Qwen 3.5 has projections of 16 and 48 rows.
     """
+    bitsandbytes = sys.modules.get("bitsandbytes")
+    if bitsandbytes is None:  # a model with its modules has imported it
+        return
     for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
             shape = (module.out_features, module.in_features)
             if not repackable(Weight("linear", shape)):
                 module.support_avx512bf16_for_cpu = False

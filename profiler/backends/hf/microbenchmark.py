@@ -62,7 +62,8 @@ class Microbenchmark(CeilingBenchmark):
 
     def all(self) -> dict[str, Any]:
         """Measures everything. The keys are those of ``calibration.Ceilings``, with ``how`` for a person."""
-        importlib.import_module("profiler.backends.hf.session")  # as a worker has before it loads a model
+        for name in ("profiler.backends.hf.session", "bitsandbytes"):  # as a worker has before it loads 4-bit weights
+            importlib.import_module(name)
         idle, doing = process_bytes("VmRSS") if sys.platform == "linux" else 0, self.watch.doing
         with torch.inference_mode():
             before = self.ceilings()

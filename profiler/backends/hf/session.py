@@ -15,7 +15,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from bitsandbytes import cextension
 from torch import nn
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
@@ -273,7 +272,11 @@ def describe(model: PreTrainedModel, cautions: tuple[Caution, ...] = ()) -> Mode
 
 def _library_cautions(model: PreTrainedModel) -> tuple[Caution, ...]:
     """A caution if bitsandbytes runs without its native library, which it does silently on a CPU."""
-    if model.device.type != "cpu" or type(cextension.lib).__name__ != NO_LIBRARY:
+    bitsandbytes = sys.modules.get("bitsandbytes")
+    if bitsandbytes is None or model.device.type != "cpu":  # other libraries quantized the model
+        return ()
+    cextension = bitsandbytes.cextension
+    if type(cextension.lib).__name__ != NO_LIBRARY:
         return ()
     try:
         cextension.get_native_library()

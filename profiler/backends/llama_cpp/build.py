@@ -4,6 +4,9 @@
     llama-batched-bench   several sequences: one prefill and one decode at its depth per line, by its own timer
     llama-server          greedy completions, which a gate compares
 
+Where none is found, llama-cpp-python takes their place: ``llama_cpp_python.py`` drives its library as the first two
+drive theirs.
+
 What a build can do is read from its ``--help`` and not from its version, since distributions build any commit.
 """
 
@@ -20,6 +23,7 @@ from functools import cache, cached_property
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
+from typing import ClassVar
 
 from profiler import files
 from profiler.backends.base import InstalledBuild
@@ -33,6 +37,8 @@ from profiler.units import printable
 
 VARIABLE = "LLAMA_CPP_DIR"
 PYTHON = "llama_cpp"  # the module of llama-cpp-python, which has the library and none of the programs
+BINDING, DRIVER = "llama_cpp.py", Path(__file__).with_name("llama_cpp_python.py")
+PYTHON_VERSION = re.compile(r"""^__version__ = ["'](?P<version>[^"']+)""", re.MULTILINE)
 BENCH, BATCHED, SERVER = "llama-bench", "llama-batched-bench", "llama-server"
 TELLING = ("llama-batched-bench", "llama-server", "llama-cli")  # programs with --version, which llama-bench lacks
 BUILD_COMMAND = f"cmake -B build && cmake --build build -j --target {BENCH} {BATCHED} {SERVER}"
@@ -63,6 +69,7 @@ class Build:
     """The programs in one folder."""
 
     folder: Path
+    title: ClassVar[str] = "llama.cpp"
 
     @property
     def bench(self) -> Path:
@@ -73,6 +80,19 @@ class Build:
     def batched(self) -> Path:
         """llama-batched-bench."""
         return self.folder / BATCHED
+
+    def command(self, program: str) -> list[str]:
+        """What starts one of the programs."""
+        return [str(self.folder / program)]
+
+    def refusal(self, program: str, option: str) -> ProfileError:
+        """An error about an option that a program does not have."""
+        return ProfileError(f"the {program} of this build of llama.cpp has no option {option}", "Use a newer build.")
+
+    def unknown(self, program: str, needed: str, said: str) -> ProfileError:
+        """An error about a program whose ``--help`` has no option ``needed``. ``said`` is what it printed."""
+        path = printable(self.folder / program)
+        return ProfileError(f"{path} is not a program of llama.cpp: its --help has no {needed}")
 
     def environment(self, device: str) -> dict[str, str]:
         """``environment``, in which the programs load the libraries beside them. A copied build would otherwise load
@@ -86,7 +106,8 @@ class Build:
     def versions(self) -> dict[str, str]:
         """Version and compiled backends, as rows record them. The hash tells apart builds of the same commit."""
         try:
-            devices = DEVICE.findall(answer([str(self.bench), "--list-devices"], self.environment("cuda"), ANSWER_S))
+            said = answer([*self.command(BENCH), "--list-devices"], self.environment("cuda"), ANSWER_S)
+            devices = DEVICE.findall(said)
         except ProgramFailed:
             devices = []
         names = (match["name"] for path in self._libraries() if (match := BACKEND_FILE.match(path.name)))
@@ -113,7 +134,7 @@ class Build:
 
     def _libraries(self) -> list[Path]:
         """The shared libraries of the build; none if it is linked statically."""
-        places = (self.folder, self.folder.parent / "lib")
+        places = (self.folder, self.folder / "lib", self.folder.parent / "lib")
         return sorted({path for place in places for pattern in LIBRARIES for path in place.glob(pattern)})
 
     @cached_property
@@ -147,7 +168,7 @@ class Build:
     @cached_property
     def options(self) -> Mapping[str, str]:
         """The options of llama-bench, each with how ``--help`` describes its value. Raises ProfileError."""
-        return _options(self, self.bench, "--n-prompt")
+        return _options(self, BENCH, "--n-prompt")
 
     @cached_property
     def batched_options(self) -> Mapping[str, str]:
@@ -157,7 +178,7 @@ class Build:
                 f"several sequences need {BATCHED}, which is not in {printable(self.folder)}",
                 f"Build it: cmake --build build --target {BATCHED}",
             )
-        return _options(self, self.batched, "-npl")
+        return _options(self, BATCHED, "-npl")
 
     def alone(self, case: Case) -> bool:
         """Whether llama-bench can measure the case: one sequence, and decode at a depth (since 2025-04)."""
@@ -180,7 +201,8 @@ class Build:
         flags = ["--progress", *(["--no-warmup"] if cold else [])]
         progress = [flag for flag in flags if flag in self.options]
         common = self._common(case, BENCH, self.options)
-        return [str(self.bench), "-m", str(file), "-r", str(repetitions), "-o", "jsonl", *progress, *lists, *common]
+        head = [*self.command(BENCH), "-m", str(file)]
+        return [*head, "-r", str(repetitions), "-o", "jsonl", *progress, *lists, *common]
 
     def both_phases(self, case: Case, file: Path, rounds: int) -> list[str]:
         """llama-batched-bench: ``rounds`` lines, each of one prefill and one decode of all sequences of ``case``."""
@@ -189,7 +211,7 @@ class Build:
         lists = ["-npp", ",".join([str(case.context)] * rounds), "-ntg", str(case.steps), "-npl", str(case.batch)]
         output = ["--output-format", "jsonl"] if "--output-format" in options else []
         common = self._common(case, BATCHED, options)
-        return [str(self.batched), "-m", str(file), "-c", str(cells), *lists, *output, *common]
+        return [*self.command(BATCHED), "-m", str(file), "-c", str(cells), *lists, *output, *common]
 
     def server(self, case: Case, file: Path, context: int) -> list[str]:
         """llama-server with one sequence of ``context`` tokens. Raises ProfileError if this build has none."""
@@ -199,7 +221,7 @@ class Build:
                 f"there is no {SERVER} in {printable(self.folder)}",
                 f"Build it: cmake --build build --target {SERVER}",
             )
-        options = _options(self, program, "--port")
+        options = _options(self, SERVER, "--port")
         common = self._common(replace(case, context=UBATCH, ubatch=UBATCH), SERVER, options)
         return [str(program), "-m", str(file), "-c", str(context), "-np", "1", *common]
 
@@ -210,9 +232,7 @@ class Build:
 
         def add(name: str, *values: str) -> None:
             if name not in options:
-                raise ProfileError(
-                    f"the {program} of this build of llama.cpp has no option {name}", "Use a newer build."
-                )
+                raise self.refusal(program, name)
             words.extend((name, *values))
 
         if case.threads is not None:
@@ -231,6 +251,46 @@ class Build:
         if case.device == "cpu" and "-dev" in options:
             words += ["-dev", "none"]
         return words
+
+
+class PythonBuild(Build):
+    """The package llama-cpp-python in a folder. Its library is driven by a script, in the way of the programs."""
+
+    title = "llama-cpp-python"
+
+    @property
+    def bench(self) -> Path:
+        """The module that loads the library."""
+        return self.folder / BINDING
+
+    batched = bench
+
+    def command(self, program: str) -> list[str]:
+        return [sys.executable, "-P", str(DRIVER), str(self.folder), program]
+
+    def refusal(self, program: str, option: str) -> ProfileError:
+        return ProfileError(
+            f"llama-cpp-python cannot be measured with {option}", f"{program} can: {_how_to_get_it()}"
+        )
+
+    def unknown(self, program: str, needed: str, said: str) -> ProfileError:
+        why = next((line for line in said.splitlines() if line.startswith("error: ")), "error: it printed nothing")
+        return ProfileError(printable(why.removeprefix("error: "), 300), f"Update it, or build {BENCH}.")
+
+    def _version(self) -> str:
+        found = PYTHON_VERSION.search((self.folder / "__init__.py").read_text(encoding="utf-8", errors="replace"))
+        return printable(f"llama-cpp-python {found['version'] if found else 'of unknown version'}", 60)
+
+    @cached_property
+    def linked(self) -> tuple[Path, ...]:
+        return tuple(path.resolve() for path in self._libraries())
+
+    @cached_property
+    def options(self) -> Mapping[str, str]:
+        return _options(self, BENCH, "-p")
+
+    def server(self, case: Case, file: Path, context: int) -> list[str]:
+        raise ProfileError(f"llama-cpp-python has no {SERVER}", _how_to_get_it())
 
 
 def environment(device: str) -> dict[str, str]:
@@ -264,6 +324,11 @@ def named(folder: str) -> Build:
     return _in(Path(os.path.abspath(expanded(folder))))
 
 
+def is_in(folder: Path) -> bool:
+    """Whether there are programs of llama.cpp in a folder, an installation, or a source tree that was built."""
+    return any((folder / inside / BENCH).is_file() for inside in INSIDE)
+
+
 def installed(folder: str | None) -> InstalledBuild:
     """The build in ``folder``, or that of ``find``, once it has answered. Raises ProfileError."""
     found = find() if folder is None else named(folder)
@@ -278,15 +343,26 @@ def find() -> Build:
     if folder:
         return named(folder)
     found = shutil.which(BENCH)
-    if found is None:
-        python = "; the package llama-cpp-python is installed, but has no such program" if find_spec(PYTHON) else ""
-        raise ProfileError(
-            f"llama.cpp is not found: neither {VARIABLE} nor the PATH has {BENCH}{python}", _how_to_get_it()
-        )
-    return _build(Path(found).parent)
+    if found is not None:
+        return _build(Path(found).parent)
+    package = find_spec(PYTHON)
+    for place in (package and package.submodule_search_locations) or ():
+        if _is_package(Path(place)):
+            return _python_build(Path(place))
+    raise ProfileError(
+        f"llama.cpp is not found: neither {VARIABLE} nor the PATH has {BENCH}, and llama-cpp-python is not installed",
+        _how_to_get_it(),
+    )
+
+
+def _is_package(folder: Path) -> bool:
+    """Whether this is the folder of llama-cpp-python, and not any module of its name."""
+    return (folder / BINDING).is_file() and (folder / "__init__.py").is_file()
 
 
 def _in(named: Path) -> Build:
+    if _is_package(named):
+        return _python_build(named)
     for inside in INSIDE:
         folder = named / inside if named.is_dir() else named.parent
         program = folder / BENCH
@@ -306,6 +382,11 @@ def _build(folder: Path) -> Build:
     return Build(folder)
 
 
+@cache
+def _python_build(folder: Path) -> Build:
+    return PythonBuild(folder)
+
+
 def _how_to_get_it() -> str:
     if sys.platform == "darwin" or shutil.which("brew"):
         return "brew install llama.cpp, or name the folder of your own build with --llama-cpp DIR."
@@ -316,14 +397,15 @@ def _how_to_get_it() -> str:
     )
 
 
-def _options(build: Build, program: Path, needed: str) -> Mapping[str, str]:
+def _options(build: Build, program: str, needed: str) -> Mapping[str, str]:
     """Every option in the ``--help`` of a program, with the rest of its line. ProfileError if ``needed`` is none."""
     found: dict[str, str] = {}
-    for match in OPTION.finditer(answer([str(program), "--help"], build.environment("cpu"), ANSWER_S)):
+    said = answer([*build.command(program), "--help"], build.environment("cpu"), ANSWER_S)
+    for match in OPTION.finditer(said):
         for name in re.split(r",\s+", match["names"]):
             found.setdefault(name, match["value"].strip())
     if needed not in found:
-        raise ProfileError(f"{printable(program)} is not a program of llama.cpp: its --help has no {needed}")
+        raise build.unknown(program, needed, said)
     return found
 
 

@@ -76,7 +76,7 @@ class Program:
     def __init__(
         self, command: Sequence[str], environ: Mapping[str, str], look: Callable[[int], None] = lambda pid: None
     ) -> None:
-        self.name = os.path.basename(command[0])
+        self.name = title(command)
         self.peak_bytes: int | None = None  # VmHWM: the most resident memory so far
         self.started_s = self._looked_s = time.perf_counter()
         self._look = look
@@ -250,9 +250,15 @@ def cause_of(log: Sequence[str]) -> str | None:
     return told[-1] if told else None
 
 
+def title(command: Sequence[str]) -> str:
+    """The name of a program in messages: that of the script, if it is one of Python."""
+    script = next((word for word in command[1:3] if word.endswith(".py")), command[0])
+    return os.path.basename(script)
+
+
 def answer(command: Sequence[str], environ: Mapping[str, str], seconds: float) -> str:
     """Everything that a short call such as ``--help`` prints. Raises ProfileError if it does not work or end."""
-    name = printable(os.path.basename(command[0]))
+    name = printable(title(command))
     try:
         done = subprocess.run(
             command,
@@ -266,7 +272,7 @@ def answer(command: Sequence[str], environ: Mapping[str, str], seconds: float) -
     except OSError as error:
         raise ProgramFailed(f"{printable(command[0])} cannot be started: {describe(error)}") from None
     except subprocess.TimeoutExpired:
-        raise ProgramFailed(f"{name} {command[1]} did not end within {seconds:g} s") from None
+        raise ProgramFailed(f"{name} {command[-1]} did not end within {seconds:g} s") from None
     return done.stdout.decode("utf-8", "replace")
 
 

@@ -41,7 +41,7 @@ HOST = torch.device("cpu")  # compares, whatever computes the logits
 BEAT_S = 0.2  # between two signs of progress
 
 
-class Comparison:
+class FileComparison:
     """A file and its reference, over one text set in windows of the case's context."""
 
     def __init__(
@@ -190,7 +190,7 @@ def _compared(request: Mapping[str, Any], beat: Beat) -> dict[str, Any]:
     files = (Path(request[name]) for name in ("location", "reference_location"))
     text = texts.shipped() if request["text"] is None else texts.of_folder(Path(request["text"]))
     with memory_errors():
-        found = Comparison(case, next(files), reference, next(files), text, beat).quality()
+        found = FileComparison(case, next(files), reference, next(files), text, beat).quality()
     found["text"] |= {"hash": request["hash"]}
     return found | {"seconds": time.monotonic() - started}
 

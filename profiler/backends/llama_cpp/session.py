@@ -156,6 +156,11 @@ class LlamaSession:
         return self._build.alone(case)
 
     @property
+    def library(self) -> str:
+        """What computes: llama.cpp, or llama-cpp-python."""
+        return self._build.title
+
+    @property
     def beat(self) -> Beat:
         """Called at every sign of progress."""
         return self._beat
@@ -369,7 +374,9 @@ class LlamaCase:
 
     def path(self) -> DecodePath:
         """What computed: the devices that hold weights."""
-        return DecodePath("eager", kernels=f"llama.cpp on {self._reserved.computes_on or 'an unknown device'}")
+        return DecodePath(
+            "eager", kernels=f"{self._session.library} on {self._reserved.computes_on or 'an unknown device'}"
+        )
 
     def cautions(self) -> tuple[Caution, ...]:
         if kind_of(self._case.device).is_host:

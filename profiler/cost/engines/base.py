@@ -41,6 +41,7 @@ class EngineRequest:
     ubatch: int | None = None  # tokens per sequence in one prefill pass; None: the engine's default
     path: str = EAGER  # decode path of transformers: see ``profiler.decode_path``
     mtp: int = 0  # tokens that a step drafts with the model's multi-token-prediction layers
+    flash: bool | None = None  # flash attention; None: the engine's default
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Named:
     argument: str  # for the options of ``profile`` that take a model
     source: Source
     as_stored: bool = True  # the user asked for no other quantization than that of the file
+    measurable: bool = True  # `profile sweep` can run the weights as they are predicted
 
     @property
     def title(self) -> str:

@@ -70,6 +70,11 @@ LINKED = "FILE.gguf"  # stands for a link to a file whose path llama.cpp's progr
 CONVERT = ("python3", "convert_hf_to_gguf.py")
 CONVERTED = ("f32", "f16", "bf16", "q8_0")  # values of its --outtype
 MIX_BOUNDS = (0.95, 1.08)  # files of one mix differ by the llama.cpp version and the importance matrix that made them
+# The flash attention of ROCm uses the matrix units of these generations for heads of up to 128 only (PR 22880).
+MATRIX_HEADS, NARROW = 128, ("RDNA3", "RDNA3.5", "RDNA4")
+# Bytes that a score of a prefill moves without flash attention: it is written in fp32, read and written by the
+# softmax, and read for the weighted sum; except with Metal, that sum first gets a copy in 16 bits.
+SCORE_BYTES = {"Apple": 16.0, "other": 20.0}
 MASK_BYTES = 2  # the attention mask in f16: one entry per cache cell for each token of a pass
 
 
@@ -88,6 +93,8 @@ class LlamaCpp(Engine):
     unquantized = "f16"
     pipelines_passes = computes_on_host = multiplies_in_int8 = True
     quants = tuple(gguf_mix.MIXES)
+    flash = True  # --flash-attn auto, the default since August 2025
+    narrow: tuple[str, ...] = NARROW
 
     def check(self, quant: str) -> str:
         return gguf_mix.mix(quant)
@@ -135,8 +142,14 @@ class LlamaCpp(Engine):
         return cache_bytes(geometry, longer) - cache_bytes(geometry, request) + copied
 
     def prefill_rules(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> PassRules:
+        flash = self.flash if request.flash is None else request.flash
         return PassRules(
-            ubatch=self._ubatch(request), cache_bytes=kv_bytes(request), how=Execution(trims_shared=False)
+            ubatch=request.ubatch or UBATCH,
+            cache_bytes=kv_bytes(request),
+            how=Execution(skips_masked=flash, trims_shared=False),
+            shared_passes=True,
+            matrix_heads=MATRIX_HEADS if flash and target and target.generation in self.narrow else None,
+            score_bytes=0.0 if flash else SCORE_BYTES.get(target.vendor if target else "", SCORE_BYTES["other"]),
         )
 
     def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command | None:
@@ -362,9 +375,9 @@ class LlamaCppBuild(LlamaCpp):
     """Another build with the same rules. ``llama.cpp`` is the usual one: for CUDA, ROCm, Metal or the CPU, by the
     device's maker."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, flash: bool = True) -> None:
+        self.name, self.flash, self.narrow = name, flash, ()
 
 
 ENGINE = LlamaCpp()
-RELATED = (LlamaCppBuild("llama.cpp-vulkan"), LlamaCppBuild("llamafile"))
+RELATED = (LlamaCppBuild("llama.cpp-vulkan"), LlamaCppBuild("llamafile", flash=False))

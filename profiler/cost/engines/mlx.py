@@ -49,6 +49,7 @@ class Mlx(Engine):
     smaller_kv = "8bit"
     reads = frozenset({SAFETENSORS, MLX})
     ignores_windows = frozenset({"mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe"})
+    pipelines_passes = True
     quants = (*PLAIN, *BITS)
 
     def check(self, quant: str) -> str:
@@ -98,7 +99,8 @@ class Mlx(Engine):
         )
 
     def prefill_rules(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> PassRules:
-        return PassRules(request.ubatch or STEP, kv_bytes(request), how=Execution(trims_shared=False))
+        """Arrays are computed when they are needed, and a pass evaluates only caches (mlx_lm, ``generate_step``)."""
+        return PassRules(request.ubatch or STEP, kv_bytes(request), how=Execution(trims_shared=True))
 
 
 def _stored(weight: Weight, quant: str, count: int) -> tuple[str, int]:

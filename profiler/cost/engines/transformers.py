@@ -76,6 +76,7 @@ PROCESS = {  # interpreter, torch (CPU or CUDA build), transformers, bitsandbyte
     "CPU": spread(600 * MIB, 360 * MIB, 850 * MIB),
     "other": spread(700 * MIB, 400 * MIB, 1500 * MIB),
 }
+BITSANDBYTES_BYTES = 47 * MIB  # of it: what importing bitsandbytes adds
 WARM = (20 * MIB, 35 * MIB, 120 * MIB)  # what the first passes and packing leave in the heap of a process
 HEAP_HOLES = 2.0  # glibc's heap ÷ what is allocated in it: measured 1.6 to 3; less above 32 MiB, where it maps
 STORED_BYTES = 2  # per parameter in most checkpoints
@@ -179,7 +180,7 @@ class Transformers(Engine):
             cache=exact(held),
             prefill=self._prefill_bytes(geometry, storage, request, target) + packed,
             decode=packed + step,
-            framework=_process(target),
+            framework=_process(target, storage),
             host=exact(0) if target.unified else spread(1500 * MIB, 900 * MIB, 4000 * MIB),
             prefill_reason=f"a chunk of {self._chunk(request, target):,} tokens"
             + (" and what it leaves in sliding-window layers" if _slides(geometry) else ""),
@@ -198,10 +199,10 @@ class Transformers(Engine):
         unpacked = sum(line.elements for line in packed)
         if width == STORED_BYTES:  # unpacked weights are mapped from the file and read when first used
             read = sum(line.nbytes for line in packed) + STORED_BYTES * unpacked
-            return exact(read) + _process(target) + Interval(0, 0, storage.device_bytes, "prior")
+            return exact(read) + _process(target, storage) + Interval(0, 0, storage.device_bytes, "prior")
         stored = geometry.parameters * STORED_BYTES
         ahead = Interval(STILL_UNPACKED * width * unpacked, 0, width * unpacked, "prior")
-        return exact(storage.device_bytes + stored) + _process(target) + ahead
+        return exact(storage.device_bytes + stored) + _process(target, storage) + ahead
 
     def left_mapped(self, storage: Storage, dtype: str, target: Target) -> Interval:
         """Bytes of a checkpoint on a CPU that were packed and are still charged to the process.
@@ -376,12 +377,14 @@ def _batched_experts_bytes(geometry: Geometry, storage: Storage, rows: int, widt
     return experts * rows * width * max(geometry.hidden + 4 * inner, 2 * geometry.hidden + 3 * inner)
 
 
-def _process(target: Target) -> Interval:
-    """Memory of the process itself: measured for this machine's CPU, otherwise typical values."""
-    known = target.ceilings
+def _process(target: Target, storage: Storage) -> Interval:
+    """Memory of the process itself: measured for this machine's CPU, otherwise typical values. Both are of a process
+    with bitsandbytes, which only quantized weights need.
+    """
+    known, absent = target.ceilings, BITSANDBYTES_BYTES if storage.plain else 0
     if target.vendor != "CPU" or known is None or not known.process_bytes:
-        return PROCESS.get(target.vendor, PROCESS["other"])
-    low, usual, high = (known.process_bytes + warm for warm in WARM)
+        return PROCESS.get(target.vendor, PROCESS["other"]) + exact(-absent)
+    low, usual, high = (known.process_bytes + warm - absent for warm in WARM)
     return Interval(usual, low, high, "calibrated")
 
 

@@ -110,7 +110,9 @@ class Vllm(Engine):
         )
 
     def prefill_rules(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> PassRules:
-        return PassRules(request.ubatch or UBATCH, kv_bytes(request), how=Execution(trims_shared=False))
+        return PassRules(
+            request.ubatch or UBATCH, kv_bytes(request), how=Execution(trims_shared=False), shared_passes=True
+        )
 
     def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command | None:
         if placed.on_host or placed.experts_on_host or request.mtp:

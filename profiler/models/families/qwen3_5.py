@@ -11,7 +11,7 @@ from typing import Any
 from profiler.models.config import Config
 from profiler.models.families import base
 from profiler.models.families.qwen3 import QwenFields
-from profiler.models.geometry import Geometry
+from profiler.models.geometry import DRAFT_LEFT_OUT, Geometry
 from profiler.models.layers import Attention, Dense, Experts, GatedDelta, Layer, Weight, gated_mlp, linear, norm
 from profiler.models.rope import largest_context
 
@@ -69,7 +69,6 @@ TEXT = {"qwen3_5_text": Qwen3_5TextConfig, MOE: Qwen3_5MoeTextConfig}
 WRAPPED = {"qwen3_5": ("qwen3_5_text", Qwen3_5Config), "qwen3_5_moe": (MOE, Qwen3_5Config)}
 MODEL_TYPES = (*WRAPPED, *TEXT)
 DRAFT_LAYERS = "mtp_num_hidden_layers"
-DRAFT_LEFT_OUT = "the multi-token-prediction layer of this checkpoint is left out"
 MAX_DRAFT_LAYERS = 16  # published checkpoints have one
 ROTATED = 0.25  # share of a head's channels; the default of partial_rotary_factor
 

@@ -1,6 +1,8 @@
-"""Versions of transformers: those that were tested run without a word, a newer one with a caution."""
+"""Versions of libraries: those that are supported run without a word, a newer one with a caution."""
 
 from __future__ import annotations
+
+from importlib import metadata
 
 import pytest
 
@@ -9,18 +11,32 @@ from profiler.kernels import versions
 
 
 @pytest.mark.parametrize("version", ["5.23.0", "5.23.1", "5.24.0", "5.24.2.dev0"])
-def test_a_tested_version_has_no_caution(version: str) -> None:
-    assert versions.untested(version) is None
+def test_a_supported_version_has_no_caution(version: str) -> None:
+    assert versions.outside("transformers", version) is None
 
 
 @pytest.mark.parametrize("version", ["5.22.9", "5.25.0.dev0", "6.0.0"])
 def test_another_version_is_named_in_a_caution(version: str) -> None:
-    text = versions.untested(version)
+    text = versions.outside("transformers", version)
     assert text is not None and version in text and "5.23 to 5.24" in text
 
 
-def test_the_installed_version_is_tested() -> None:
-    assert versions.untested() is None
+def test_the_installed_versions_are_supported() -> None:
+    assert versions.untested.__wrapped__() is None
+
+
+@pytest.mark.parametrize("library", versions.SUPPORTED)
+def test_a_newer_version_of_any_library_is_a_caution(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "99.0a1+cpu" if name == library else usual(name))
+    text = versions.untested.__wrapped__()
+    assert text is not None and text.startswith(f"{library} 99.0a1+cpu: this version of profile supports ")
+
+
+def test_the_oldest_supported_versions_are_the_oldest_that_can_be_installed() -> None:
+    required = {word.partition(">=")[0]: word.partition(">=")[2] for word in metadata.requires("llm-hwprofile") or ()}
+    for library, (oldest, _) in versions.SUPPORTED.items():
+        assert required[library] == ".".join(map(str, oldest))
 
 
 def test_the_caution_is_on_every_row(monkeypatch: pytest.MonkeyPatch) -> None:

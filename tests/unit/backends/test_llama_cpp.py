@@ -412,9 +412,9 @@ def test_without_a_build_one_line_says_how_to_get_one(tmp_path: Path, monkeypatc
     with pytest.raises(ProfileError, match="neither LLAMA_CPP_DIR nor the PATH has llama-bench") as caught:
         build.find()
     assert "cmake -B build" in str(caught.value.hint)
-    (tmp_path / "llama_cpp.py").write_text("raise SystemExit('nobody imports it')")
+    (tmp_path / "llama_cpp.py").write_text("raise SystemExit('another module of that name, which nobody imports')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ProfileError, match="the package llama-cpp-python is installed, but has no such program"):
+    with pytest.raises(ProfileError, match="and llama-cpp-python is not installed"):
         build.find()
     monkeypatch.setenv(build.VARIABLE, str(tmp_path))
     with pytest.raises(ProfileError, match="there is no llama-bench in"):

@@ -146,8 +146,73 @@ def test_faster_than_memory_is_impossible_and_rejected(
     assert "impossible: 102%" in left[0].reason
 
 
+def prefills(published: ModuleType, monkeypatch: pytest.MonkeyPatch, *rows: dict[str, str]) -> list[str | None]:
+    numbered = [(FILE, line, row) for line, row in enumerate(rows, start=2)]
+    monkeypatch.setattr(published, "published", lambda: iter(numbered))
+    used, _ = published.rows()
+    assert [row.counts("decode") for row in used] == [True] * len(rows)
+    assert all(row.counts("prefill") == (row.prefill_aside is None) for row in used)
+    return [row.prefill_aside for row in used]
+
+
+def test_a_prefill_that_takes_longer_than_that_of_a_longer_prompt_is_not_judged(
+    published: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short, long = more(prefill_tps="100"), more(prefill_tps="2000", prompt_tokens="4096")  # 5.1 s and 2 s
+    other = long | {"device": "RTX 4090", "device_base": "RTX 4090", "decode_tps": "40"}
+    assert prefills(published, monkeypatch, short, long) == [published.row_checks.LONGER, None]
+    assert prefills(published, monkeypatch, short, other) == [None, None]
+    assert prefills(published, monkeypatch, short | {"prefill_tps": "500"}, long) == [None, None]
+
+
+def test_the_warm_up_of_a_run_is_not_judged(published: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = "decode_tps is the SUM over the batch; first rows of a run include warm-up"
+    rows = [more(prefill_tps="3000", notes=notes, batch=batch, prompt_tokens="512") for batch in ("1", "2")]
+    longer = more(prefill_tps="3000", notes=notes, prompt_tokens="4096")
+    assert prefills(published, monkeypatch, *rows, longer) == [published.row_checks.WARMED_UP, None, None]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model": "qwen3.5-27b", "engine": "llama.cpp (rocm7.1.1) b7423"}, "OLD_DELTA"),
+        ({"model": "qwen3.5-27b", "engine": "llama.cpp b8240"}, None),
+        ({"model": "gemma-3-12b", "engine": "llama.cpp (rocm7.1.1) b7423"}, None),
+        ({"engine": "vLLM (2023-11)", "quant": "AWQ/GPTQ 4bit"}, "OLD_AWQ"),
+        ({"engine": "vLLM 0.23.0", "quant": "INT4"}, None),
+        ({"engine": "transformers + optimum GPTQ (2023-08)", "quant": "GPTQ 4bit (cuda-old)"}, "OLD_GPTQ"),
+    ],
+)
+def test_rows_of_kernels_that_were_replaced_are_set_aside(
+    published: ModuleType, changes: dict[str, str], reason: str | None
+) -> None:
+    assert published.match("f", 2, raw(**changes)).aside == (reason and getattr(published.row_checks, reason))
+
+
+@pytest.mark.parametrize(
+    ("changes", "judged"),
+    [
+        ({}, False),
+        ({"prefill_depth": "0"}, True),  # attention takes a small part of the time
+        ({"model": "gemma-3-12b"}, True),  # heads of 256, for which the kernel is still the same
+        ({"engine": "llama.cpp b10604"}, True),
+        ({"backend": "Vulkan"}, True),
+    ],
+)
+def test_attention_before_it_used_matrix_units_is_not_judged(
+    published: ModuleType, changes: dict[str, str], judged: bool
+) -> None:
+    card = "Radeon AI PRO R9700"
+    deep = more(
+        model="qwen3-8b", engine="llama.cpp (rocm7.1.1) b7423", device=card, device_base=card, backend="ROCm",
+        prefill_depth="16384", prefill_tps="1000",
+    )  # fmt: skip
+    row = published.match(FILE, 2, deep | changes)
+    assert (row.counts("prefill"), row.counts("decode")) == (judged, True)
+
+
 def test_what_does_not_fit_is_set_aside(published: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [("f", 2, raw(device="RTX 3060 12GB", decode_tps="5")), ("f", 3, raw(notes="PARTIAL CPU OFFLOAD"))]
     monkeypatch.setattr(published, "published", lambda: iter(rows))
     used, _ = published.rows()
-    assert [row.aside for row in used] == [published.OFFLOADED] * 2
+    assert [row.aside for row in used] == [published.row_checks.OFFLOADED] * 2

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from profiler import console
+from profiler import console, settings
 from profiler.cli import main
 from profiler.devices import cpu, cuda
 from profiler.devices.base import DeviceInfo
@@ -95,6 +96,43 @@ def test_the_overview_of_any_machine_is_one_screen_with_commands_that_run(on: st
     assert len(commands(text)) == 2
     for each in commands(text):
         assert run(each).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("titles", "named", "on"),
+    [
+        (("RTX 3090", "RTX 3090"), "2x RTX 3090, ", "2xcuda"),
+        (("RTX 3090", "RTX 4090"), "RTX 3090 + RTX 4090, ", "cuda:0,cuda:1"),
+    ],
+)
+def test_a_machine_with_two_gpus_is_predicted_for_both(
+    titles: tuple[str, ...], named: str, on: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards = [
+        DeviceInfo(f"cuda:{n}", "cuda", f"NVIDIA GeForce {title}", 24 * GIB, 23 * GIB, "bf16")
+        for n, title in enumerate(titles)
+    ]
+    monkeypatch.setattr(cuda, "find", lambda: cards)
+    text = run("profile").stdout
+    assert text.startswith(named)
+    fit, measure = commands(text)
+    assert shlex.split(fit)[-2:] == ["--on", on] and measure == "profile sweep"
+    (best,) = re.findall(r"^best +(\S+) +(\S+) ", text, re.MULTILINE)
+    shown = run(fit).stdout
+    assert {*best} <= {*shown.split()} and " fits " in shown
+    assert run("profile --on cuda:0").stdout.splitlines()[2:] != text.splitlines()[2:]
+
+
+def test_the_device_of_profile_toml_is_the_one_that_is_predicted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cuda, "find", lambda: [replace(LAPTOP, name="cuda:0", kind="cuda", title="NVIDIA L4")])
+    (tmp_path / "own.toml").write_text('device = "cpu"')
+    monkeypatch.setenv(settings.VARIABLE, str(tmp_path / "own.toml"))
+    text = run("profile").stdout
+    assert text.startswith(LAPTOP.title)
+    assert "--on cpu" in commands(text)[0]
+    assert run("profile --on cpu").stdout.splitlines()[2:6] == text.splitlines()[2:6]
 
 
 def test_a_machine_that_nothing_fits_is_told_what_is_needed() -> None:

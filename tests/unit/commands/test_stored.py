@@ -232,6 +232,16 @@ def test_a_config_alone_is_priced_by_its_scheme_and_not_called_exact(quant: str,
     assert row["stored"]["from"] == "config"
 
 
+def test_a_sweep_that_cannot_run_a_checkpoint_as_it_is_stored_is_not_offered_to_check_it(tmp_path: Path) -> None:
+    offered = {}
+    for quant in ("awq", "gptq", "fp8", "compressed-tensors", "nf4-dq"):
+        (tmp_path / "config.json").write_text(json.dumps(made.LLAMA | SHARED | made.CONFIGS[quant]))
+        (row,) = fit(str(tmp_path), "--on", "rtx 4090")
+        offered[quant] = row["verify"] is not None
+        assert offered[quant] != any("profile sweep cannot run it" in caution for caution in row["cautions"])
+    assert offered["awq"] and not offered["compressed-tensors"]
+
+
 @pytest.mark.parametrize("quant", sorted(checkpoint.RULES))
 def test_the_bytes_by_a_scheme_are_those_of_the_tensors_that_it_makes(quant: str, tmp_path: Path) -> None:
     quant = {"bitsandbytes": "nf4-dq", "mlx": "mlx-4bit"}.get(quant, quant)

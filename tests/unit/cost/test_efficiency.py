@@ -81,6 +81,17 @@ def test_unpacking_and_launches_come_on_top_and_experts_launch_more() -> None:
     assert RATES.split(one(item, layers=10, experts=10)).total == pytest.approx(6 + 15e-4)
 
 
+def test_few_tokens_are_multiplied_packed_and_many_after_unpacking() -> None:
+    roofline = replace(RATES.roofline, vector_s={"int4": 1e-11})
+    packing = replace(RATES, roofline=roofline, unpack_s={"int4": 5e-9}, few_packed=frozenset({"int4"}))
+
+    def seconds(rows: int) -> float:
+        return packing.split(one(Item("mlp", "weights", "int4", 1e8, rows * 1e10, rows=rows))).total
+
+    assert [seconds(rows) for rows in (2, 4)] == pytest.approx([0.2, 0.4])  # on vector units
+    assert seconds(64) == pytest.approx(0.5 + 0.64 * (1 + 32 / 96))
+
+
 def test_scheduling_counts_for_every_sequence_of_a_pass() -> None:
     work = replace(one(Item("mlp", "weights", "bf16", 1e9, 0)), sequences=8)
     assert replace(RATES, pass_s=0.1, sequence_s=0.01).split(work).total == pytest.approx(1 + 0.1 + 8 * 0.01)

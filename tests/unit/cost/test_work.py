@@ -68,6 +68,68 @@ def test_a_prefill_reads_the_weights_again_in_each_pass() -> None:
     assert read(four, "weights") == 4 * read(once, "weights")
 
 
+def test_a_pass_of_a_server_takes_tokens_of_as_many_sequences_as_fit() -> None:
+    shared = replace(PLAIN, ubatch=2048, shared_passes=True)
+    one, three, eight = (work.prefill(*shape("qwen3.6-35b-a3b"), 512, batch, shared) for batch in (1, 3, 8))
+    assert [(each.passes, each.tokens, each.sequences) for each in (one, three, eight)] == [
+        (1, 512, 1),
+        (1, 1536, 3),
+        (2, 2048, 4),
+    ]
+    rows = [next(i.rows for i in each.items if i.part == "experts") for each in (one, three, eight)]
+    assert rows[0] < rows[1] < rows[2]  # more tokens for each expert, as long as a pass is not full
+    apart = work.prefill(*shape("qwen3.6-35b-a3b"), 512, 8, replace(shared, shared_passes=False))
+    assert (apart.passes, apart.tokens, apart.sequences) == (1, 8 * 512, 8)
+    assert read(eight, "cache") == read(apart, "cache")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_prefill_of_one_sequence_is_the_same_in_shared_passes(name: str) -> None:
+    for context in (100, 512, 1300):
+        apart, shared = (
+            work.prefill(*shape(name), context, 1, replace(PLAIN, shared_passes=each)) for each in (False, True)
+        )
+        assert apart == shared
+
+
+def test_scores_that_leave_the_chip_are_written_and_read() -> None:
+    geometry, storage = shape("qwen3-8b")
+    on_chip, moved = (
+        work.prefill(geometry, storage, 1024, 2, replace(PLAIN, score_bytes=nbytes)) for nbytes in (0.0, 20.0)
+    )
+    (scores,) = (item for item in moved.items if item.part == "scores")
+    pairs = 1024 * 1025 // 2  # those that the mask allows
+    assert scores.nbytes == 20 * 2 * 36 * 32 * pairs
+    assert moved.needed_bytes == on_chip.nbytes  # flash attention shows that they need not be moved
+
+
+def test_llama_cpp_keeps_scores_on_the_chip_unless_told_otherwise_and_llamafile_does_not() -> None:
+    geometry, _ = shape("qwen3-8b")
+    request = EngineRequest("q4_k_m", 2048, 1)
+    llama_cpp, llamafile = (
+        engines.find(name).prefill_rules(geometry, request, None) for name in ("llama.cpp", "llamafile")
+    )
+    assert llama_cpp.score_bytes == 0 < llamafile.score_bytes
+    without = engines.find("llama.cpp").prefill_rules(geometry, replace(request, flash=False), None)
+    assert without == llamafile
+
+
+def test_mlx_never_computes_what_no_cache_needs() -> None:
+    """A pass evaluates caches only, so layers that share K and V wait for the step that makes a token."""
+    geometry, storage = shape("gemma-4-e2b")
+    mlx, vllm = (
+        work.prefill(
+            geometry,
+            storage,
+            4096,
+            1,
+            engines.find(name).prefill_rules(geometry, EngineRequest("bf16", 4096, 1), None),
+        ).flops
+        for name in ("mlx", "vllm")
+    )
+    assert mlx < 0.5 * vllm
+
+
 def test_a_prefill_sends_one_token_a_pass_through_shared_layers() -> None:
     geometry, storage = shape("gemma-4-e2b")
     trimmed, whole = (

@@ -48,8 +48,8 @@ def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gate:
     monkeypatch.setattr(bench, "RESTART", 99)
     model = stored.gguf(tmp_path / "tiny-q8_0.gguf", "q8_0")
 
-    def run(base: Path, candidate: Path, *more: str) -> Result:
-        builds = ("--base", str(base), "--llama-cpp", str(candidate))
+    def run(base: Path, candidate: Path | None, *more: str) -> Result:
+        builds = ("--base", str(base), *(() if candidate is None else ("--llama-cpp", str(candidate))))
         sizes = ("-c", "64", "-b", "2", "-n", "16", "-r", "1")
         asked = ("gate", "--backend", "llama.cpp", "--device", "cpu", "-m", str(model), *builds, *sizes, *more)
         return CliRunner().invoke(main, asked, catch_exceptions=False)
@@ -141,6 +141,19 @@ def test_a_revision_of_the_users_own_project_is_built_and_compared_with(gate: Ga
     assert not (fork / "build").exists()
     gate(Path("HEAD~1"), fork, "--build", copying, "--metric", "decode", "--seed", "1")
     assert (folder.parent / "built").read_text() == "once\n"
+
+
+def test_the_candidate_of_the_users_own_project_is_its_build_as_it_is(
+    gate: Gate, fork: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not another one, such as that on the PATH."""
+    monkeypatch.setenv(build.VARIABLE, str(install(tmp_path / "usual")))
+    (fork / "sub").mkdir()
+    monkeypatch.chdir(fork / "sub")
+    ran = gate(Path("HEAD~1"), None, "--build", "true", "--metric", "decode", "-o", "json")
+    assert words(ran)["decode_wall_s"] == "FAIL", ran.output
+    assert json.loads(ran.stdout)["sides"]["candidate"]["facts"]["executable"] == str(fork / "bin" / "llama-bench")
+    assert build.find().folder == tmp_path / "usual"
 
 
 def test_a_revision_needs_a_build_command_that_works(gate: Gate, fork: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from profiler.commands.runs import runs
 from profiler.errors import NotFound, StoreError
-from profiler.results.measurement import Sample
+from profiler.results.measurement import SHARED_PREFILL, Caution, Sample
 from profiler.results.store import Store
 
 
@@ -120,20 +120,22 @@ def test_where_the_time_of_each_case_went(tmp_path, make, environment):
     warmup = Sample("prefill", 0.5, 128, warmup=True)
     first = make(samples=(warmup, *make().samples), load_s=2.0, start_s=5.0, case_s=10.0, started_at=at(0))
     second = make(256, load_s=2.0, case_s=4.0, started_at=at(10.25))
+    shared = make(300, case_s=1.0, started_at=at(15), cautions=(Caution(SHARED_PREFILL, "measured before"),))
     with Store.open(path) as store:
         run = store.start_run(["sweep"], environment)
-        for row in (first, second, make(512)):  # the last one is from before there were times
+        for row in (first, second, shared, make(512)):  # the last one is from before there were times
             store.append(run, row)
-    *rows, total = map(json.loads, call(path, "show", "--time", "-o", "jsonl").stdout.splitlines())
+    *rows, other, total = map(json.loads, call(path, "show", "--time", "-o", "jsonl").stdout.splitlines())
     assert [(row["context"], row["start"], row["load"], row["warm-up"]) for row in rows] == [
         (128, 5.0, 2.0, 0.5),
         (256, None, None, 0),
     ]
-    assert rows[0]["store"] == pytest.approx(0.25) and rows[1]["store"] is None
+    assert rows[0]["store"] == pytest.approx(0.25) and rows[1]["store"] == pytest.approx(0.75)
+    assert (other["prefill"], other["store"]) == (0, None)  # its prefill took no time of its own
     for row in rows:
         parts = [row[name] or 0 for name in ("start", "load", "warm-up", "prefill", "decode", "other")]
         assert sum(parts) == pytest.approx(row["total"]) and row["prefill"] == pytest.approx(0.33)
-    assert total["model"] == "all cases" and total["total"] == 14.0
+    assert total["model"] == "all cases" and total["total"] == 15.0
     assert "all cases" in call(path, "show", "--time").stdout
     assert call(path, "show", "--time", "-o", "csv").stdout.startswith("model,quant,context,batch,total,start,load")
     refused = CliRunner().invoke(runs, ["--store", str(path), "show", "--time", "-o", "llama-bench"])

@@ -20,6 +20,7 @@ from profiler.case import UNSTATED
 from profiler.devices import target
 from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
+from profiler.models import families, hub
 from profiler.results import reading, stats
 from profiler.results import row as results_row
 from profiler.results.comparison import compare
@@ -117,6 +118,23 @@ def test_what_was_stored_is_read_again_unchanged(server: FakeServer, tmp_path: P
     (public,) = reading.read(tmp_path / "rows.jsonl")
     assert stats.rates(public, "prefill") == stats.rates(row, "prefill")
     assert public.serving == row.serving
+
+
+def test_the_shapes_of_a_known_model_are_stored_and_its_rows_keep_the_name_that_is_served(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    made = serving.ServedRows("gemma-3-270m")
+    (measured,) = (made.measured(result) for result in results(server))
+    with Store.open(tmp_path / "s.sqlite") as store:
+        kept = serving.ServedRun(store, ["endpoint", server.url])
+        kept.append(measured.row, measured.config)
+        renamed = replace(measured.row, case=replace(measured.row.case, model="another-name", context=9))
+        kept.append(renamed, measured.config)
+        (known,) = store.configs().items()
+        assert known[0] == measured.row.case.model_id
+        assert families.geometry(known[1]) == families.geometry(hub.shipped_config("gemma-3-270m"))
+        names = [measured.row.case.model, "another-name"]
+        assert [row.case.model for row in store.rows(kept.id)] == names == [*store.runs()[0].models]
 
 
 def test_every_field_of_serving_is_documented(server: FakeServer) -> None:

@@ -36,6 +36,26 @@ def test_a_grid_of_two_models_gives_a_row_each_in_planned_order(lab: Lab) -> Non
     assert len(lab.groups) == 2  # one worker per load key
 
 
+def test_a_worker_that_was_started_early_measures_the_first_load_and_is_ended_if_nobody_takes_it(lab: Lab) -> None:
+    tasks = [Task(make_case(512), source()), Task(make_case(256, model_id="other"), source())]
+    with process.SpareWorker() as spare:
+        spare.start("fake")
+        early = set(child_pids())
+        assert lab.run(*tasks, spare=spare).rows == 2
+    assert [row.outcome for row in lab.rows] == ["ok", "ok"]
+    assert early < lab.groups and len(lab.groups) == 2
+    with process.SpareWorker() as spare:
+        spare.start("no such backend")
+        (early_pid,) = child_pids()
+        os.kill(early_pid, signal.SIGKILL)
+        assert vanishes(early_pid)
+        assert lab.run(tasks[0], spare=spare).rows == 1  # by another worker
+        assert lab.rows[-1].outcome == "ok"
+        spare.start("fake")
+        (early_pid,) = child_pids()
+    assert vanishes(early_pid)
+
+
 def test_every_row_has_environment_time_requested_effort_and_load_cost(lab: Lab) -> None:
     before = datetime.now(UTC)
     model = source(fault("exit", 3, context=1024), load_s=7.5)

@@ -13,11 +13,11 @@ from fakes.lab import make_case, source
 
 from profiler import folders
 from profiler.backends.base import OutOfMemory
-from profiler.case import Task
+from profiler.case import Case, Task
 from profiler.devices.cgroup import MemoryLimit
 from profiler.errors import ProfileError
 from profiler.results.environment import HEAP, settings
-from profiler.results.measurement import Measurement
+from profiler.results.measurement import SHARED_PREFILL, Measurement
 from profiler.run import worker
 from profiler.run.process import worker_environment
 from profiler.run.protocol import LineBuffer
@@ -153,6 +153,40 @@ def test_a_process_settles_once_and_a_case_that_it_measures_again_warms_up_for_a
         taken = [sum(s.seconds for s in row.samples.record(phase) if s.warmup) for row in kept.rows]
         assert taken[0] >= 5 and 1 <= taken[1] < 2
         assert sum(s.warmup for s in kept.rows[2].samples.record(phase)) == 1  # a new shape
+
+
+def served(effort: Effort, *cases: Case, **script: Any) -> list[Measurement]:
+    """The rows of cases that one process measures after each other."""
+    kept, model = Kept(), source(path={"ran": "static"}, prefill_s_per_token=0.001, **script)
+    serve(((Task(case, model), effort, None) for case in cases), kept)  # type: ignore[arg-type]
+    return kept.rows
+
+
+def test_a_quick_look_measures_one_prefill_for_all_numbers_of_decode_steps() -> None:
+    cases = [make_case(64, steps=4), make_case(64, steps=8), make_case(128, steps=8)]
+    quick = Effort(quick=True, precision=0.05)
+    first, second, other = served(quick, *cases, noise=0.01)
+    assert second.samples.record("prefill") == first.samples.record("prefill") != other.samples.record("prefill")
+    assert second.memory.prefill_peak_bytes == first.memory.prefill_peak_bytes
+    assert second.stopped == first.stopped
+    (said,) = [each.text for each in second.cautions if each.code == SHARED_PREFILL]
+    assert said.endswith("in the case with 4")
+    assert SHARED_PREFILL not in [each.code for row in (first, other) for each in row.cautions]
+    for effort in (Effort(reps=3), Effort(quick=True, energy=True), Effort(quick=True)):
+        rows = served(effort, cases[0], cases[1 if effort.energy or not effort.quick else 0], noise=0.01, idle_w=10.0)
+        assert rows[1].samples.record("prefill") != rows[0].samples.record("prefill")
+
+
+def test_a_quick_look_warms_up_decode_by_a_few_steps_where_they_have_one_shape() -> None:
+    cases = [make_case(64, steps=8), make_case(128, steps=8)]
+    quick = Effort(quick=True, precision=0.05)
+    warm = [sum(sample.warmup for sample in row.samples.record("decode")) for row in served(quick, *cases)]
+    assert warm == [2, 0]
+    eager = Kept()
+    serve(((Task(case, source()), quick, None) for case in cases), eager)  # type: ignore[arg-type]
+    assert [sum(s.warmup for s in row.samples.record("decode")) for row in eager.rows] == [2, 1]
+    usual = served(Effort(reps=3), *cases)
+    assert sum(sample.warmup for sample in usual[1].samples.record("decode")) == 1
 
 
 def test_a_refused_allocation_names_the_limit_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

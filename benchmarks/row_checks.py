@@ -1,0 +1,101 @@
+"""What speaks against a published row: old versions, rates beyond the memory's bandwidth, models that do not fit, and
+prompts that took longer than longer ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from profiler.devices.target import Target
+from profiler.models.geometry import Geometry
+from profiler.models.layers import Attention
+
+if TYPE_CHECKING:
+    from published_rows import Row
+
+HIGHEST_SHARE = 0.97  # of a data sheet's bandwidth; no program gets more, because of refresh and bus turnaround
+POOL = 0.9  # --gpu-memory-utilization of vLLM
+OFFLOADED = "a part of the weights, of unknown size, was in host memory"
+SPILLED = ("PARTIAL CPU OFFLOAD", "HOST SPILL")  # the same in notes
+SLOW_VERSION = "mlx-vlm 0.4 decodes Gemma 4 up to three times slower than mlx-lm, says the source"
+OLD_GPTQ = "a kernel for GPTQ that its library called old in 2023"
+OLD_AWQ = "vLLM of 2023, which warned that its 4-bit kernels were not optimized (Marlin's came with PR 3922)"
+OLD_DELTA = "llama.cpp before it had a kernel for the gated delta rule (PR 19504)"
+DELTA_BUILD = 8000  # that change was proposed at this build, and is in b8240
+OLD_ATTENTION = "llama.cpp before its attention used the matrix units of RDNA4 (PR 18481), at depth"
+ATTENTION_BUILD = 7500  # that change was proposed two weeks after b7423
+ATTENTION_WIDTH = 128  # the widest heads for which it uses them
+WAITED = "the batch does not fit, so requests waited"
+WARMED_UP = "the first row of a run, which includes its warm-up, says the source"
+LONGER = "a prompt at least half as long again took less time in the same series"
+MUCH_LONGER = 1.5
+_BUILD = re.compile(r"\bb(\d{4,5})\b")
+
+
+def aside(raw: Mapping[str, str], geometry: Geometry) -> str | None:
+    """Why a row is neither fitted to nor judged with the others, by its version and notes."""
+    if any(word in raw["notes"] for word in SPILLED):
+        return OFFLOADED
+    if "cuda-old" in raw["quant"]:
+        return OLD_GPTQ
+    if raw["engine"].startswith("vLLM (2023") and "4bit" in raw["quant"]:
+        return OLD_AWQ
+    if _before(raw, DELTA_BUILD) and any(layer.kind == "gated delta" for layer in geometry.layers):
+        return OLD_DELTA
+    return SLOW_VERSION if raw["engine"].startswith("mlx-vlm 0.4") and raw["model"].startswith("gemma-4") else None
+
+
+def prefill_aside(raw: Mapping[str, str], geometry: Geometry, target: Target) -> str | None:
+    """The same of its prefill only."""
+    deep = int(raw.get("prefill_depth") or 0) > 0 and raw.get("backend") == "ROCm" and target.generation == "RDNA4"
+    widths = [layer.mixer.head_dim for layer in geometry.layers if isinstance(layer.mixer, Attention)]
+    old = deep and _before(raw, ATTENTION_BUILD) and max(widths) <= ATTENTION_WIDTH
+    return OLD_ATTENTION if old else None
+
+
+def _before(raw: Mapping[str, str], build: int) -> bool:
+    found = _BUILD.search(raw["engine"])
+    return found is not None and raw["engine"].startswith("llama.cpp") and int(found[1]) < build
+
+
+def possible(row: Row) -> Row | str:
+    """The row, set aside if its model does not fit; or why it is impossible."""
+    if row.aside is None and row.engine.like == "vllm" and row.batch > 1:
+        terms = row.engine.memory(row.geometry, row.storage, replace(row.request, context=row.depth), row.target)
+        held = terms.weights.value + terms.cache.value
+        if held > POOL * row.machine.usable_bytes * row.target.count or not row.fits:
+            return replace(row, aside=WAITED)
+    if row.aside is None and not (row.target.unified or row.fits):
+        return replace(row, aside=OFFLOADED)
+    if row.aside is not None or row.decode_s is None:
+        return row
+    if row.batch == 1 and not row.answer:
+        share = row.step().needed_bytes * row.decode_tps / row.target.bandwidth_bytes_s / row.machine.at_once
+        if share > HIGHEST_SHARE:
+            return f"impossible: {share:.0%} of the memory's bandwidth"
+    return row
+
+
+def with_plausible_prefills(rows: Sequence[Row]) -> list[Row]:
+    """The rows; a prefill that must include something else, such as loading the model, is marked."""
+    series: dict[tuple[str, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.prefill_s is not None and not row.prefill_depth:
+            series[row.series, row.request.batch].append(row)
+    return [_checked(row, series[row.series, row.request.batch]) for row in rows]
+
+
+def _checked(row: Row, same: Sequence[Row]) -> Row:
+    if row.prefill_s is None or row.prefill_depth or row.prefill_aside:
+        return row
+    first = "first rows of a run include warm-up" in row.notes and row.request.batch == 1
+    if first and row.prompt == min(other.prompt for other in same):
+        return replace(row, prefill_aside=WARMED_UP)
+    longer = [other.prefill_s for other in same if other.prompt >= MUCH_LONGER * row.prompt]
+    if any(seconds is not None and seconds < row.prefill_s for seconds in longer):
+        return replace(row, prefill_aside=LONGER)
+    return row
