@@ -10,9 +10,9 @@ kernels compute them.
     FAIL   the mean KL divergence of prompt or decode steps is above the limit
     PASS   otherwise: the versions round differently
 
-**Limits.** In fp32, predictions of correct kernels differ by up to 1.5e-6 nats (``benchmarks/gate_builds.md``). Scales
-of one layer that are off by two percent moved those of SmolLM2 135M by 6.6e-4 (prompt) and 9.4e-4 (decode steps);
-``benchmarks/gate_numerics.py`` measures it.
+**Limits.** In fp32, predictions of correct kernels differ by up to 1.5e-6 nats (``benchmarks/gate_builds.md``).
+Scales of one layer that are off by two percent moved those of SmolLM2 135M by 6.6e-4 (prompt) and 9.4e-4 (decode
+steps); ``benchmarks/gate_numerics.py`` measures it.
 In 16 bits, every rounding changes the predictions, by an amount that depends on the model. It is measured: the
 divergence between the base in the case's dtype and the base in fp32. Two correct versions whose rounding is
 independent differ by twice as much, and the limit is ``NOISE_FACTOR`` times that noise.
