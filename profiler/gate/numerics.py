@@ -10,8 +10,9 @@ kernels compute them.
     FAIL   the mean KL divergence of prompt or decode steps is above the limit
     PASS   otherwise: the versions round differently
 
-**Limits.** In fp32, predictions of correct kernels differ by up to 1.5e-6 nats, and an error of two percent in one
-layer moves them by 4.4e-5 (``benchmarks/gate_builds.md``; ``gate_numerics.py`` measures it for transformers).
+**Limits.** In fp32, predictions of correct kernels differ by up to 1.5e-6 nats (``benchmarks/gate_builds.md``).
+Scales of one layer that are off by two percent moved those of SmolLM2 135M by 6.6e-4 (prompt) and 9.4e-4 (decode
+steps); ``benchmarks/gate_numerics.py`` measures it.
 In 16 bits, every rounding changes the predictions, by an amount that depends on the model. It is measured: the
 divergence between the base in the case's dtype and the base in fp32. Two correct versions whose rounding is
 independent differ by twice as much, and the limit is ``NOISE_FACTOR`` times that noise.
@@ -41,6 +42,9 @@ from profiler.units import bytes_text, printable
 
 NOISE_FACTOR = 4.0  # two independent roundings differ by twice the noise of one; the rest is for chance
 PRECISE = "fp32"
+# LLM.int8() rounds activations to 8 bits, which amplifies every small change: with other attention, SmolLM2 135M gave
+# 0.0044 nats even in fp32, and scales of one layer that were off by two percent 0.16 to 0.21.
+ROUNDS_ACTIVATIONS = ("int8",)
 MARGIN, ROOM_BYTES = 1.1, 1 << 30  # on the weights, and for activations and the framework
 TOO_OLD = "its profiler is older than this comparison"
 UNKNOWN_FIELD = "argument 'agreement'"  # in the TypeError of such a worker
@@ -119,14 +123,16 @@ def verdicts(name: str, task: Task, base: Callable[[], Predictions], own: Conten
         kl = [_judged(name, phase, found, KL_LIMIT_F32) for phase in PHASES]
         return [_tokens(name, found, kl), *kl]
     before = base()
-    kl = [_judged(name, phase, found, _limit(before, phase), why=before.reason) for phase in PHASES]
+    least = KL_LIMIT if task.case.quant in ROUNDS_ACTIVATIONS else KL_LIMIT_F32
+    kl = [_judged(name, phase, found, max(least, _limit(before, phase)), why=before.reason) for phase in PHASES]
     if before.precise is not None:
         try:
             again = now(precise, before.precise)
         except ProfileError as error:
             kl.append(GateVerdict(name, f"kl_{PRECISE}", "INCONCLUSIVE", f"the candidate: {error.message}"))
         else:
-            kl += [_judged(name, phase, again, KL_LIMIT_F32, f"_{PRECISE}") for phase in PHASES]
+            limit = KL_LIMIT if task.case.quant in ROUNDS_ACTIVATIONS else KL_LIMIT_F32
+            kl += [_judged(name, phase, again, limit, f"_{PRECISE}") for phase in PHASES]
     return [_tokens(name, found, kl), *kl]
 
 

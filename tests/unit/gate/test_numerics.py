@@ -124,6 +124,15 @@ def test_packed_weights_keep_their_quantization_in_fp32() -> None:
     assert base.asked[1][:2] == ("nf4", "fp32")
 
 
+def test_rounded_activations_have_a_wider_limit() -> None:
+    asked = Task(replace(NF4.case, quant="int8"), source())
+    base = Side(bf16=answer("base"), fp32=answer("", 1e-4, 1e-4))
+    now = Side(bf16=answer("now", 5e-3, 5e-3), fp32=answer("", 5e-3, 2 * KL_LIMIT))
+    assert [name for name, verdict in judged(asked, base, now).items() if verdict.word == "FAIL"] == [
+        "decode_kl_fp32"
+    ]
+
+
 def test_without_memory_for_fp32_the_limit_is_a_fixed_one_and_says_why() -> None:
     base = Side(bf16=answer("base"), fp32="its weights need 60 GiB")
     found = judged(BF16, base, Side(bf16=answer("now", 2 * KL_LIMIT, 1e-3)))
