@@ -370,7 +370,7 @@ def test_any_other_value_is_an_error_that_names_the_argument(kind: str, model: M
 @pytest.mark.parametrize(
     ("function", "given", "message"),
     [
-        ("fit", {"contexts": "9m"}, "contexts: '9m' is not a count"),
+        ("fit", {"contexts": "9g"}, "contexts: '9g' is not a count"),
         (
             "fit",
             {"contexts": 10**6},
@@ -380,7 +380,7 @@ def test_any_other_value_is_an_error_that_names_the_argument(kind: str, model: M
         ("fit", {"path": "eager", "engine": "vllm"}, "path: vllm has a single decode path"),
         ("fit", {"ram_bandwidth": 80}, 'ram_bandwidth needs ram Add the size of that memory, such as ram="64GiB".'),
         ("fit", {"split": "tensor"}, 'split needs several devices For example: on="2xrtx 3090"'),
-        ("fit", {"goal": "5 tok/s at 9m"}, "goal: '9m' is not a count"),
+        ("fit", {"goal": "5 tok/s at 9g"}, "goal: '9g' is not a count"),
         ("fit", {"on": "vram=5"}, 'on="vram=5": bandwidth is missing'),
         ("fit", {"goal": "5 tok/s at 4k", "contexts": 64}, "among the contexts Leave out contexts or scenario."),
         ("sweep", {"batches": "1-8"}, "batches: '1-8' is a range without a step"),

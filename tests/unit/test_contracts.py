@@ -145,7 +145,7 @@ EVERY_QUANT = [*QUANTS, invented.QUANT_NAME, invented.ABSENT_QUANT]
 @pytest.mark.parametrize("name", EVERY_QUANT)
 def test_a_quant_is_predicted_on_any_device(name: str) -> None:
     for device in ("rtx 4090", "m3 ultra", "vram=24,bandwidth=500", "cpu"):
-        (row,) = rows("fit", "gemma-3-270m", "--on", device, "-q", name)
+        (row,) = rows("fit", "gemma-3-270m", "--engine", "transformers", "--on", device, "-q", name)
         assert row["quant"] == name
         assert row["decode"]["tps"]["value"] > 0, device
     explained = CliRunner().invoke(main, ["explain", "gemma-3-270m", "-q", name], catch_exceptions=False)

@@ -9,7 +9,7 @@ standard input, and is a process of its own because a library that fails ends th
 
 **Versions.** The functions used here have been the same since January 2025. The two structs of parameters change with
 nearly every release, but begin in the same way and are filled by the library itself with known defaults. So a
-parameter is set only where its default, and those around it, are found (``llama.h``); otherwise the build is refused.
+parameter is set only where its default, and those around it, are found; otherwise the build is refused.
 The sizes are then compared with what the library says of the context that it made.
 
 **Answers.** A line of JSON, followed by as many bytes as it announces: ``tokens`` int32, or ``rows`` of the logits of

@@ -99,7 +99,7 @@ class Mlx(Engine):
         )
 
     def prefill_rules(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> PassRules:
-        """Arrays are computed when they are needed, and a pass evaluates only caches (mlx_lm, ``generate_step``)."""
+        """Arrays are computed when they are needed, and a pass evaluates only caches, as mlx_lm does."""
         return PassRules(request.ubatch or STEP, kv_bytes(request), how=Execution(trims_shared=True))
 
 
