@@ -29,7 +29,7 @@ def window(length: int, seed: int = 0, vocabulary: int = 512) -> texts.TextWindo
 
 
 def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
 def changed(folder: Path, amount: float = 0.02) -> PreTrainedModel:
