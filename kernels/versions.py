@@ -1,8 +1,8 @@
 """What differs between the versions of the libraries that we support, in one place.
 
-The test suite is run with the newest version of each library in ``SUPPORTED``, and with the oldest of transformers. A
-newer one is used too, with a caution on its rows, because it may compute something else than the predictions and the
-static decode step assume.
+The test suite was run with the newest and the oldest version of transformers and torch in ``TESTED``. Others that can
+be installed are used too, with a caution on their rows, because they may compute something else than the predictions
+and the static decode step assume.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 from transformers import LlamaForCausalLM
 from transformers.cache_utils import Cache
 
-SUPPORTED = {  # the oldest minor version that can be installed, and the newest that was tested
+TESTED = {  # oldest and newest minor version; of accelerate 1.1 only that it loads quantized weights
     "transformers": ((5, 23), (5, 24)),
-    "torch": ((2, 10), (2, 14)),
+    "torch": ((2, 13), (2, 14)),
     "bitsandbytes": ((0, 50), (0, 50)),
     "accelerate": ((1, 1), (1, 15)),
 }
@@ -37,17 +37,17 @@ def with_cache(cache: Cache | None) -> dict[str, Any]:
 def untested() -> str | None:
     """Why rows measured with the installed libraries carry a caution; ``None`` if there is no reason."""
     found = []
-    for library in SUPPORTED:
+    for library in TESTED:
         with suppress(metadata.PackageNotFoundError):  # not installed: nothing can run in it
             found.append(outside(library, metadata.version(library)))
     return "; ".join(filter(None, found)) or None
 
 
 def outside(library: str, version: str) -> str | None:
-    """Why ``version`` of ``library`` is a reason for a caution; ``None`` for one that is supported."""
+    """Why ``version`` of ``library`` is a reason for a caution; ``None`` for one that was tested."""
     parts = re.match(r"(\d+)\.(\d+)", version)
-    if parts is None or SUPPORTED[library][0] <= (int(parts[1]), int(parts[2])) <= SUPPORTED[library][1]:
+    if parts is None or TESTED[library][0] <= (int(parts[1]), int(parts[2])) <= TESTED[library][1]:
         return None
-    oldest, newest = (".".join(map(str, minor)) for minor in SUPPORTED[library])
-    supported = oldest if oldest == newest else f"{oldest} to {newest}"
-    return f"{library} {version}: this version of profile supports {supported}"
+    oldest, newest = (".".join(map(str, minor)) for minor in TESTED[library])
+    tested = oldest if oldest == newest else f"{oldest} to {newest}"
+    return f"{library} {version}: this version of profile was tested with {tested}"
