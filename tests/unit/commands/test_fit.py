@@ -523,9 +523,9 @@ def test_the_decode_path_is_named_and_what_is_assumed_of_a_described_device() ->
         (("gemma-4-31b", "--on", "rtx 4090", "-q", "q8_0", "--ram", "64g", "--engine", "llama.cpp"), True),
         (("gemma-4-e4b", "--on", "2x3090"), False),
         (("gemma-4-e4b", "--on", "2x3090", "--engine", "llama.cpp"), True),
-        (("gemma-4-e4b", "--on", "mi300x"), False),
-        (("gemma-4-e4b", "--on", "m4 max"), False),
-        (("gemma-4-e4b", "--on", "m4 max", "--engine", "llama.cpp"), True),
+        (("gemma-4-e4b", "--on", "mi300x", "--engine", "transformers"), False),
+        (("gemma-4-e4b", "--on", "m4 max", "--engine", "transformers"), False),
+        (("gemma-4-e4b", "--on", "m4 max"), True),  # in llama.cpp
     ],
 )
 def test_a_command_to_check_is_printed_only_where_it_runs(words: tuple[str, ...], runs: bool) -> None:
@@ -572,7 +572,7 @@ def test_only_this_machine_is_told_to_calibrate() -> None:
         (["gemma-4-e2b", "--on", "rtx 4090", "--split", "tensor"], "--split needs several devices"),
         (["--on", "rtx 9999"], "unknown device: rtx 9999"),
         (["--engine", "tensorrt"], "unknown engine: tensorrt"),
-        (["-q", "q4_k_m"], "unknown quantization of transformers: q4_k_m"),
+        (["--engine", "transformers", "-q", "q4_k_m"], "unknown quantization of transformers: q4_k_m"),
         (["qwen3-8b", "--on", "h100", "--kv", "q8_0"], "--kv needs --engine llama.cpp or vllm"),
         (["qwen3-8b", "--engine", "llama.cpp", "--kv", "q2"], "unknown KV cache type of llama.cpp: q2"),
         (["--goal", "soon"], "--goal 'soon' is not a decode rate with an optional context and KL limit"),

@@ -242,7 +242,8 @@ def test_a_sweep_that_cannot_run_a_checkpoint_as_it_is_stored_is_not_offered_to_
     assert offered["awq"] and not offered["compressed-tensors"]
 
 
-@pytest.mark.parametrize("quant", sorted(checkpoint.RULES))
+# MXFP4 is of the experts of gpt-oss only: nobody stores the linear layers of a Llama so.
+@pytest.mark.parametrize("quant", sorted({*checkpoint.RULES} - {"mxfp4"}))
 def test_the_bytes_by_a_scheme_are_those_of_the_tensors_that_it_makes(quant: str, tmp_path: Path) -> None:
     quant = {"bitsandbytes": "nf4-dq", "mlx": "mlx-4bit"}.get(quant, quant)
     (tmp_path / "config.json").write_text(json.dumps(made.LLAMA | made.CONFIGS[quant]))
