@@ -33,6 +33,9 @@ LOST = {
 }
 
 
+OUTDATED = frozenset({"q4_0", "q4_1", "q5_0", "q5_1"})  # a k-quant of the same size loses less
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
     """One part of a phase. Seconds are for the whole phase. ``ceiling_s`` is the time at the device's ceilings: 0 for
@@ -230,5 +233,5 @@ def _smaller(predictor: Predictor) -> Sequence[str]:
     if checkpoint_format is not None and checkpoint_format.scheme is not None:
         return []
     sizes = {quant: predictor.storage_in(quant, predictor.dtype).device_bytes for quant in predictor.engine.quants}
-    below = {quant: size for quant, size in sizes.items() if size < 0.97 * own}
+    below = {quant: size for quant, size in sizes.items() if size < 0.97 * own and quant not in OUTDATED}
     return [max(below, key=lambda quant: below[quant])] if below else []

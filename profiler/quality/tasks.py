@@ -1,4 +1,4 @@
-"""The tasks of ``profile endpoint --tasks``: prompts with exact checkers, in ``scenarios/tasks/KIND.toml``.
+"""The tasks of ``--tasks`` of ``profile endpoint``: prompts with exact checkers, in ``scenarios/tasks/KIND.toml``.
 
 description = "..."       # one line
 answer = "..."            # how to answer: follows every prompt of the file

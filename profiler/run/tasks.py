@@ -1,4 +1,4 @@
-"""``profile endpoint --tasks``: one case of all tasks, whose answers are checked once it is over.
+"""``--tasks`` of ``profile endpoint``: one case of all tasks, whose answers are checked once it is over.
 
 Each task is one request, in the order of the files. Nothing unique stands before its prompt, so that two runs ask the
 same; what a prefix cache knew is therefore not counted as prefill. Code runs after the last request, so that it

@@ -117,7 +117,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
         "sliding_window": 32,
     },
-    "phi3": COMMON | {"model_type": "phi3", "num_hidden_layers": 2, "head_dim": 16, "sliding_window": None},
+    "phi3": COMMON
+    | {"model_type": "phi3", "num_hidden_layers": 2, "head_dim": 16, "sliding_window": None, "pad_token_id": 0},
     "qwen3.5": COMMON | GATED_DELTA | {"model_type": "qwen3_5_text", "tie_word_embeddings": True},
     "qwen3.5-moe": COMMON
     | GATED_DELTA

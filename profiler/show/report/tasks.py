@@ -1,4 +1,4 @@
-"""Which tasks do the models of servers solve? The pass rates of ``profile endpoint --tasks``, by kind."""
+"""Which tasks do the models of servers solve? The pass rates of ``--tasks`` of ``profile endpoint``, by kind."""
 
 from __future__ import annotations
 

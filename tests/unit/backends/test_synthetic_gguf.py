@@ -40,13 +40,15 @@ def write(name: str = "llama", quant: str = "q4_k_m", seed: int = 0, **fields: A
 @pytest.mark.parametrize("name", SERVED)
 def test_the_file_describes_the_model_it_was_written_from(name: str) -> None:
     """By the reader of GGUF files that users give us, which learned the keys from real files."""
-    read, raw = resolve(str(write(name))), CONFIGS[name]
+    quant = "bf16" if name == "gpt-oss" else "q4_k_m"  # rows of its experts are too short for blocks here
+    own = {"vocab_size": 32_064} if name == "phi3" else {}  # its padding token is number 32,000
+    read, raw = resolve(str(write(name, quant, **own))), CONFIGS[name] | own
     wanted = families.geometry(raw)
     assert read.geometry.layers == wanted.layers
     assert (read.geometry.vocab, read.geometry.hidden) == (wanted.vocab, wanted.hidden)
     assert read.geometry.tied == wanted.tied
     assert read.geometry.parameters == wanted.parameters
-    assert read.stored is not None and read.stored.quant == "q4_k_m"
+    assert read.stored is not None and read.stored.quant == quant
 
 
 @pytest.mark.parametrize("name", hub.names())

@@ -381,9 +381,10 @@ def test_a_worker_without_its_parent_does_not_start() -> None:
 @pytest.mark.usefixtures("fresh_interpreters")
 def test_the_parent_sleeps_while_a_case_runs(lab: Lab) -> None:
     model = source(pause_s=0.04)
+    lab.run(Task(make_case(32, steps=4), model), max_memory_bytes=2**30)  # the first one imports modules
     lab.run(Task(make_case(64, steps=4), model), max_memory_bytes=2**30)
-    assert lab.rows[0].outcome == "ok" and lab.seconds > 1.2
-    assert lab.parent_cpu_s < 0.02 * lab.seconds
+    assert lab.rows[-1].outcome == "ok" and lab.seconds > 1.2
+    assert lab.parent_cpu_s < 0.1 * lab.seconds  # waiting in a loop would take all of it
 
 
 @pytest.mark.usefixtures("fresh_interpreters")
