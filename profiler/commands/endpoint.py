@@ -40,7 +40,7 @@ def _kinds(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
         "profile endpoint http://box:8000 --concurrency 1,4,16 --slo ttft=2s,itl=100ms": "a server under load",
         "profile endpoint localhost:8080 --scenario frontend-landing-page,multilingual": "prompts of real uses",
         "profile endpoint localhost:8080 --prompt page.txt --keep answers": "your own prompt; keep the answers",
-        "profile endpoint localhost:8080 --tasks html,format --keep answers": "50 tasks with exact checkers, or fewer kinds",
+        "profile endpoint localhost:8080 --tasks html,format --keep answers": "tasks with exact checkers",
     },
 )
 @click.argument("url", required=False, metavar="[URL]")
