@@ -33,9 +33,6 @@ LOST = {
 }
 
 
-OUTDATED = frozenset({"q4_0", "q4_1", "q5_0", "q5_1"})  # a k-quant of the same size loses less
-
-
 @dataclass(frozen=True, slots=True)
 class Share:
     """One part of a phase. Seconds are for the whole phase. ``ceiling_s`` is the time at the device's ceilings: 0 for
@@ -232,6 +229,7 @@ def _smaller(predictor: Predictor) -> Sequence[str]:
     own, checkpoint_format = predictor.storage.device_bytes, predictor.checkpoint_format
     if checkpoint_format is not None and checkpoint_format.scheme is not None:
         return []
-    sizes = {quant: predictor.storage_in(quant, predictor.dtype).device_bytes for quant in predictor.engine.quants}
-    below = {quant: size for quant, size in sizes.items() if size < 0.97 * own and quant not in OUTDATED}
+    advised = [quant for quant in predictor.engine.quants if quant not in predictor.engine.outdated_quants]
+    sizes = {quant: predictor.storage_in(quant, predictor.dtype).device_bytes for quant in advised}
+    below = {quant: size for quant, size in sizes.items() if size < 0.97 * own}
     return [max(below, key=lambda quant: below[quant])] if below else []

@@ -35,6 +35,7 @@ from profiler.gate.agreement import KL_LIMIT, KL_LIMIT_F32
 from profiler.gate.bench import Bench
 from profiler.gate.rule import GateVerdict, nats
 from profiler.gate.variants import Variant
+from profiler.quality.placement import MARGIN, ROOM_BYTES
 from profiler.quants.base import DTYPE_BYTES
 from profiler.results.measurement import PHASES, Phase
 from profiler.run.repetitions import Effort
@@ -45,7 +46,6 @@ PRECISE = "fp32"
 # LLM.int8() rounds activations to 8 bits, which amplifies every small change: with other attention, SmolLM2 135M gave
 # 0.0044 nats even in fp32, and scales of one layer that were off by two percent 0.16 to 0.21.
 ROUNDS_ACTIVATIONS = ("int8",)
-MARGIN, ROOM_BYTES = 1.1, 1 << 30  # on the weights, and for activations and the framework
 TOO_OLD = "its profiler is older than this comparison"
 UNKNOWN_FIELD = "argument 'agreement'"  # in the TypeError of such a worker
 ADVICE = "find the change with git bisect; if it is intended, accept it by judging later versions against it"

@@ -86,6 +86,7 @@ class LlamaCpp(Engine):
     usual_quants = ("q4_k_m",)
     default_kv = "f16"
     smaller_kv = "q8_0"
+    outdated_quants = frozenset({"q4_0", "q4_1", "q5_0", "q5_1"})  # since the k-quants
     makers = frozenset(CONTEXT) - {"other"} | {"CPU"}
     reads = frozenset({GGUF})
     ignores_windows = frozenset({"mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe"})

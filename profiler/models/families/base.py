@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 
 from profiler.models.config import Config, shown
-from profiler.models.geometry import EMBEDDING, HEAD
+from profiler.models.geometry import EMBEDDING, HEAD, Geometry
 from profiler.models.layers import Attention, Experts, Layer, Weight, linear, norm
 
 ACTIVATIONS = [
@@ -210,3 +210,22 @@ def experts(
     if chosen > number:
         raise config.error(f"{top_k} ({chosen}) is more than {count} ({number})")
     return Experts(number, chosen, width, shared_width, batched)
+
+
+def decoder(config: Config, model_type: str, layers: Sequence[Layer], max_position: int) -> Geometry:
+    """The geometry of a decoder with these layers, and an embedding and a head that may be one table."""
+    vocab, hidden, tied = (
+        config.number("vocab_size"),
+        config.number("hidden_size"),
+        config.flag("tie_word_embeddings"),
+    )
+    return Geometry(
+        model_type=model_type,
+        layers=tuple(layers),
+        vocab=vocab,
+        hidden=hidden,
+        tied=tied,
+        max_position=max_position,
+        outside=tables(vocab, hidden, tied),
+        cautions=config.cautions,
+    )

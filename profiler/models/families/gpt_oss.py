@@ -81,17 +81,8 @@ def geometry(config: Config) -> Geometry:
         )
 
     types = _layer_types(config)
-    vocab, tied = config.number("vocab_size"), config.flag("tie_word_embeddings")
-    return Geometry(
-        model_type="gpt_oss",
-        layers=base.layers(types, layer),
-        vocab=vocab,
-        hidden=hidden,
-        tied=tied,
-        max_position=largest_context(_with_rope(config), size, types),
-        outside=base.tables(vocab, hidden, tied),
-        cautions=config.cautions,
-    )
+    longest = largest_context(_with_rope(config), size, types)
+    return base.decoder(config, "gpt_oss", base.layers(types, layer), longest)
 
 
 def _expert_weights(mlp: Experts, hidden: int) -> tuple[Weight, ...]:

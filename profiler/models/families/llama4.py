@@ -93,17 +93,8 @@ def geometry(config: Config) -> Geometry:
             ),
         )
 
-    vocab, tied = config.number("vocab_size"), config.flag("tie_word_embeddings")
-    return Geometry(
-        model_type="llama4_text",
-        layers=base.layers(kinds, layer),
-        vocab=vocab,
-        hidden=hidden,
-        tied=tied,
-        max_position=largest_context(config, config.number("head_dim"), types),
-        outside=base.tables(vocab, hidden, tied),
-        cautions=config.cautions,
-    )
+    longest = largest_context(config, config.number("head_dim"), types)
+    return base.decoder(config, "llama4_text", base.layers(kinds, layer), longest)
 
 
 def _attention(config: Config, kind: str) -> Attention:

@@ -67,14 +67,5 @@ def geometry(config: Config) -> Geometry:
             *base.pre_norms(hidden),
         ),
     )
-    vocab, tied = config.number("vocab_size"), config.flag("tie_word_embeddings")
-    return Geometry(
-        model_type="mixtral",
-        layers=(layer,) * config.number("num_hidden_layers"),
-        vocab=vocab,
-        hidden=hidden,
-        tied=tied,
-        max_position=largest_context(config, size, config.raw.get("layer_types") or ()),
-        outside=base.tables(vocab, hidden, tied),
-        cautions=config.cautions,
-    )
+    longest = largest_context(config, size, config.raw.get("layer_types") or ())
+    return base.decoder(config, "mixtral", (layer,) * config.number("num_hidden_layers"), longest)

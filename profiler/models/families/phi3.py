@@ -66,17 +66,8 @@ def geometry(config: Config) -> Geometry:
             *base.pre_norms(hidden),
         ),
     )
-    vocab, tied = config.number("vocab_size"), config.flag("tie_word_embeddings")
-    return Geometry(
-        model_type="phi3",
-        layers=(layer,) * config.number("num_hidden_layers"),
-        vocab=vocab,
-        hidden=hidden,
-        tied=tied,
-        max_position=largest_context(_with_rope(config), size, config.raw.get("layer_types") or (), ROTATED),
-        outside=base.tables(vocab, hidden, tied),
-        cautions=config.cautions,
-    )
+    longest = largest_context(_with_rope(config), size, config.raw.get("layer_types") or (), ROTATED)
+    return base.decoder(config, "phi3", (layer,) * config.number("num_hidden_layers"), longest)
 
 
 def _with_rope(config: Config) -> Config:

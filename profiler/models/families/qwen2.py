@@ -65,14 +65,5 @@ def geometry(config: Config) -> Geometry:
         )
 
     types = layer_types(config)
-    vocab, tied = config.number("vocab_size"), config.flag("tie_word_embeddings")
-    return Geometry(
-        model_type="qwen2",
-        layers=base.layers(types, layer),
-        vocab=vocab,
-        hidden=hidden,
-        tied=tied,
-        max_position=largest_context(config, size, types),
-        outside=base.tables(vocab, hidden, tied),
-        cautions=config.cautions,
-    )
+    longest = largest_context(config, size, types)
+    return base.decoder(config, "qwen2", base.layers(types, layer), longest)

@@ -72,17 +72,8 @@ def geometry(config: Config) -> Geometry:
         )
 
     types = layer_types(config)
-    vocab, tied = config.number("vocab_size"), config.flag("tie_word_embeddings")
-    return Geometry(
-        model_type="qwen3",
-        layers=base.layers(types, layer),
-        vocab=vocab,
-        hidden=hidden,
-        tied=tied,
-        max_position=largest_context(config, config.number("head_dim"), types),
-        outside=base.tables(vocab, hidden, tied),
-        cautions=config.cautions,
-    )
+    longest = largest_context(config, config.number("head_dim"), types)
+    return base.decoder(config, "qwen3", base.layers(types, layer), longest)
 
 
 def _attention(config: Config, kind: str) -> Attention:

@@ -78,17 +78,8 @@ def geometry(config: Config) -> Geometry:
         )
         return Layer(attention, mlp, (*weights, *base.fused_experts("mlp", mlp, hidden), *base.pre_norms(hidden)))
 
-    vocab, tied = config.number("vocab_size"), config.flag("tie_word_embeddings")
-    return Geometry(
-        model_type="qwen3_moe",
-        layers=base.layers(_kinds(config), layer),
-        vocab=vocab,
-        hidden=hidden,
-        tied=tied,
-        max_position=largest_context(config, size, config.raw.get("layer_types") or ()),
-        outside=base.tables(vocab, hidden, tied),
-        cautions=config.cautions,
-    )
+    longest = largest_context(config, size, config.raw.get("layer_types") or ())
+    return base.decoder(config, "qwen3_moe", base.layers(_kinds(config), layer), longest)
 
 
 def _kinds(config: Config) -> list[str]:
