@@ -35,7 +35,7 @@ def names(module: str) -> frozenset[str]:
             found |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             found.add(node.id)
-    return frozenset(found)
+    return frozenset(found | {"__file__", "__path__"})
 
 
 def used(script: Path) -> Iterator[tuple[str, str]]:
