@@ -381,13 +381,13 @@ def test_an_unmet_goal_is_told_with_the_best_there_is() -> None:
 LOSSY = ("qwen3.5-27b", "--on", "rtx 4090", "--engine", "llama.cpp")
 
 
-def keep(*kls: tuple[str, float], parameters: float = 1.0, **scale: Any) -> None:
+def keep(*kls: tuple[str, float], parameters: float = 1.0, options: str = "", **scale: Any) -> None:
     """Store rows of Qwen 3.5 9B in transformers, with these losses of quantizations."""
     count = families.geometry(hub.shipped_config("qwen3.5-9b")).parameters
     with Store.open() as store:
         run = store.start_run(["sweep"], {})
         for quant, kl in kls:
-            row = scored(measured(model="qwen3.5-9b", quant=quant), kl, **scale)
+            row = scored(measured(model="qwen3.5-9b", quant=quant, options=options), kl, **scale)
             store.append(run, replace(row, checkpoint={"parameters": round(count * parameters)}))
         store.finish_run(run, "done")
 
@@ -423,6 +423,16 @@ def test_a_limit_of_the_loss_goes_by_what_was_measured_here() -> None:
     assert (
         "KL: qwen3.5-9b nf4, measured here over 4,800 tokens of some texts in windows of 512, from fp32 (0.0" in text
     )
+
+
+def test_a_loss_beside_that_of_the_reference_or_by_the_cache_meets_no_limit() -> None:
+    """A quantized file compared with itself has exactly 0."""
+    keep(("nf4", 0.0), packed="q4_0")
+    assert known("5 tok/s at 8k, kl<0.1")["nf4"] == ("unknown", None)
+    keep(("nf4", 0.3), options="kv=q4_0")
+    assert known("5 tok/s at 8k, kl<0.1")["nf4"] == ("unknown", None)
+    keep(("nf4", 0.02))
+    assert known("5 tok/s at 8k, kl<0.1")["nf4"] == ("yes", pytest.approx(0.02))
 
 
 def test_losses_of_two_scales_are_not_compared_with_each_other() -> None:
