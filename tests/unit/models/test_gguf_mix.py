@@ -86,6 +86,13 @@ def test_an_unknown_mix_names_the_nearest() -> None:
     assert gguf_mix.mix("Q4_K_M") == gguf_mix.mix("q4-k-m") == "q4_k_m"
 
 
+@pytest.mark.parametrize("name", ["NVFP4", "q1_0", "q2-0"])
+def test_a_type_that_only_files_have_is_not_taken_for_a_mix_with_a_similar_name(name: str) -> None:
+    with pytest.raises(NotFound, match=f"^{name} is predicted only for a GGUF file that is stored in it") as caught:
+        gguf_mix.mix(name)
+    assert "Did you mean" not in str(caught.value)
+
+
 @pytest.mark.parametrize("model", ["gemma-3-270m", "gemma-4-26b-a4b", "qwen3.5-2b", "qwen3.6-35b-a3b", "qwen3-8b"])
 def test_a_file_of_a_mix_is_recognized_by_the_types_that_the_rules_give_its_layers(model: str) -> None:
     """Two views of llama-quantize: what a mix gives each tensor, and which types a file of that mix may hold."""
