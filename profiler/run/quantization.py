@@ -31,6 +31,8 @@ AS_GGUF = {"bf16": "bf16", "fp16": "f16", "fp32": "f32"}
 AS_GGUF_PACKED = {"mxfp4": "mxfp4"}  # quantizations of checkpoints that llama.cpp's converter keeps
 MEASURE_ANOTHER = "measure the unquantized checkpoint with -q nf4, or predict this one with profile fit --engine vllm"
 
+UNPACKED = "the file is unpacked into {}; --backend llama.cpp measures it as it is"
+
 
 @dataclass(frozen=True, slots=True)
 class QuantChoice:
@@ -65,6 +67,8 @@ def choices(
     usual: tuple[Quant, ...] = tuple(requested) or (_registered(own_dtype(stored, device)),)
     if source.kind == "gguf" and weights == "real" and (reason := _in_parts(Path(source.location))) is not None:
         return [QuantChoice(quant, reason=reason) for quant in usual]
+    if source.kind == "gguf" and weights == "real":
+        return [QuantChoice(quant, reason=_unknown(quant), note=UNPACKED.format(quant.name)) for quant in usual]
     if weights == "synthetic":
         own = schemes.of(source.config)
         if not requested and own is not None and own.name in registry.names("quants"):
