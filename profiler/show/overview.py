@@ -90,8 +90,8 @@ def _table(found: Sequence[tuple[str, Candidate]], machine: Machine) -> list[str
     notes += [THIRD_PICK[pick] for pick, _ in found if pick in THIRD_PICK]
     at = f"Predicted at {choice.CONTEXT // 1024}k of context"
     context = f"{at}; in parentheses, the range that should hold nine cases in ten."
-    notes = [f"{'; '.join(notes)}.", " ".join([context, *_twins([each.name for _, each in found])]), *_tight(found, machine)]
-    return [*text.splitlines(), "", *notes]
+    alike = _twins([each.name for _, each in found])
+    return [*text.splitlines(), "", f"{'; '.join(notes)}.", " ".join([context, *alike]), *_tight(found, machine)]
 
 
 def _tight(found: Sequence[tuple[str, Candidate]], machine: Machine) -> list[str]:
