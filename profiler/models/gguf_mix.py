@@ -95,8 +95,7 @@ class MixTensor:
 
 def mix(name: str) -> str:
     """``q4_k_m`` in any spelling. Raises NotFound with the nearest names."""
-    spelled = name.casefold().replace("-", "_")
-    spelled = NAMES.get(spelled, spelled)
+    spelled = _spelled(name)
     if spelled in ONLY_IN_FILES:
         raise NotFound(
             f"{printable(name)} is predicted only for a GGUF file that is stored in it",
@@ -105,6 +104,16 @@ def mix(name: str) -> str:
     if spelled not in MIXES:
         raise registry.unknown("GGUF mix", name, MIXES)
     return spelled
+
+
+def only_in_files(name: str) -> bool:
+    """Whether ``name`` is a type that GGUF files may have, but no mix."""
+    return _spelled(name) in ONLY_IN_FILES
+
+
+def _spelled(name: str) -> str:
+    spelled = name.casefold().replace("-", "_")
+    return NAMES.get(spelled, spelled)
 
 
 def known(name: str) -> bool:

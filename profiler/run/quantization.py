@@ -17,6 +17,7 @@ from profiler.devices.base import DeviceInfo
 from profiler.devices.target import Target
 from profiler.errors import NotFound, ProfileError
 from profiler.models import gguf as gguf_format
+from profiler.models import gguf_mix
 from profiler.models import scheme as schemes
 from profiler.models.resolve import Model
 from profiler.models.scheme import MLX
@@ -199,14 +200,20 @@ def engine_quants(
 
 
 def checked(engine: Engine, quant: str) -> str:
-    """``quant`` as ``engine`` spells it. Raises NotFound naming the engines that have it."""
+    """``quant`` as ``engine`` spells it. Raises NotFound naming the engines that have it, or similar names of any."""
     try:
         return engine.check(quant)
     except NotFound as error:
-        known = map(engines.find, engines.names())  # without related ones, which have the same
-        having = [f"--engine {each.name}" for each in known if each.like == each.name and has(each, quant)]
-        others = registry.listed(having, "or")
-        raise NotFound(error.message, f"{others} has it. {error.hint}" if others else error.hint) from None
+        every = [each for each in map(engines.find, engines.names()) if each.like == each.name]  # none twice
+        having = [f"--engine {each.name}" for each in every if has(each, quant)]
+        if having:
+            raise NotFound(error.message, f"{registry.listed(having, 'or')} has it. {error.hint}") from None
+        if registry.nearest(quant, engine.quants):
+            raise
+        if gguf_mix.only_in_files(quant):
+            raise NotFound(error.message, f"Pass a GGUF file that is stored in it. {error.hint}") from None
+        near = registry.nearest(quant, dict.fromkeys(name for each in every for name in each.quants))
+        raise NotFound(error.message, f"{registry.did_you_mean(near)}{error.hint}") from None
 
 
 def has(engine: Engine, quant: str) -> bool:
