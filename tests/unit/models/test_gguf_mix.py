@@ -55,6 +55,22 @@ def test_the_tables_of_gemma_4_e2b_are_those_of_its_published_file() -> None:
     assert nbytes("gemma-4-e2b", "q4_0", "embedding") == pytest.approx(1926.8e6 + 330.3e6, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("model", "mix", "mib"),
+    [
+        ("gpt-oss-20b", "q4_k_m", 15060.55),  # rows of 2,880, which fall back to q5_0 and q8_0
+        ("gpt-oss-20b", "q3_k_m", 12305.40),
+        ("gpt-oss-20b", "mxfp4", 11536.18),
+        ("phi-3-mini-4k", "q4_k_m", 2285.03),  # one projection for Q, K and V
+        ("mixtral-8x7b", "q4_k_m", 27129.87),  # the rules for eight experts
+        ("mixtral-8x7b", "q3_k_m", 21501.27),
+    ],
+)
+def test_a_mix_weighs_what_llama_quantize_computes_for_the_real_shapes(model: str, mix: str, mib: float) -> None:
+    """Its "quant size" of ``--dry-run`` at build 9993, on f16 files of these shapes without content."""
+    assert nbytes(model, mix) / MIB == pytest.approx(mib, abs=0.005)
+
+
 def test_joined_projections_of_gated_delta_layers_count_as_values() -> None:
     found = types("qwen3.5-9b", "q4_k_m")
     assert found["linear_attn.in_proj_qkv.weight", "q6_k"] + found["linear_attn.in_proj_qkv.weight", "q4_k"] == 24
