@@ -189,7 +189,7 @@ def engine_quants(
         in_any_dtype = GGUF not in engine.reads  # loads what is not quantized in any dtype
         if _same(word, stored.quant) and not (in_any_dtype and (stored.gguf or not stored.packed)):
             own = _by_itself(model, stored, engine, target, (word,))
-            if stored.scheme is not None and own[0].checkpoint_format is None:
+            if stored.scheme is not None and own[0].checkpoint_format is None and not _same(word, own[0].quant):
                 raise ProfileError(
                     f"{model.name}: -q {stored.quant}: {own[0].cautions[0]}", f"Use -q {own[0].quant}."
                 )
@@ -345,6 +345,11 @@ def _another(model: Model, stored: Stored, engine: Engine, quant: str) -> Engine
         return EngineQuant(quant)
     if stored.gguf and GGUF not in engine.reads:
         return _unpacked_gguf(stored, quant)
+    if not stored.gguf and stored.quant in AS_GGUF_PACKED and GGUF in engine.reads:
+        # bartowski's page of gpt-oss-20b: all its files keep the feed-forward weights in MXFP4
+        kept = AS_GGUF_PACKED[stored.quant]
+        told = f"predicted as {quant} in every layer; published files of this name keep the experts in {kept}"
+        return EngineQuant(quant, cautions=(f"{told}, which -q {kept} predicts",))
     return EngineQuant(quant, cautions=(f"predicted as {quant}, not as the {stored.quant} of this checkpoint",))
 
 
