@@ -121,9 +121,7 @@ def read_json(path: Path, budget: Budget = BUDGET, shown: str | None = None, hin
         raise ProfileError(f"{shown} is not valid JSON: {printable(error)}", hint) from None
 
 
-def json_value(
-    content: bytes | str, budget: Budget = BUDGET, constant: Callable[[str], Any] | None = None
-) -> Any:
+def json_value(content: bytes | str, budget: Budget = BUDGET, constant: Callable[[str], Any] | None = None) -> Any:
     """The value of a JSON text. BadContent for invalid JSON, for ``NaN``, ``Infinity`` and numbers without a finite
     value (the message names the field), and for exceeding ``budget``. ``constant`` gives the value of ``NaN``,
     ``Infinity`` and ``-Infinity`` where a format allows them, as Python's own JSON does.
