@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from profiler.backends.hf import text_pass
+from profiler.backends.hf import comparison, text_pass
 from profiler.backends.hf.session import open_session
 from profiler.case import Case, Source
 from profiler.quality import definition, references, texts
@@ -49,15 +49,15 @@ def ids(of: texts.TextWindow) -> torch.Tensor:
 def kept_of(
     model: PreTrainedModel, of: texts.TextWindow, top: int = 128, samples: int = 64
 ) -> references.ReferenceArrays:
-    keeper = text_pass.Keeper(of, top, samples)
+    keeper = comparison.Keeper(of, top, samples)
     text_pass.read_window(model, of.tokens, keeper, nothing)
     return keeper.arrays({})
 
 
 def figures(
     model: PreTrainedModel, of: texts.TextWindow, reference: references.ReferenceArrays
-) -> text_pass.PositionFigures:
-    scorer = text_pass.Scorer(of, reference, torch.device("cpu"))
+) -> comparison.PositionFigures:
+    scorer = comparison.Scorer(of, reference, torch.device("cpu"))
     text_pass.read_window(model, of.tokens, scorer, nothing)
     return scorer.figures()
 
@@ -111,7 +111,7 @@ def test_the_torch_figures_are_those_of_the_definition(tiny_model: Tiny) -> None
     found = figures(other, of, reference)
     for place, (p, q) in enumerate(zip(logits(base, of).tolist(), logits(other, of).tolist(), strict=True)):
         log_p, log_q = definition.log_softmax(p), definition.log_softmax(q)
-        rows = {name: text_pass._tensor(reference, name)[place].tolist() for name in references.NAMES}
+        rows = {name: comparison._tensor(reference, name)[place].tolist() for name in references.NAMES}
         expected = definition.keep(log_p, 16, 8)
         assert rows["ids"] == expected.ids
         assert rows["logs"] == pytest.approx(expected.logs, abs=1e-5)
@@ -129,7 +129,7 @@ def test_the_torch_figures_are_those_of_the_definition(tiny_model: Tiny) -> None
 
 
 def test_tokens_are_drawn_as_often_as_the_reference_predicts_them() -> None:
-    keeper = text_pass.Keeper(texts.TextWindow("k", "d", (0, 1), 1), top=1, samples=20_000)
+    keeper = comparison.Keeper(texts.TextWindow("k", "d", (0, 1), 1), top=1, samples=20_000)
     logits = torch.tensor([[3.0, 1.0, 0.0, -1.0, -math.inf]])
     keeper(0, logits)
     counts = torch.frombuffer(bytearray(keeper.arrays({}).arrays["sampled"]), dtype=torch.int32).bincount(minlength=5)
