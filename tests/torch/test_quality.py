@@ -72,6 +72,21 @@ def exact(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (p.exp() * (p - q)).sum(-1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_sum_of_exponentials_is_that_of_float64(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks of any width, also where a block has only tokens that are impossible."""
+    logits = (torch.randn(5, 1000, generator=torch.Generator().manual_seed(0)) * 20).to(dtype)
+    logits[:, 300:420] = -torch.inf
+    exact = torch.logsumexp(logits.double(), dim=1, keepdim=True)
+    for block in (5, 5 * 7, 5 * 64, 5 * 1000):
+        monkeypatch.setattr(comparison, "SUM_BLOCK", {"cpu": block})
+        most, total = comparison.log_total(logits)
+        assert torch.equal(most, logits.amax(dim=1, keepdim=True).float())
+        torch.testing.assert_close(most.double() + total, exact, rtol=0, atol=1e-6)
+    logits[2, 7] = torch.nan
+    assert bool(comparison.log_total(logits)[1][2].isnan())
+
+
 def test_logits_of_blocks_are_those_of_the_whole_model(any_tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every family, with its own scaling and soft capping, in chunks and blocks that do not divide the length."""
     monkeypatch.setattr(text_pass, "CHUNK", 24)

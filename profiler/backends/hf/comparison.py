@@ -21,7 +21,8 @@ from profiler.results.quality import ALL, BLOCK, Block, columns
 from profiler.results.stats import percentile
 
 LOGITS_BYTES = 128 << 20  # of logits at a time, counted as fp32
-SUM_BLOCK = {"cpu": 1 << 19}  # logits of which the exponentials are summed at a time: 2 MiB stay in a core's cache
+SUM_BLOCK = {"cpu": 1 << 16}  # logits of which the exponentials are summed at a time: 256 KiB stay in a core's cache
+LEAST = -1e30  # largest logit of a block whose tokens are all impossible (−∞), so that differences stay numbers
 Rows = Callable[[int, torch.Tensor], None]  # takes the first position and the logits ``[rows, vocabulary]``
 
 
@@ -40,14 +41,19 @@ class PositionFigures:
 def log_total(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The largest logit of each row ``[rows, 1]``, and log Σ exp(logit − largest) in float64 ``[rows, 1]``.
 
-    The sum is over blocks of the vocabulary: a copy of all logits would take longer to allocate than to compute.
+    The sum is over blocks of the vocabulary, each relative to its own largest logit, so that logits are read once and
+    converted to float32 in a core's cache. A copy of all of them would take longer to allocate than to compute.
     """
-    most = logits.amax(dim=-1, keepdim=True).float()
     width = max(1, SUM_BLOCK.get(logits.device.type, logits.numel()) // len(logits))
-    parts = [
-        (part.float() - most).exp_().sum(dim=-1, keepdim=True).double() for part in torch.split(logits, width, dim=1)
-    ]
-    return most, torch.cat(parts, dim=1).sum(dim=1, keepdim=True).log()
+    tops, sums = [], []
+    for part in torch.split(logits, width, dim=1):
+        part = part.float()
+        top = part.amax(dim=-1, keepdim=True).clamp_(min=LEAST)
+        tops.append(top)
+        sums.append((part - top).exp_().sum(dim=-1, keepdim=True).double())
+    top = torch.cat(tops, dim=1)
+    most = top.amax(dim=1, keepdim=True)
+    return most, (torch.cat(sums, dim=1) * (top - most).double().exp()).sum(dim=1, keepdim=True).log()
 
 
 def log_probabilities(
