@@ -1,9 +1,9 @@
 """What differs between the versions of the libraries that we support, in one place.
 
-The test suite was run with the newest versions in ``TESTED``, and with transformers 5.23 and torch 2.13. With the oldest
-ones, all of them in one environment, the decode step was tested against transformers' own, and rows were measured in
-several quantizations. Others that can be installed are used too, with a caution on their rows, because they may compute
-something else than the predictions and the static decode step assume.
+The test suite was run with the newest versions in ``TESTED``, and with transformers 5.23 and torch 2.13. With the
+oldest ones, all of them in one environment, the decode step was tested against transformers' own, and rows were
+measured in several quantizations. Others that can be installed are used too, with a caution on their rows, because
+they may compute something else than the predictions and the static decode step assume.
 """
 
 from __future__ import annotations
