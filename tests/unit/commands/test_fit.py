@@ -233,6 +233,14 @@ def test_gpt_oss_has_the_bytes_of_the_published_files(model: str, gib: float) ->
     assert (row["weights_bytes"]["value"] + row["host_bytes"]["value"]) / GIB == pytest.approx(gib, abs=0.01)
 
 
+def test_a_mix_of_gpt_oss_is_said_not_to_be_what_publishers_call_so() -> None:
+    """They keep the experts in MXFP4, so that all their files have about the same size."""
+    mix, own = rows("gpt-oss-20b", "--on", "rtx 4090", "--engine", "llama.cpp", "-q", "q4_k_m,mxfp4")
+    said = "predicted as q4_k_m in every layer; published files of this name keep the experts in mxfp4"
+    assert f"{said}, which -q mxfp4 predicts" in mix["cautions"]
+    assert own["quant"] == "mxfp4" and own["weights_bytes"]["value"] < 0.8 * mix["weights_bytes"]["value"]
+
+
 def test_an_mlx_checkpoint_on_a_mac_is_predicted_in_mlx(tmp_path: Path) -> None:
     raw = hub.shipped_config("qwen3-8b") | {"quantization": {"bits": 4, "group_size": 64}}
     (tmp_path / "config.json").write_text(json.dumps(raw))
@@ -610,6 +618,9 @@ def test_a_mistake_is_one_clear_line(words: list[str], said: str) -> None:
         (["-q", "q4_k_m", "--engine", "transformers"], "--engine llama.cpp has it. Known: bf16, fp16,"),
         (["-q", "nvfp4", "--engine", "llama.cpp"], "--engine mlx or --engine vllm has it. "),
         (["-q", "nonsense"], "Known: bf16, fp16,"),
+        (["-q", "q4km"], "Did you mean q4_k_m, q5_k_m or q4_k_s? Known: bf16, fp16,"),
+        (["-q", "q1_0"], "Pass a GGUF file that is stored in it. Known: bf16, fp16,"),
+        (["-q", "q1_0", "--engine", "llama.cpp"], "Pass the file in place of the model, or choose one of f32,"),
         (["gemma-4-e2b", "-c", "256k"], "Use -c 131072."),
         (["--on", "vram=24"], "For example: --on vram=24,bandwidth=1008,bf16=165"),
     ],
