@@ -117,6 +117,10 @@ class TimedCase(Protocol):
     def threads(self) -> int | None:
         """CPU threads that the program used, once it has run."""
 
+    @property
+    def together(self) -> bool:
+        """Whether each repetition has both phases, so that one window of time is that of both."""
+
     def repeat(self, phase: Phase, count: int, most_s: float) -> Generator[Sequence[Sample], None, None]:
         """Repetitions of a phase, in groups as the program prints them. Closing the generator ends the program.
 

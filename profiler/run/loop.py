@@ -320,6 +320,9 @@ def measure_timed(session: TimedSession, case: Case, repeater: Repeater) -> Meas
     book = EnergyBook(session, repeater)
     run = session.begin(case)
     phases = {phase: _repeat_timed(phase, run, session, effort) for phase in PHASES}
+    if run.together:
+        before, after = phases["prefill"].before, phases["decode"].after
+        phases = {phase: replace(measured, before=before, after=after) for phase, measured in phases.items()}
     if effort.energy:
         for phase, measured in phases.items():
             _enter_window(book, phase, run, measured)

@@ -71,7 +71,7 @@ BACKEND = Backend(
     kinds=("cpu", "cuda"),
     versions=lambda: build.find().versions(),
     quality="profiler.backends.llama_cpp.quality",
-    has_cpu_time=lambda case: case.batch == 1,  # llama-batched-bench does not say where decode begins
+    has_cpu_time=lambda case: case.batch == 1,  # of others, prefill and decode share one
     find_build=build.installed,
     build_command=build.BUILD_COMMAND,
     complete=_complete,

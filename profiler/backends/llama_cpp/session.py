@@ -313,11 +313,13 @@ class LlamaCase:
         """The prefill and the decode of each line; the first pair is a warm-up."""
         case, rounds = self._case, 1 + max(count, MAX_LINES * 5)
         program = self._session.start(self._session.command(case, phase, 1, rounds))
-        done = 0
+        done, before = 0, None
         try:
             for line in program.lines():
                 if not line.is_result or (row := _batched_row(line.text)) is None:
+                    before = line if done == 0 else before
                     continue
+                cores, before = _cores(before, line), line
                 self._row = row
                 if (row["pp"], row["tg"], row["pl"]) != (case.context, case.steps, case.batch):
                     raise ShapeMismatch(f"{builds.BATCHED} measured {row}")
@@ -328,10 +330,18 @@ class LlamaCase:
                         "prefill",
                         row["t_pp"],
                         case.batch * case.context,
+                        cpu_s=cores and cores * row["t_pp"],
                         warmup=warm,
                         ended_s=line.at_s - row["t_tg"],
                     ),
-                    Sample("decode", row["t_tg"], case.batch * case.steps, warmup=warm, ended_s=line.at_s),
+                    Sample(
+                        "decode",
+                        row["t_tg"],
+                        case.batch * case.steps,
+                        cpu_s=cores and cores * row["t_tg"],
+                        warmup=warm,
+                        ended_s=line.at_s,
+                    ),
                 )
                 done += 1
             program.end()
@@ -370,7 +380,12 @@ class LlamaCase:
     def threads(self) -> int | None:
         """CPU threads that the program says it used."""
         found = self._row.get("n_threads")
-        return found if isinstance(found, int) else None
+        return found if isinstance(found, int) else self._case.threads
+
+    @property
+    def together(self) -> bool:
+        """Whether llama-batched-bench measures the case: its lines have both phases."""
+        return not self._alone
 
     def path(self) -> DecodePath:
         """What computed: the devices that hold weights."""
@@ -403,6 +418,16 @@ def _confined() -> int | None:
 def _cpu_s(start: Started, end: Started | OutputLine) -> float | None:
     """CPU seconds between two lines."""
     return None if start.cpu_s is None or end.cpu_s is None else end.cpu_s - start.cpu_s
+
+
+def _cores(before: OutputLine | None, line: OutputLine) -> float | None:
+    """Cores that the program used on average between two lines of llama-batched-bench.
+
+    It does not say where decode begins, so the CPU time is divided between the phases by their seconds.
+    """
+    if before is None or before.cpu_s is None or line.cpu_s is None or line.at_s <= before.at_s:
+        return None
+    return (line.cpu_s - before.cpu_s) / (line.at_s - before.at_s)
 
 
 def _once_s(phase: Phase, starts: Sequence[Started]) -> float:

@@ -362,6 +362,21 @@ def test_a_repetition_has_the_cpu_time_of_the_program(sweep: Sweep, tmp_path: Pa
     assert row["decode"]["cpu_seconds"] == [None] * 2
 
 
+def test_the_cpu_time_of_several_sequences_is_divided_between_the_phases(sweep: Sweep, tmp_path: Path) -> None:
+    """llama-batched-bench prints one line for both, so a busy machine is noticed in both."""
+    cores = {}
+    for kind in ("spin", "sleep"):
+        folder = install(tmp_path / kind, "b9993", fault("run", kind, 0.3))
+        (row,) = sweep(folder, "-c", "128", "-n", "16", "-b", "2", "-r", "2", "--fresh")
+        shares = [
+            [spent / seconds for spent, seconds in zip(row[phase]["cpu_seconds"], row[phase]["seconds"], strict=True)]
+            for phase in ("prefill", "decode")
+        ]
+        assert shares[0] == pytest.approx(shares[1])
+        cores[kind] = min(shares[0])
+    assert 0 <= cores["sleep"] < cores["spin"] / 2 <= 0.6
+
+
 def test_a_copied_build_loads_its_own_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """cmake writes the absolute path of the original's libraries into the programs."""
     monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/lib")

@@ -9,6 +9,7 @@ import pytest
 from fakes.lab import make_case
 
 from profiler.backends.fake import FakeMeter, FakeWatcher
+from profiler.devices.base import Pressure
 from profiler.results.energy import RESOLVED_S
 from profiler.results.measurement import Memory, Phase, Sample
 from profiler.run.loop import measure_timed as measure
@@ -26,6 +27,7 @@ class Script:
         self.printed = 0  # repetitions of both phases
         self.closed = 0
         self.threads = 2
+        self.together = False
 
     def repeat(self, phase: Phase, count: int, most_s: float) -> Generator[Sequence[Sample], None, None]:
         self.asked.append((phase, count, most_s))
@@ -88,6 +90,29 @@ def test_a_warmup_that_fills_the_phase_is_its_only_repetition() -> None:
     assert measure(session(script), make_case(), Repeater(Effort(max_phase_s=100))).samples.seconds("decode") == [
         *[1.0] * MIN_REPS
     ]
+
+
+@pytest.mark.parametrize(("together", "busy"), [(True, ["prefill", "decode"]), (False, ["prefill"])])
+def test_a_decode_that_came_with_the_prefill_is_as_disturbed(
+    together: bool, busy: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads on two cores got 30% of their time; the decodes were printed while prefill was repeated."""
+
+    class Both(Script):
+        def repeat(self, phase: Phase, count: int, most_s: float) -> Generator[Sequence[Sample], None, None]:
+            seconds = {"prefill": 9.0, "decode": 1.0}[phase]
+            if phase == "prefill":
+                meter.work(30.0, 100.0)
+                meter.disturbances = Pressure(0.0, busy_s=60.0, own_s=18.0)
+            yield [Sample(phase, seconds, 8, cpu_s=0.6 * seconds, ended_s=meter.seconds)] * 3
+
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    meter = FakeMeter()
+    meter.disturbances = Pressure(0.0, busy_s=0.0, own_s=0.0)
+    script = Both(meter, [1.0])
+    script.together = together
+    row = measure(session(script), make_case(batch=2), Repeater(Effort(reps=3)))
+    assert [caution.code for caution in row.cautions if "busy" in caution.code] == [f"{phase}-busy" for phase in busy]
 
 
 def test_energy_is_that_of_further_repetitions_in_one_window() -> None:
