@@ -42,6 +42,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 STEAL = 8  # the column of /proc/stat, after the name
 
 MAX_WAIT = 0.1  # share of the CPU time we needed; if others took more, the figure is disturbed
+FULL_SHARE = 0.9  # of the CPU time of all cores: if less was used, a core was free
 # Others are blamed for a wait only if they worked for at least this part of it: our threads also wait for each other.
 MIN_BLAME = 0.5
 MAX_STALLED = 0.25  # share of the time in which other processes waited for a core, so that none was free for us
@@ -411,12 +412,18 @@ def run_delay_s() -> float | None:
 
 
 def disturbance(
-    before: Pressure, after: Pressure, waited_s: float, cpu_s: float, cores: int, stalls: bool = True
+    before: Pressure,
+    after: Pressure,
+    waited_s: float,
+    cpu_s: float,
+    cores: int,
+    stalls: bool = True,
+    needs: str = "we needed",
 ) -> Disturbance | None:
     """At most one disturbance on a machine with ``cores`` cores: the CPU time that we lacked, else what others did.
 
     Our threads used ``cpu_s`` and had no core for ``waited_s``, summed. ``stalls``: whether it counts that processes
-    waited for a core, whichever they were.
+    waited for a core, whichever they were. ``needs``: whose CPU time it was, in words.
     """
     wall = after.at_s - before.at_s
     stood = grown(before.throttled_s, after.throttled_s) or 0.0  # waiting for the quota is not caused by other work
@@ -426,7 +433,7 @@ def disturbance(
     others = others_s / wall if wall > 0 else 0.0
     lacked = waited_s / (waited_s + cpu_s) if waited_s else 0.0
     if lacked > MAX_WAIT and others_s >= waited_s * MIN_BLAME:
-        text = f"the CPU was busy: other processes took {lacked:.0%} of the CPU time we needed"
+        text = f"the CPU was busy: other processes took {lacked:.0%} of the CPU time {needs}"
         return Disturbance(text, lacked, others)
     stolen = grown(before.stolen_s, after.stolen_s)
     if wall > 0 and stolen is not None and stolen / (wall * cores) > MAX_STOLEN:

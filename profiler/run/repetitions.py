@@ -32,7 +32,7 @@ from math import ceil
 from typing import Any, Literal
 
 from profiler.backends.base import Beat
-from profiler.devices.base import Disturbance, Meter, Overview, Pressure, Watcher, disturbance, grown
+from profiler.devices.base import FULL_SHARE, Disturbance, Meter, Overview, Pressure, Watcher, disturbance, grown
 from profiler.results import stats
 from profiler.results.measurement import Caution, Phase, Sample
 from profiler.results.stats import summarize
@@ -58,7 +58,6 @@ Stop = Literal["precision", "reps", "cap", "time", "cold", "invalid"]
 # Share of the CPU time we needed. If others took more, the figure says how busy the machine was: threads wait for
 # each other after every operator, so one that lacks a core stops them all.
 BUSY_SHARE = 0.2
-FULL_SHARE = 0.9  # of the CPU time of all cores: if less was used, a core was free
 MIN_THROTTLED_SHARE = 0.02  # of the time; less may come from a thread that does no work for the phase
 PERIODS_TO_AVERAGE = 5  # quota periods per repetition: in fewer, it matters whether one starts with a full quota
 MIN_SWAP_BYTES = 16 * 1024**2  # any process that started long ago has less in swap
@@ -247,10 +246,7 @@ def _disturbances(phase: Phase, measured: Measured, cores: int, threads: int | N
     if all(sample.wait_s is None for sample in timed):
         waited_s = _missing_s(timed, before, after, cores, threads)
     if (other := disturbance(before, after, waited_s, cpu_s, cores)) is not None:
-        told = f"{phase}: {other.text}", _less_disturbed(other, cores, threads)
-        yield (
-            Caution(f"{phase}-busy", *told) if other.lacked > BUSY_SHARE else Caution(f"{phase}-cpu-pressure", *told)
-        )
+        yield disturbed_caution(phase, other, _less_disturbed(other, cores, threads))
     if throttled := _throttled(phase, measured):
         yield Caution(f"{phase}-throttled", throttled, "a larger CPU quota")
     if swapped := _swapped(phase, before, after):
@@ -258,6 +254,12 @@ def _disturbances(phase: Phase, measured: Measured, cores: int, threads: int | N
     if retries := grown(before.retries, after.retries):
         text = f"{phase}: GPU memory was full {retries:.0f} times, and freeing cached blocks slowed it down"
         yield Caution(f"{phase}-allocator-retries", text, SMALLER)
+
+
+def disturbed_caution(phase: Phase, other: Disturbance, helps: str) -> Caution:
+    """That other work disturbed a phase. If it took too much, the code withholds the figures (``stats.busy``)."""
+    code = "busy" if other.lacked > BUSY_SHARE else "cpu-pressure"
+    return Caution(f"{phase}-{code}", f"{phase}: {other.text}", helps)
 
 
 def overview_cautions(seen: Overview, device: str) -> list[Caution]:

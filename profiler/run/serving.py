@@ -44,12 +44,13 @@ from profiler.errors import StoreError
 from profiler.quality.tasks import hash_of
 from profiler.results import environment
 from profiler.results.cautions import cautions
-from profiler.results.measurement import Caution, Measurement, Memory, Repetitions, RunModel, Sample
+from profiler.results.measurement import PHASES, Caution, Measurement, Memory, Repetitions, RunModel, Sample
 from profiler.results.store import Store
 from profiler.results.validity import MAX_NUMBER
 from profiler.run import endpoint, tasks
 from profiler.run.endpoint import EndpointRequest, EndpointResult
 from profiler.run.prompts import OWN, Prompt
+from profiler.run.repetitions import disturbed_caution
 from profiler.run.served_model import KnownModel, ServedModels
 from profiler.units import printable, seconds_text
 
@@ -272,6 +273,8 @@ def server_cautions(result: EndpointResult) -> Iterator[Caution]:
         yield Caution("model-reloaded", again, "no other client on this server")
     if SHARE in (shared := result.use.unknown.get("host_peak_bytes", "")):
         yield Caution("shared-port", shared, "stopping all but one")
+    if (other := result.use.disturbance) is not None:
+        yield from (disturbed_caution(phase, other, "a quieter machine") for phase in PHASES)
     yield from _clocks(result)
     median = summary.itl.p50 if summary.itl else None
     if median and result.delay_s and result.delay_s > OUR_DELAY * median:

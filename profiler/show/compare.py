@@ -8,6 +8,7 @@ cannot give a p below 0.1 for three repetitions in each run, the usual number in
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -19,7 +20,7 @@ from profiler.results.measurement import PHASES, Measurement, Phase
 from profiler.results.redact import redact
 from profiler.results.tasks import TaskComparison
 from profiler.show import output as show_output
-from profiler.show.columns import TOO_NOISY, context_cell, figure, noisy_text, options_text, plain, quality_cell
+from profiler.show.columns import context_cell, figure, noisy_text, options_text, plain, quality_cell, why_incomparable
 from profiler.units import UNKNOWN, bytes_text, rate_text, significant
 
 FORMATS = (*show_output.FORMATS, "benchstat")
@@ -35,7 +36,7 @@ WORDS = {
 LEGEND = (
     "B ÷ A: ratio of the medians. interval: 95%, by Welch's t on the logarithms of the repetitions, including"
     " process-to-process variation. faster, slower: the interval excludes 1. too noisy: the repetitions differ too"
-    " much to compare. Two runs at different times can differ by more than this; profile gate detects regressions."
+    " much to compare; too few: there are two; busy: other processes held the CPU. Two runs at different times can differ by more than this; profile gate detects regressions."
 )
 WIDTH = 110  # of sentences, unless the terminal is narrower
 KL_LEGEND = (
@@ -150,8 +151,8 @@ def _lines(pair: ComparedCase) -> Iterator[tuple[str, ...]]:
     head = (_model(pair.a), plain(case.quant), context_cell(pair.a), f"{case.batch:,}")
     for phase, ratio in pair.rates.items():
         shown = (f"{phase} t/s", _rate(pair.a, phase), _rate(pair.b, phase))
-        if too_noisy(pair.a, pair.b, phase):
-            yield (*head, *shown, TOO_NOISY, "", "")
+        if (why := why_incomparable(pair.a, pair.b, phase)) is not None:
+            yield (*head, *shown, why, "", "")
             continue
         word = {None: UNKNOWN, False: "", True: WORDS["rate"][ratio.value > 1]}[ratio.significant]
         yield (*head, *shown, figure(ratio.value, ratio.relative_half), interval_text(ratio), word)
@@ -232,13 +233,15 @@ def _summary(found: Comparison) -> list[str]:
     lines = [""]
     for phase in PHASES:
         rated = [(pair, ratio) for pair in found.pairs if (ratio := pair.rates.get(phase)) is not None]
-        ratios = [ratio for pair, ratio in rated if not too_noisy(pair.a, pair.b, phase)]
+        reasons = [why_incomparable(pair.a, pair.b, phase) for pair, _ in rated]
+        ratios = [ratio for (_, ratio), why in zip(rated, reasons, strict=True) if why is None]
         if not ratios:
             continue
         mean = math.exp(math.fsum(math.log(ratio.value) for ratio in ratios) / len(ratios))
         tested = [ratio.significant for ratio in ratios if ratio.significant is not None]
         cases = f"{len(ratios):,} case{'s' * (len(ratios) != 1)}"
-        cases += f", without {len(rated) - len(ratios):,} too noisy" if len(ratios) < len(rated) else ""
+        left = (f"{count:,} {why}" for why, count in Counter(filter(None, reasons)).items())
+        cases += f", without {' and '.join(left)}" if len(ratios) < len(rated) else ""
         words = f"{phase}: geometric mean of B ÷ A {significant(mean, 4)}, {cases}"
         if len(tested) > 1:
             words += f", {sum(tested):,} differ"

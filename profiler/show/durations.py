@@ -15,15 +15,15 @@ from profiler.units import UNKNOWN, seconds_text
 
 PARTS = ("start", "load", "warm-up", *PHASES, "other", "store")
 FORMATS = (*output.FORMATS,)
-DROPPED = ("store", "other", "start")  # by a terminal that is too narrow
+DROPPED = ("store", "start", "load")  # by a terminal that is too narrow, after what took no time in any case
 
 
 def render(measurements: Sequence[Measurement], finished_at: str | None, form: str) -> str:
     """A row per case that this run measured, and their sum, in a format of ``FORMATS``.
 
     start: starting the worker and its libraries · load: the model · warm-up, prefill, decode: their repetitions ·
-    other: inputs, memory, checks · store: from the arrival of the row until the next case was sent. Raises
-    ProfileError for another format.
+    other: inputs, memory, checks, and what an engine's programs take beside their repetitions · store: from the
+    arrival of the row until the next case was sent. Raises ProfileError for another format.
     """
     if form not in FORMATS:
         raise ProfileError(f"--time has no format {form}", f"Use one of {', '.join(FORMATS)}.")
@@ -34,7 +34,8 @@ def render(measurements: Sequence[Measurement], finished_at: str | None, form: s
     if rows:
         total = {name: sum(row[name] or 0.0 for row in rows) for name in ("total", *PARTS)}
         rows.append(dict.fromkeys(("model", "quant", "context", "batch")) | {"model": "all cases"} | total)
-    return output.render(rows, _cells, form, DROPPED)
+    idle = tuple(name for name in PARTS if rows and not any(row[name] for row in rows))
+    return output.render(rows, _cells, form, (*idle, *DROPPED))
 
 
 def _row(row: Measurement, after: Measurement | None) -> dict[str, Any]:

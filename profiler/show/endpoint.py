@@ -13,6 +13,7 @@ from profiler.run.endpoint import EndpointResult
 from profiler.run.serving import MeasuredResult, load_s, users_at_slo
 from profiler.run.tasks import row as tasks_row
 from profiler.show.answers import verdict_text
+from profiler.show.columns import BUSY, noisy_word
 from profiler.show.notes import FIGURE, ranged
 from profiler.show.output import MAX_NOTES, rendered
 from profiler.show.report.blocks import Head, Listing, Page, PageBlock, Section, Table, muted
@@ -45,30 +46,31 @@ def page(measured: Sequence[MeasuredResult]) -> Page:
         summary.append("the same prompt each time: TTFT with the prefix cache")
     sections: list[Section] = []
     for name in dict.fromkeys(result.model.name for result in results):
-        here = [result for result in results if result.model.name == name]
+        mine = [each for each in measured if each.result.model.name == name]
+        here = [each.result for each in mine]
         notes = _Notes()
-        tables: list[PageBlock] = [_table(group, notes) for group in _grouped(here)]
-        reached = _reached([each for each in measured if each.result.model.name == name])
+        tables: list[PageBlock] = [_table(group, notes) for group in _grouped(mine)]
+        reached = _reached(mine)
         tables += [*_solved(here), *_languages(here)]
         blocks = (*tables, *notes.blocks(), *reached, *_judged(here), *_users(here))
         sections.append(Section(f"model-{len(sections)}", title(here[-1]), blocks))
     last = sections[-1]
-    more = (*_models_compared(measured), muted(_legend(results)))
+    more = (*_models_compared(measured), muted(_legend(measured)))
     sections[-1] = Section(last.anchor, last.title, (*last.blocks, *more))
     return Page(f"{server.title} at {printable(server.root, 60)}", tuple(summary), tuple(sections))
 
 
-def _grouped(results: Iterable[EndpointResult]) -> list[list[EndpointResult]]:
+def _grouped(measured: Iterable[MeasuredResult]) -> list[list[MeasuredResult]]:
     """Conversations apart from single prompts, since their tables have another column; each in its order."""
-    groups: dict[str | None, list[EndpointResult]] = {}
-    for result in results:
-        groups.setdefault(result.prompt.conversation, []).append(result)
+    groups: dict[str | None, list[MeasuredResult]] = {}
+    for each in measured:
+        groups.setdefault(each.result.prompt.conversation, []).append(each)
     return list(groups.values())
 
 
-def _table(results: Sequence[EndpointResult], notes: _Notes) -> Table:
-    rows = tuple(_cells(result, notes) for result in results)
-    return Table(tuple(Head(head, right=head != "notes") for head in _heads(results[0])), rows)
+def _table(measured: Sequence[MeasuredResult], notes: _Notes) -> Table:
+    rows = tuple(_cells(each, notes) for each in measured)
+    return Table(tuple(Head(head, right=head != "notes") for head in _heads(measured[0].result)), rows)
 
 
 def _solved(results: Sequence[EndpointResult]) -> list[PageBlock]:
@@ -154,9 +156,9 @@ def _reached(measured: Sequence[MeasuredResult]) -> list[PageBlock]:
 def _of_phase(row: Measurement, phase: Phase) -> tuple[str, str, str]:
     """Measured and predicted rate, and the share of the ceiling."""
     rate, predicted = stats.rate(row, phase), (stats.predicted(row) or {}).get(f"{phase}_tps")
-    share = (stats.ceiling(row) or {}).get(f"{phase}_fraction")
+    share = None if rate is None or rate.wide else (stats.ceiling(row) or {}).get(f"{phase}_fraction")
     return (
-        rate_text(None if rate is None else rate.median),
+        noisy_word(rate) if rate is not None and rate.wide else rate_text(None if rate is None else rate.median),
         UNKNOWN
         if predicted is None
         else f"{rate_text(predicted['value'])} ({rate_text(predicted['low'])}–{rate_text(predicted['high'])})",
@@ -230,24 +232,33 @@ def _heads(result: EndpointResult) -> tuple[str, ...]:
     return ("prompt", "n", "TTFT s", "prefill", "decode", "total", "ITL ms", last, "notes")
 
 
-def _cells(result: EndpointResult, notes: _Notes) -> tuple[str, ...]:
-    summary = result.summary
+def _cells(measured: MeasuredResult, notes: _Notes) -> tuple[str, ...]:
+    result, row = measured.result, measured.row
+    summary, withheld = result.summary, _withheld(row)
+    busy = BUSY if BUSY in withheld.values() else None
     if result.prompt.conversation:
         cached = percentiles(each.cached_tokens for each in result.exchanges if each.failure is None)
         last = UNKNOWN if cached is None else f"{cached.p50:,.0f}"
     else:
         last = _rate(summary.characters_per_s) if result.slo is None else rate_text(summary.goodput_per_s)
+        last = busy or last
     return (
         _prompt(result),
         str(result.streams),
-        _pair(summary.ttft, 1.0, "p95"),
-        _rate(summary.prefill_tps),
-        _rate(summary.decode_tps),
-        rate_text(summary.total_tps),
-        _pair(summary.itl, 1000.0, "p99"),
+        busy or _pair(summary.ttft, 1.0, "p95"),
+        withheld.get("prefill") or _rate(summary.prefill_tps),
+        withheld.get("decode") or _rate(summary.decode_tps),
+        busy or rate_text(summary.total_tps),
+        busy or _pair(summary.itl, 1000.0, "p99"),
         last,
         notes.marks(result.failure, result.cautions),
     )
+
+
+def _withheld(row: Measurement) -> dict[Phase, str]:
+    """The phases whose rates cannot be compared, each with the word that other tables have for it."""
+    rates = {phase: stats.rate(row, phase) for phase in PHASES}
+    return {phase: noisy_word(rate) for phase, rate in rates.items() if rate is not None and rate.wide}
 
 
 def _prompt(result: EndpointResult) -> str:
@@ -266,11 +277,18 @@ def _rate(value: Percentiles | None) -> str:
     return rate_text(None if value is None else value.p50)
 
 
-def _legend(results: Sequence[EndpointResult]) -> str:
+def _legend(measured: Sequence[MeasuredResult]) -> str:
+    results = [each.result for each in measured]
     text = (
         "n: requests at a time. TTFT: p50/p95, ITL: p50/p99. prefill, decode and total are tokens/s by the server's "
         "own count: decode of one stream, total of all streams by wall time."
     )
+    words = dict.fromkeys(word for each in measured for word in _withheld(each.row).values())
+    if BUSY in words:
+        del words[BUSY]
+        text += f" {BUSY}: measured while other processes held the CPU; runs show has the range."
+    if words:
+        text += f" {' or '.join(words)}: the interval exceeds ±{stats.WIDE:.0%}; runs show has the range."
     if any(result.prompt.conversation for result in results):
         text += " cached: tokens of the prompt that the server had cached."
     counts = [len(result.tasks) for result in results if result.tasks]

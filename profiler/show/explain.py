@@ -119,13 +119,17 @@ def rows(found: Explanation, measured: Measurement | None) -> list[dict[str, Any
 
 
 def measured_s(measured: Measurement | None, phase: str) -> float | None:
-    """Measured seconds of a whole prefill, or of one decode step."""
-    name: Phase = "prefill" if phase == "prefill" else "decode"
+    """Measured seconds of a whole prefill, or of one decode step; None if other processes disturbed it too much."""
+    name = _phase(phase)
     rate = stats.rate(measured, name) if measured else None
-    if rate is None or measured is None:
+    if rate is None or measured is None or rate.busy:
         return None
     tokens = measured.case.batch * (measured.case.context if name == "prefill" else 1)
     return tokens / rate.median
+
+
+def _phase(name: str) -> Phase:
+    return "prefill" if name == "prefill" else "decode"
 
 
 def _others(stored: Sequence[Measurement], predicted: str) -> list[str]:
@@ -133,12 +137,13 @@ def _others(stored: Sequence[Measurement], predicted: str) -> list[str]:
     shipped = [row for row in stored if row.case.path == EAGER]
     lines = []
     for row in stored:
-        seconds = measured_s(row, "decode")
-        if row.case.path == predicted or seconds is None:
+        seconds, busy = measured_s(row, "decode"), stats.busy(row, "decode")
+        if row.case.path == predicted or (seconds is None and not busy):
             continue
+        took = "other processes held the CPU" if seconds is None else f"{seconds_text(seconds)} per step"
         about = columns.path_lines([*shipped, row]) if row.case.path != EAGER else []
         line = about[0] if about else f"{printable(row.case.label)} {row.case.path}"
-        lines.append(f"  {line}; {seconds_text(seconds)} per step")
+        lines.append(f"  {line}; {took}")
     return lines
 
 
@@ -157,6 +162,8 @@ def _heading(phase: PhaseParts, prediction: Prediction, measured: Measurement | 
     if own is not None:
         parts.append(f"{significant(own.tps.low, 2)}–{significant(own.tps.high, 2)} t/s, {own.seconds.basis_text}")
     seconds = measured_s(measured, phase.name)
+    if measured is not None and stats.busy(measured, _phase(phase.name)):
+        parts.append("measured, but not to be compared: other processes held the CPU")
     if seconds is None:
         return [" · ".join(parts)]
     gap = seconds / phase.predicted_s

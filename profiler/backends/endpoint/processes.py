@@ -21,7 +21,9 @@ from threading import Event, Thread
 from typing import Any
 from urllib.parse import urlsplit
 
+from profiler.backends.endpoint import contention
 from profiler.devices import nvml
+from profiler.devices.base import Disturbance
 from profiler.devices.cpu import Rapl, process_bytes
 from profiler.devices.cuda import Board
 from profiler.devices.sampler import Sampler
@@ -81,6 +83,7 @@ class ServerUse:
     elsewhere: bool = False  # whether the server is known to be on another machine
     energy: PhaseEnergy | None = None  # of all requests, prefill and decode together; its tokens are output tokens
     unknown: Mapping[str, str] = field(default_factory=dict)
+    disturbance: Disturbance | None = None  # by other processes that held the CPU, if there was any
 
     @property
     def consumption(self) -> Consumption | None:
@@ -324,6 +327,7 @@ class ServerWatch:
         self._root = root
         self._program: str | None = None
         self._memory: _Memory | None = None
+        self._cpu: contention.ServerCpu | None = None
         self._reason, self._elsewhere = ELSEWHERE, True
         self._no_energy: str | None = None
         self._samplers: dict[str, Sampler] = {}
@@ -341,15 +345,17 @@ class ServerWatch:
             return
         self._memory = _Memory(pids)
         self._watch_energy(self._memory)
+        self._cpu = contention.read(pids)
 
     def end(self, span: TimeSpan, requests: int, tokens: int | None, model_bytes: int | None) -> ServerUse:
         """What the server took in a case whose requests filled ``span``, on the clock of ``time.perf_counter``.
 
         ``tokens``: of all answers; ``model_bytes``: size of the model's file, where the server tells it.
         """
-        memory = self._memory
-        if memory is None:
+        memory, before = self._memory, self._cpu
+        if memory is None or before is None:
             return nothing_known(self._reason, self._elsewhere)
+        after = contention.read(memory.pids)
         memory.stop()
         host, (gpu, no_gpu) = memory.host_bytes, _gpu_bytes(memory)
         if host is None:
@@ -364,6 +370,7 @@ class ServerWatch:
             host_highest_bytes=max(host, _host_bytes(memory.pids, "VmHWM") or 0),  # the kernel counts in batches
             gpu_peak_bytes=gpu,
             unknown={} if no_gpu is None else {"gpu_peak_bytes": no_gpu},
+            disturbance=contention.found_between(before, after, os.cpu_count() or 1, on_host=gpu == 0),
         )
         return self._with_energy(use, span, requests, tokens)
 

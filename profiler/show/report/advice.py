@@ -24,6 +24,7 @@ from profiler.models import hub
 from profiler.results import stats
 from profiler.run.choice import LOSSLESS_BITS, READING_TPS, dense_size, loss, size_class
 from profiler.shell import Command, command
+from profiler.show.columns import noisy_word
 from profiler.show.report import ceiling, divergence, selection
 from profiler.show.report.blocks import Code, PageBlock, Section, Text, muted
 from profiler.show.report.memory import MapGrid, MapLine
@@ -257,7 +258,7 @@ def _prefill(best: CaseResult) -> str:
         return ""
     first = seconds_text(best.ttft.median)
     if best.prefill.wide:
-        return f"The first token takes {first}, but prefill was too noisy for a rate."
+        return f"Prefill has no rate ({noisy_word(best.prefill)}); the first token took {first}."
     return f"It processes a prompt at {selection.ranged(best.prefill)} t/s, so the first token takes {first}."
 
 

@@ -16,6 +16,7 @@ from profiler.case import Case
 from profiler.cost import engines
 from profiler.cost.prediction import LIMITS, Prediction
 from profiler.models.geometry import CacheBytes
+from profiler.registry import listed
 from profiler.results import measurement
 from profiler.results.measurement import Memory
 from profiler.show.columns import noisy_word, plain, ttft_cell
@@ -269,8 +270,8 @@ def _predicted(forecast: Forecast, line: MapLine, context: int, batch: int) -> M
 def _key() -> str:
     limits = "; ".join(f"{word} ({means})" for word, means in LIMITS.items())
     return (
-        "Decode in tokens per second. Framed and bold: measured; those with ? are too noisy: their repetitions differ"
-        " too much to compare. ~: predicted; the range below a prediction should hold nine cases in ten. fits: at"
+        "Decode in tokens per second. Framed and bold: measured; those with ? cannot be compared, because they are"
+        " busy, too noisy or too few, as the table of rates says. ~: predicted; the range below a prediction should hold nine cases in ten. fits: at"
         " least 5% and 512 MiB remain at the peak; tight: less than that; no: it needs more memory than there is."
         f" After the verdict comes what is predicted to limit decode: {limits}."
     )
@@ -294,7 +295,7 @@ def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> S
             )
         )
     else:
-        blocks.append(muted("There is no breakdown of memory, because no row has both its peak and its weights."))
+        blocks.append(muted(f"There is no breakdown of memory: {_why_undivided(machines)}."))
     blocks += _table(machines)
     return Section("memory", "How much memory does it take?", tuple(blocks))
 
@@ -316,6 +317,27 @@ def parts(memory: Memory) -> dict[str, int] | None:
         found["checkpoint, left mapped"] = memory.left_mapped_bytes
     rest = total - sum(found.values())
     return None if rest < 0 else found | {"working memory": rest}
+
+
+def _why_undivided(machines: Sequence[MachineRows]) -> str:
+    """Why no row has ``parts``."""
+    missing: dict[str, dict[str, None]] = {}  # by engine
+    for result in (each for machine in machines for each in machine.weighed):
+        memory = result.memory
+        figures = {
+            "weights": memory.weights_bytes,
+            "cache": memory.cache_bytes,
+            "framework": measurement.parts(memory).get("framework", memory.baseline_bytes),
+        }
+        unknown = [name for name, value in figures.items() if value is None]
+        missing.setdefault(result.engine, {}).update(dict.fromkeys(unknown))
+    told = [
+        f"rows of {engine} do not say how much of the peak is {listed(list(names), 'or')}" if names else ""
+        for engine, names in missing.items()
+    ]
+    if not told:
+        return "no row has a peak"
+    return "; ".join(filter(None, told)) or "the parts that are known exceed the peak"
 
 
 def _cache(memory: Memory, total: int) -> dict[str, int]:

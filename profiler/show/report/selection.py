@@ -21,6 +21,7 @@ from profiler.results.stats import MedianRange, Summary
 from profiler.show.columns import (
     BASES,
     SETTINGS,
+    Column,
     device_memory,
     device_title,
     figure,
@@ -36,8 +37,13 @@ from profiler.units import UNKNOWN
 _CASE = attrgetter(*IDENTITY)
 _SIZE = attrgetter("case.context", "case.batch", "case.steps")
 _SETTINGS = attrgetter(  # including the fields that ``SETTINGS`` show
-    "model", "model_id", "quant", "weights", "dtype", "device", "backend", "path", "fill", "steps", "options"
+    "model", "model_id", "quant", "weights", "dtype", "device", "backend", "path", "fill", "steps", "options", "threads"
 )
+NAMED = (  # settings that tell groups of one model and quantization apart
+    *SETTINGS,
+    Column("threads", lambda m: f"threads={m.case.threads}" if m.case.threads else UNKNOWN, 8, words="{}"),
+)
+ENGINE = ("backend", "server")  # settings that name the engine
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +61,7 @@ class CaseGroup:
     model: str = ""  # printable
     series: str = ""  # the quantization, and settings that distinguish the group from others of its model
     settings: str = ""  # the same without the prompt, which is not a setting
+    beside: str = ""  # the same without the engine
 
     @property
     def keys(self) -> tuple[str, str]:
@@ -367,24 +374,38 @@ def _name(groups: Collection[CaseGroup]) -> None:
     """Name the model and the series of each group.
 
     A series is named by the settings that distinguish rows of one model and quantization. A dtype that follows from
-    the quantization is left out.
+    the quantization is left out, and so is a number of steps that all rows with the same other settings share.
     """
     by_names: dict[tuple[str, str], list[CaseGroup]] = {}
     for group in groups:
         by_names.setdefault(group.names, []).append(group)
     distinguishing = [
         column
-        for column in SETTINGS
+        for column in NAMED
         if any(len({column.cell(group) for group in mine}) > 1 for mine in by_names.values())
     ]
+    cells = {group: {column: column.cell(group) for column in distinguishing} for group in groups}
+    steps: dict[tuple[str, ...], set[int]] = {}  # by everything else
+    for group in groups:
+        steps.setdefault(_but_steps(group, cells[group]), set()).add(group.case.steps)
     for group in groups:
         group.model, quant = (plain(name, 60) or "(no name)" for name in group.names)
-        cells = {column: column.cell(group) for column in distinguishing}
-        named = (c.words.format(cell) if c.title == "steps" else cell for c, cell in cells.items() if cell != UNKNOWN)
-        words = [word for word in dict.fromkeys([quant, group.case.server, *named]) if word]
+        several = len(steps[_but_steps(group, cells[group])]) > 1
+        named = {
+            column.title: column.words.format(cell) if column.title == "steps" else cell
+            for column, cell in cells[group].items()
+            if cell != UNKNOWN and (several or column.title != "steps")
+        }
+        words = [word for word in dict.fromkeys([quant, group.case.server, *named.values()]) if word]
         group.series = " ".join(words)
         prompt = group.case.prompt and plain(group.case.prompt)
         group.settings = " ".join(word for word in words if word != prompt)
+        apart = (word for title, word in named.items() if word and title not in ENGINE)
+        group.beside = " ".join(dict.fromkeys([quant, *apart]))
+
+
+def _but_steps(group: CaseGroup, cells: Mapping[Column, str]) -> tuple[str, ...]:
+    return (*group.names, *(cell for column, cell in cells.items() if column.title != "steps"))
 
 
 def _identity(row: Measurement) -> tuple[Any, ...]:

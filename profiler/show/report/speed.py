@@ -10,14 +10,14 @@ from profiler.registry import listed
 from profiler.results import comparison
 from profiler.results.measurement import PHASES, Measurement, Phase
 from profiler.show.columns import (
-    TOO_NOISY,
     context_cell,
-    plain,
+    noisy_word,
     rate_cell,
     ratio_text,
     reps_cell,
     token_cell,
     ttft_cell,
+    why_incomparable,
 )
 from profiler.show.report import charts, selection
 from profiler.show.report.blocks import MAX_ROWS, Chart, Figures, Head, PageBlock, Section, Table, muted
@@ -172,7 +172,7 @@ def _times(high: Measurement, low: Measurement) -> str:
     found = comparison.pair(low, high).rates.get("decode")
     if found is None:
         return UNKNOWN
-    return TOO_NOISY if comparison.too_noisy(low, high, "decode") else ratio_text(found)
+    return why_incomparable(low, high, "decode") or ratio_text(found)
 
 
 def _engines(machine: MachineRows, several: bool) -> list[PageBlock]:
@@ -205,14 +205,20 @@ def _sequence_tps(result: CaseResult) -> float:
 
 def _of_engine(result: CaseResult) -> tuple[str, ...]:
     return (
-        f"{result.engine} {plain(result.case.quant)}",
+        f"{result.engine} {result.group.beside}",
         f"{result.case.context:,}",
         f"{result.case.batch:,}",
-        rate_text(result.sequence_tps) if result.comparable else TOO_NOISY,
+        _comparable(result),
         UNKNOWN if not result.comparable or (share := result.shares.get("decode")) is None else f"{share:.0%}",
         ttft_cell(result.measurement),
         bytes_text(result.peak_bytes),
     )
+
+
+def _comparable(result: CaseResult) -> str:
+    """Decode of one sequence, or the word for why it cannot be compared."""
+    decode = None if result.comparable else result.decode
+    return rate_text(result.sequence_tps) if decode is None else noisy_word(decode)
 
 
 def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:

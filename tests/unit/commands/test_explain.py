@@ -77,6 +77,17 @@ def test_what_was_measured_here_stands_beside(store: Path) -> None:
     assert "measured" not in run(*words, "256").stdout
 
 
+def test_a_disturbed_measurement_is_said_to_be_one_and_not_compared(store: Path) -> None:
+    disturbed = Caution("decode-busy", "decode: the CPU was busy", "--fresh on a quieter machine")
+    keep(store, replace(measured(80.0), cautions=(disturbed,)))
+    words = ("explain", "gemma-3-270m", "-q", "fp32", "-c", "128", "--path", "eager")
+    (heading,) = [line for line in run(*words).stdout.splitlines() if line.startswith("decode, one step")]
+    assert heading.endswith("measured, but not to be compared: other processes held the CPU")
+    rows = json.loads(run(*words, "-o", "json").stdout)
+    assert {row["phase_measured_s"] for row in rows if row["phase"] == "decode"} == {None}
+    assert {row["phase_measured_s"] for row in rows if row["phase"] == "prefill"} == {1.0}
+
+
 @pytest.mark.parametrize("limits", [{}, {"cores": 0.5, "cpus": [0]}])
 def test_what_another_machine_or_limit_measured_does_not_stand_for_this_one(store: Path, limits: dict) -> None:
     keep(store, measured(decode_s=0.8), **({"limits": limits} if limits else {"cpu": {"title": "Other CPU"}}))

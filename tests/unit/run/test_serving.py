@@ -17,8 +17,9 @@ from profiler import devices
 from profiler.backends.endpoint import Arrival, processes, summarize
 from profiler.backends.endpoint.client import KEY, run
 from profiler.case import UNSTATED
+from profiler.commands.accuracy import disturbed
 from profiler.devices import target
-from profiler.devices.base import DeviceInfo
+from profiler.devices.base import DeviceInfo, Disturbance
 from profiler.errors import ProfileError
 from profiler.models import families, hub
 from profiler.results import reading, stats
@@ -29,6 +30,7 @@ from profiler.results.store import Store
 from profiler.run import endpoint, serving
 from profiler.run.endpoint import EndpointRequest, EndpointResult
 from profiler.show import columns
+from profiler.show import endpoint as show_endpoint
 
 ASKED = EndpointRequest(reps=3, tokens=16, timeout_s=5.0)
 QUICK = Script(first_s=0.02, gap_s=0.002)
@@ -397,3 +399,26 @@ def test_a_config_that_is_none_is_an_error_before_anything_is_sent(server: FakeS
     with pytest.raises(ProfileError, match="unknown model: nothing"):
         serving.ServedRows("nothing")
     assert not server.requests
+
+
+@pytest.mark.parametrize(("lacked", "withheld"), [(0.7, True), (0.12, False)])
+def test_other_work_on_the_servers_machine_counts_as_in_a_sweep(
+    server: FakeServer, lacked: float, withheld: bool
+) -> None:
+    result = timed(results(server)[0], 0.002)
+    other = Disturbance("the CPU was busy", lacked)
+    measured = serving.ServedRows().measured(replace(result, use=replace(result.use, disturbance=other)))
+    rates = [stats.rate(measured.row, phase) for phase in ("prefill", "decode")]
+    assert [rate is not None and rate.busy for rate in rates] == [withheld] * 2
+    assert disturbed(measured.row, "prefill_tps") and disturbed(measured.row, "decode_tps")
+    shown = show_endpoint.render([measured], "table")
+    assert (" busy " in shown, "busy: measured while" in shown) == (withheld, withheld)
+
+
+def test_two_requests_are_too_few_in_the_table_as_in_the_store(server: FakeServer) -> None:
+    result = results(server, reps=2)[0]
+    exchanges = tuple(timed(result, gap).exchanges[n] for n, gap in enumerate((0.002, 0.0026)))
+    measured = serving.ServedRows().measured(replace(result, exchanges=exchanges, summary=summarize(exchanges)))
+    assert columns.rate_cell(measured.row, "decode").startswith("too few: ")
+    shown = show_endpoint.render([measured], "table")
+    assert "  too few  " in shown and "too few: the interval exceeds ±50%" in " ".join(shown.split()), shown

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from fakes.nvml import FakeNvml
 from fakes.nvml.bench import Bench
 from fakes.nvml.control import HANG, UNKNOWN_ERROR
 
-from profiler.backends.endpoint import processes
+from profiler.backends.endpoint import contention, processes
+from profiler.backends.endpoint.contention import ServerCpu
 from profiler.backends.endpoint.processes import ELSEWHERE, ServerUse, ServerWatch, Untold, server_processes
 from profiler.devices import nvml
+from profiler.devices.base import Pressure
 from profiler.devices.cpu import Rapl
 from profiler.units import GIB
 
@@ -428,3 +430,42 @@ def test_a_machine_without_counters_says_so(
 ) -> None:
     monkeypatch.setattr(processes, "Rapl", lambda: Rapl(tmp_path))
     assert use(server().url).energy_unknown == "this machine has no energy counters of its CPU (RAPL)"
+
+
+# Other work on the CPU
+
+
+@pytest.mark.parametrize(
+    ("spent_s", "busy_s", "on_host", "lacked"),
+    [
+        ((3.0, 3.0, 0.1), 20.0, True, 0.7),  # two threads on two cores, and one that waits for requests
+        ((10.0, 9.5, 0.0), 20.0, True, None),  # all work was the server's
+        ((3.0, 3.0, 0.1), 12.0, True, None),  # a core was free: the server waited for something else
+        ((0.1, 0.1, 0.1), 20.0, True, None),  # it hardly computes: another machine does
+        ((3.0, 3.0, 0.1), 20.0, False, None),  # of a GPU, threads wait without spinning
+    ],
+)
+def test_a_server_that_spins_lacks_the_cpu_time_that_others_took(
+    spent_s: Sequence[float], busy_s: float, on_host: bool, lacked: float | None
+) -> None:
+    before = ServerCpu(Pressure(0.0, busy_s=0.0, own_s=0.0), {(1, n): 5.0 for n in range(3)})
+    after = ServerCpu(
+        Pressure(10.0, busy_s=busy_s, own_s=0.1), {(1, n): 5.0 + spent for n, spent in enumerate(spent_s)}
+    )
+    found = contention.found_between(before, after, 2, on_host)
+    assert (found and found.lacked) == (None if lacked is None else pytest.approx(lacked, abs=0.01))
+    assert found is None or found.text.endswith("70% of the CPU time the server needed")
+
+
+def test_a_kernel_that_counts_waits_is_believed_of_every_server() -> None:
+    before = ServerCpu(Pressure(0.0, busy_s=0.0, own_s=0.0), {(1, 1): 0.0}, {(1, 1): 1.0})
+    after = ServerCpu(Pressure(10.0, busy_s=15.0, own_s=0.0), {(1, 1): 6.0}, {(1, 1): 5.0})
+    found = contention.found_between(before, after, 2, on_host=False)
+    assert found is not None and found.lacked == pytest.approx(0.4)
+
+
+def test_the_threads_of_a_server_are_read_with_their_cpu_time(server: Callable[..., RealServer]) -> None:
+    real = server()
+    found = contention.read({real.pid, real.child, 2**22})  # the last one is no process
+    assert {pid for pid, _ in found.threads} == {real.pid, real.child}
+    assert found.pressure.own_s is not None
