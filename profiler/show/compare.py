@@ -20,7 +20,15 @@ from profiler.results.measurement import PHASES, Measurement, Phase
 from profiler.results.redact import redact
 from profiler.results.tasks import TaskComparison
 from profiler.show import output as show_output
-from profiler.show.columns import context_cell, figure, noisy_text, options_text, plain, quality_cell, why_incomparable
+from profiler.show.columns import (
+    context_cell,
+    figure,
+    noisy_text,
+    options_text,
+    plain,
+    quality_cell,
+    why_incomparable,
+)
 from profiler.units import UNKNOWN, bytes_text, rate_text, significant
 
 FORMATS = (*show_output.FORMATS, "benchstat")
@@ -36,7 +44,8 @@ WORDS = {
 LEGEND = (
     "B ÷ A: ratio of the medians. interval: 95%, by Welch's t on the logarithms of the repetitions, including"
     " process-to-process variation. faster, slower: the interval excludes 1. too noisy: the repetitions differ too"
-    " much to compare; too few: there are two; busy: other processes held the CPU. Two runs at different times can differ by more than this; profile gate detects regressions."
+    " much to compare; too few: there are two; busy: other processes held the CPU. Two runs at"
+    " different times can differ by more than this; profile gate detects regressions."
 )
 WIDTH = 110  # of sentences, unless the terminal is narrower
 KL_LEGEND = (

@@ -136,7 +136,7 @@ def _reached(measured: Sequence[MeasuredResult]) -> list[PageBlock]:
     good = [each for each in measured if each.row.outcome == "ok"]
     known = [each for each in good if stats.ceiling(each.row) or stats.predicted(each.row)]
     heads = ("prompt", "n", "decode", "predicted", "MBU", "prefill", "predicted", "MFU")
-    rows = tuple(
+    rows = [
         (
             _prompt(each.result),
             str(each.result.streams),
@@ -144,13 +144,19 @@ def _reached(measured: Sequence[MeasuredResult]) -> list[PageBlock]:
             *_of_phase(each.row, "prefill"),
         )
         for each in known
-    )
+    ]
     hardware = (measured[0].row.serving or {}).get("on")
     of = f"the ceiling in the data sheet of {hardware}" if hardware else "the device's measured ceiling"
     caption = f"What was predicted, and what was reached of {of} (MBU, MFU)"
-    blocks: list[PageBlock] = [Table(tuple(Head(head) for head in heads), rows, caption)] if rows else []
+    shown: Sequence[int] = range(len(heads))
+    shares = [n for n in shown if heads[n] in ("MBU", "MFU")]
+    if empty := all(row[n] == UNKNOWN for row in rows for n in shares):
+        caption, shown = "What was predicted", [n for n in shown if n not in shares]
+    table = tuple(tuple(row[n] for n in shown) for row in rows)
+    blocks: list[PageBlock] = [Table(tuple(Head(heads[n]) for n in shown), table, caption)] if rows else []
     reasons = dict.fromkeys((each.row.serving or {}).get("unknown", {}).get("decode_mbu") for each in good)
-    return blocks + [muted(f"MBU is unknown: {printable(reason, 200)}.") for reason in reasons if reason]
+    unknown = "MBU and MFU are unknown" if empty else "MBU is unknown"
+    return blocks + [muted(f"{unknown}: {printable(reason, 200)}.") for reason in reasons if reason]
 
 
 def _of_phase(row: Measurement, phase: Phase) -> tuple[str, str, str]:

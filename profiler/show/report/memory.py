@@ -271,7 +271,8 @@ def _key() -> str:
     limits = "; ".join(f"{word} ({means})" for word, means in LIMITS.items())
     return (
         "Decode in tokens per second. Framed and bold: measured; those with ? cannot be compared, because they are"
-        " busy, too noisy or too few, as the table of rates says. ~: predicted; the range below a prediction should hold nine cases in ten. fits: at"
+        " busy, too noisy or too few, as the table of rates says. ~: predicted; the range"
+        " below a prediction should hold nine cases in ten. fits: at"
         " least 5% and 512 MiB remain at the peak; tight: less than that; no: it needs more memory than there is."
         f" After the verdict comes what is predicted to limit decode: {limits}."
     )
@@ -324,10 +325,11 @@ def _why_undivided(machines: Sequence[MachineRows]) -> str:
     missing: dict[str, dict[str, None]] = {}  # by engine
     for result in (each for machine in machines for each in machine.weighed):
         memory = result.memory
+        framework = measurement.parts(memory).get("framework")
         figures = {
             "weights": memory.weights_bytes,
             "cache": memory.cache_bytes,
-            "framework": measurement.parts(memory).get("framework", memory.baseline_bytes),
+            "framework": memory.baseline_bytes if framework is None else framework,
         }
         unknown = [name for name, value in figures.items() if value is None]
         missing.setdefault(result.engine, {}).update(dict.fromkeys(unknown))

@@ -37,7 +37,18 @@ from profiler.units import UNKNOWN
 _CASE = attrgetter(*IDENTITY)
 _SIZE = attrgetter("case.context", "case.batch", "case.steps")
 _SETTINGS = attrgetter(  # including the fields that ``SETTINGS`` show
-    "model", "model_id", "quant", "weights", "dtype", "device", "backend", "path", "fill", "steps", "options", "threads"
+    "model",
+    "model_id",
+    "quant",
+    "weights",
+    "dtype",
+    "device",
+    "backend",
+    "path",
+    "fill",
+    "steps",
+    "options",
+    "threads",
 )
 NAMED = (  # settings that tell groups of one model and quantization apart
     *SETTINGS,

@@ -16,7 +16,7 @@ from fakes.reported import scored
 
 from profiler.case import Case
 from profiler.results import comparison
-from profiler.results.measurement import DecodePath, Measurement, Memory, Sample
+from profiler.results.measurement import Caution, DecodePath, Measurement, Memory, Sample
 from profiler.results.row import dumps, row
 from profiler.results.store import Store
 from profiler.show import compare
@@ -320,6 +320,10 @@ def test_repetitions_that_differ_too_much_have_no_ratio(profile: Any, runs: Any)
     line = next(line for line in out.splitlines() if "decode t/s" in line)
     assert line.split("decode t/s")[1].split() == ["too", "noisy:", "1.8–1,600", "4.9", "too", "noisy"]
     assert "decode: geometric mean" not in out
+    busy = replace(measured(), cautions=(Caution("decode-busy", "decode: the CPU was busy"),))
+    out = profile("compare", *runs([busy], [measured(slower=2.0)])).out
+    line = next(line for line in out.splitlines() if "decode t/s" in line)
+    assert line.split()[-1] == "busy" and "too noisy" not in line
 
 
 def test_a_long_page_shows_what_differs() -> None:

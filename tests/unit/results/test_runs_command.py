@@ -6,10 +6,12 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
+from profiler import console
 from profiler.commands.runs import runs
 from profiler.errors import NotFound, StoreError
 from profiler.results.measurement import SHARED_PREFILL, Caution, Sample
 from profiler.results.store import Store
+from profiler.show import durations
 
 
 @pytest.fixture
@@ -114,7 +116,7 @@ def test_runs_show_has_the_rows_in_the_order_of_the_grid(tmp_path, make, environ
     ]
 
 
-def test_where_the_time_of_each_case_went(tmp_path, make, environment):
+def test_where_the_time_of_each_case_went(tmp_path, make, environment, monkeypatch):
     """By parts that add up to the case; what follows until the next case is the store's."""
     path = tmp_path / "t.sqlite"
     warmup = Sample("prefill", 0.5, 128, warmup=True)
@@ -137,6 +139,13 @@ def test_where_the_time_of_each_case_went(tmp_path, make, environment):
         assert sum(parts) == pytest.approx(row["total"]) and row["prefill"] == pytest.approx(0.33)
     assert total["model"] == "all cases" and total["total"] == 15.0
     assert "all cases" in call(path, "show", "--time").stdout
+    monkeypatch.setattr(console, "width", lambda: 80)
+    shown = replace(first, load_s=None, samples=first.samples[1:])
+    heads = {}
+    for name, row in (("warm", first), ("cold", shown)):
+        heads[name] = durations.render([replace(row, case=replace(row.case, model="a" * 60))], None, "table")
+    assert " other" in heads["warm"] and " warm-up" in heads["warm"]
+    assert " other" in heads["cold"] and " warm-up" not in heads["cold"] and " load" not in heads["cold"]
     assert call(path, "show", "--time", "-o", "csv").stdout.startswith("model,quant,context,batch,total,start,load")
     refused = CliRunner().invoke(runs, ["--store", str(path), "show", "--time", "-o", "llama-bench"])
     assert "--time has no format llama-bench" in str(refused.exception.message)

@@ -359,6 +359,10 @@ def test_a_share_of_a_ceiling_is_claimed_only_of_the_device_that_has_the_model(
         return str(row.serving["unknown"]["decode_mbu"])
 
     assert unknown(2 << 30).startswith("this device was not calibrated")
+    use = replace(result.use, program="llama-server", gpu_peak_bytes=2 << 30, elsewhere=False)
+    shown = show_endpoint.render([serving.ServedRows().measured(replace(result, use=use))], "table")
+    assert "What was predicted\n" in shown and "MBU and MFU are unknown: this device was not calibrated" in shown
+    assert not {"MBU", "MFU"} & set(shown.partition("What was predicted")[2].splitlines()[1].split())
     assert unknown(50 << 20) == "part of the model is not on the GPU"
     assert unknown(None) == "it is not known which device the server uses; --on names one"
     here += [replace(gpu, name="cuda:1")]

@@ -8,7 +8,7 @@ from typing import Any
 from fakes.reported import ENVIRONMENT, measured
 
 from profiler.results import row as results_row
-from profiler.results.measurement import Measurement
+from profiler.results.measurement import Caution, Measurement
 from profiler.show.report import energy, speed
 from profiler.show.report.blocks import Table
 from profiler.show.report.page import page
@@ -41,6 +41,17 @@ def test_engines_that_ran_the_same_file_are_side_by_side_with_their_share_of_the
         ("llama-server b9100 q4_k_m", "512", "1", "10.0", "50%"),
         ("transformers bf16", "512", "1", "5.00", "50%"),
     ]
+
+
+def test_rows_of_one_engine_are_told_apart_and_a_busy_one_is_called_so() -> None:
+    busy = replace(measured(backend="llama.cpp", threads=1), cautions=(Caution("decode-busy", "decode: busy"),))
+    other = measured((9.0, 9.1, 8.9), backend="llama.cpp", options="kv=q8_0")
+    (shown,) = engines(busy, other, served(decode=(10.0, 10.1, 9.9), quant="bf16"))
+    assert {row[0]: row[3] for row in shown.rows} == {
+        "llama.cpp bf16 threads=1": "busy",
+        "llama.cpp bf16 kv=q8_0": "9.00",
+        "llama-server b9100 bf16": "10.0",
+    }
 
 
 def test_other_files_other_sizes_and_one_engine_alone_are_not_compared() -> None:

@@ -143,6 +143,15 @@ def test_parts_of_memory_sum_to_the_peak_or_are_not_shown():
     assert memory.parts(Memory()) is None
 
 
+def test_a_breakdown_that_is_missing_has_the_reason_that_is_true_of_its_rows():
+    llama = measured(backend="llama.cpp", memory=replace(MEMORY, baseline_bytes=None))
+    said = text(report_page.page([llama]))
+    assert "rows of llama.cpp do not say how much of the peak is framework." in said
+    assert "the parts that are known exceed the peak" in text(
+        report_page.page([measured(memory=replace(MEMORY, weights_bytes=9 * GIB))])
+    )
+
+
 def test_the_cache_is_shown_by_kind_of_layer_where_it_was_measured_so():
     split = {"growing_cache_bytes": GIB // 8, "window_cache_bytes": GIB // 8, "recurrent_bytes": 0}
     own = {"framework_bytes": GIB, "prefill_cache_bytes": GIB // 2, "prefill_activation_bytes": GIB}
@@ -399,6 +408,13 @@ def test_another_device_is_another_side_and_other_software_is_not():
 def test_a_setting_names_a_series_only_where_it_tells_rows_apart():
     (machine,) = machines([measured(), measured(path="graph"), measured(quant="nf4", dtype="fp32")])
     assert [result.series for result in machine.results] == ["bf16 eager", "bf16 graph", "nf4 eager"]
+
+
+def test_threads_tell_rows_apart_and_steps_only_where_they_do():
+    rows = [measured(threads=1), measured(), measured(quant="nf4", steps=16), measured(quant="nf4", steps=32)]
+    (machine,) = machines([*rows, measured(quant="int8", steps=64)])
+    found = [result.series for result in machine.results]
+    assert found == ["bf16 threads=1", "bf16", "nf4 16 steps", "nf4 32 steps", "int8"]
 
 
 def test_what_is_drawn_and_listed_of_many_rows_is_limited_and_the_page_says_so():
