@@ -15,7 +15,7 @@ from profiler import backends
 from profiler.case import PROMPT, SERVER, UNSTATED, Case
 from profiler.decode_path import EAGER
 from profiler.results import energy, quality, stats, tasks
-from profiler.results.comparison import Ratio, pair, ratio
+from profiler.results.comparison import Ratio, pair, ratio, too_noisy
 from profiler.results.measurement import PHASES, DecodePath, Measurement, Phase
 from profiler.results.redact import redact
 from profiler.results.stats import Summary
@@ -72,12 +72,6 @@ def noisy_word(summary: Summary) -> str:
     if summary.busy:
         return BUSY
     return TOO_FEW if summary.too_few else TOO_NOISY
-
-
-def why_incomparable(a: Measurement, b: Measurement, phase: Phase) -> str | None:
-    """The word for why the rates of two rows have no ratio; None if they have one. A busy machine comes first."""
-    words = [noisy_word(rate) for rate in (stats.rate(a, phase), stats.rate(b, phase)) if rate and rate.wide]
-    return BUSY if BUSY in words else TOO_NOISY if TOO_NOISY in words else next(iter(words), None)
 
 
 def ratio_text(ratio: Ratio, words: str = "") -> str:
@@ -431,11 +425,9 @@ def _gain(row: Measurement, eager: Measurement, path: DecodePath) -> list[str]:
     found = pair(eager, row).rates.get("decode")
     if found is None:
         return []
-    why = why_incomparable(eager, row, "decode")
-    if why == BUSY:
-        return [f"no ratio to {EAGER}: other processes held the CPU"]
-    if found.wide or why is not None:
-        return [f"no ratio to {EAGER}: the repetitions of the two differ too much to compare"]
+    if found.wide or too_noisy(eager, row, "decode"):
+        words = [noisy_word(rate) for rate in (stats.rate(eager, "decode"), stats.rate(row, "decode")) if rate]
+        return [f"no ratio to {EAGER}: the rates are {BUSY if BUSY in words else TOO_NOISY}"]
     parts = [f"decodes {ratio_text(found, f' as fast as {EAGER}')}"]
     if path.nodes_per_token is not None:
         ends = f" ({_saved(found.low)}–{_saved(found.high)})" if found.low and found.high else " (measured once)"

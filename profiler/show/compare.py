@@ -21,13 +21,15 @@ from profiler.results.redact import redact
 from profiler.results.tasks import TaskComparison
 from profiler.show import output as show_output
 from profiler.show.columns import (
+    BUSY,
+    TOO_NOISY,
     context_cell,
     figure,
     noisy_text,
+    noisy_word,
     options_text,
     plain,
     quality_cell,
-    why_incomparable,
 )
 from profiler.units import UNKNOWN, bytes_text, rate_text, significant
 
@@ -176,6 +178,12 @@ def _lines(pair: ComparedCase) -> Iterator[tuple[str, ...]]:
         yield (*head, "KL, nats", *sides, figure(kl.value, kl.relative_half), interval_text(kl), word)
     if pair.tasks is not None:
         yield (*head, *_tasks(pair.tasks))
+
+
+def why_incomparable(a: Measurement, b: Measurement, phase: Phase) -> str | None:
+    """The word for why the rates of two rows have no ratio; None if they have one. A busy machine comes first."""
+    words = [noisy_word(rate) for rate in (stats.rate(a, phase), stats.rate(b, phase)) if rate and rate.wide]
+    return BUSY if BUSY in words else TOO_NOISY if TOO_NOISY in words else next(iter(words), None)
 
 
 def _tasks(found: TaskComparison) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ from profiler.show.columns import (
     reps_cell,
     token_cell,
     ttft_cell,
-    why_incomparable,
 )
+from profiler.show.compare import why_incomparable
 from profiler.show.report import charts, selection
 from profiler.show.report.blocks import MAX_ROWS, Chart, Figures, Head, PageBlock, Section, Table, muted
 from profiler.show.report.selection import CaseResult, MachineRows
