@@ -62,6 +62,8 @@ def _arithmetic(rules: Rules, answer: str) -> str | None:
     if len(numbers) != 1:
         return f"the final line has {len(numbers)} numbers: {_short(said)}"
     (given,) = numbers
+    if "%" in said:
+        return f"{given} is a percentage"
     return None if given == _decimal(rules["number"]) else f"{given}, not {rules['number']}"
 
 

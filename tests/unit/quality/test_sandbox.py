@@ -85,7 +85,8 @@ def test_no_file_of_a_person_is_there(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("secret")
     for path in (secret, "/etc/passwd", "/etc/hostname", "/proc/self/environ", __file__, sandbox.__file__):
-        assert called("def f(path):\n    return open(path).read()", str(path)).raised[:1] == ("FileNotFoundError",), path
+        error = called("def f(path):\n    return open(path).read()", str(path))
+        assert error.raised[:1] == ("FileNotFoundError",), path
     home = "import os\ndef f(path):\n    return os.listdir(path) if os.path.exists(path) else []"
     python = os.path.realpath(sys.base_prefix)
     shown = called(home, str(Path.home())).value
@@ -138,7 +139,7 @@ def test_a_loop_ends_with_the_cpu_time() -> None:
 
 
 SLEEP = "import os, time\ndef f():\n    os.setsid()\n    time.sleep(99)"
-ESCAPE = SLEEP.replace("    time", "    ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\n    time").replace("os,", "ctypes, os,")
+ESCAPE = SLEEP.replace("    time", "    import ctypes\n    ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\n    time")
 
 
 @pytest.mark.parametrize("code", [SLEEP, ESCAPE], ids=["own session", "no signal at its parent's death"])
