@@ -165,8 +165,8 @@ def serve(asked: str, out: TextIO) -> None:
         try:
             _tell(out, {"value": function(*arguments)})
         except BaseException as error:
-            names = [each.__name__[:MAX_TEXT] for each in type(error).__mro__]
-            _tell(out, {"raised": names, "text": _words(error)})
+            classes = [each.__name__[:MAX_TEXT] for each in type(error).__mro__]
+            _tell(out, {"raised": classes, "text": _words(error)})
 
 
 def _tell(out: TextIO, said: dict[str, Any]) -> None:
