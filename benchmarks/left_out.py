@@ -13,8 +13,9 @@ from published_rows import Row
 
 COVER = 0.90
 KINDS = ("decode", "batch", "prefill")
-LIKE_OTHERS = 4.0  # devices of an engine whose errors weigh as much as those of all engines
-ONE_MORE = 1.0  # divided by the number of devices: how much wider an interval is because one more differs from all
+LIKE_OTHERS = 16.0  # devices of an engine whose errors weigh as much as those of all engines: least interval score
+REPETITIVE = 0.25  # a row of a device with n rows weighs n to the power of minus this
+LEAST_ERROR = 0.01  # log units
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,38 +144,39 @@ def spread(judged: Sequence[Judged], engine: str, kind: str, experts: bool) -> t
 
     The errors of all engines of the kind give the first estimate, those for such models the second, and those of the
     engine the last. Each moves the estimate before it as far as its number of devices allows, so an engine with few
-    devices keeps the width of the others, and an engine with many has its own.
+    devices keeps most of the width of the others, and an engine with many has its own; its range is never narrower
+    than its own errors. A new device may be off in either direction, so both ends are as far away.
     """
     levels: tuple[Callable[[Judged], bool], ...] = (
         lambda j: j.kind == kind,
         lambda j: (j.kind, j.row.experts) == (kind, experts),
         lambda j: (j.kind, j.row.experts, j.row.engine.name) == (kind, experts, engine),
     )
-    found = np.zeros(2)
+    found = own = 0.0
     for number, holds in enumerate(levels):
         entries = [each for each in judged if holds(each)]
         if entries:
-            ends, devices = quantiles(entries)
+            own, devices = largest_error(entries)
             share = devices / (devices + LIKE_OTHERS) if number else 1.0
-            found = share * ends + (1 - share) * found
-    low, high = found
-    return math.exp(min(low, -0.01)), math.exp(max(high, 0.01))
+            found = share * own + (1 - share) * found
+            found = max(found, own) if number == len(levels) - 1 else found
+    found = max(found, LEAST_ERROR)
+    return math.exp(-found), math.exp(found)
 
 
-def quantiles(entries: Sequence[Judged]) -> tuple[np.ndarray, float]:
-    """The 5% and 95% quantiles of the log of measured ÷ predicted seconds, and how many devices they rest on.
+def largest_error(entries: Sequence[Judged]) -> tuple[float, float]:
+    """How far 90% of the figures are off at most, as a log of seconds, and how many devices that rests on.
 
-    The weight of a device grows with the square root of its rows, and devices with little weight count less than one.
+    A device with more rows has more weight, but less for each, and devices with little weight count less than one.
     """
-    ratios = np.array([math.log(each.measured / each.predicted) for each in entries])
+    errors = np.array([abs(math.log(each.measured / each.predicted)) for each in entries])
     rows = Counter(each.row.target.name for each in entries)
-    weights = np.array([1 / math.sqrt(rows[each.row.target.name]) for each in entries])
-    order = np.argsort(ratios)
+    weights = np.array([rows[each.row.target.name] ** -REPETITIVE for each in entries])
+    order = np.argsort(errors)
     share = (np.cumsum(weights[order]) - weights[order] / 2) / weights.sum()
-    tail = (1 - COVER) / 2
-    devices = sum(math.sqrt(count) for count in rows.values()) ** 2 / sum(rows.values())
-    ends: np.ndarray = np.interp([tail, 1 - tail], share, ratios[order]) * (1 + ONE_MORE / devices)
-    return ends, devices
+    of_devices = np.array([count ** (1 - REPETITIVE) for count in rows.values()])
+    devices = of_devices.sum() ** 2 / (of_devices**2).sum()
+    return float(np.interp(COVER, share, errors[order])), float(devices)
 
 
 def _devices(row: Row) -> frozenset[str]:
