@@ -34,6 +34,11 @@ PLAIN = ("fp32", "bf16", "fp16", "f32", "f16")
 OF_CHECKPOINTS = ("int8", "fp8", "nvfp4", "int4")  # types that checkpoint weights are read like: ``Scheme.rate``
 MAX_BANDWIDTH_SHARE = 0.95  # of a data sheet's: refresh and turning the bus around take the rest
 SHORT_BLOCKS = ("q2_k", "q3_k", "q6_k", "iq2_xs", "iq2_s")  # a scale for every 16 weights; other types: 32 or more
+EXTRAS = {  # of ``Roofline``, their names in the file, and their values without an entry
+    "idle_rows": ("idle_rows", 0.0),
+    "expert_flops": ("experts", 1.0),
+    "state_token_s": ("state_token_s", 0.0),
+}
 AS_THEY_ARE = (*PLAIN, "cache", WIDE, "state")  # types that are multiplied without unpacking
 OTHERS = (*AS_THEY_ARE, *OF_CHECKPOINTS, "copy", *(name for name in TYPES if name not in PLAIN))
 
@@ -171,14 +176,7 @@ def rates(
     read_s[WIDE] = read_s["cache"]
     basis: Basis = own["basis"] if maker in own["fitted_on"] else "prior"
     return DataSheetRates(
-        roofline=Roofline(
-            read_s,
-            flop_s,
-            vector_s,
-            idle_rows=rule.value("idle_rows", 0.0),
-            expert_flops=rule.value("experts", 1.0),
-            state_token_s=rule.value("state_token_s", 0.0),
-        ),
+        roofline=Roofline(read_s, flop_s, vector_s, **{key: rule.value(*what) for key, what in EXTRAS.items()}),
         unpack_s={scheme: factor / target.bandwidth_bytes_s for scheme, factor in unpacking.items()},
         unpack_one_s={
             name: prior.unpack_one / target.bandwidth_bytes_s
