@@ -5,8 +5,9 @@
 A is ``profile sweep --quick`` over twelve cases. B is a plain script for each case: a process that imports
 transformers, loads the checkpoint, and runs prefill and decode once to warm up and three times for a figure. B has no
 saved cache and so prefills before every decode, while A repeats prefills for their own figure, once for cases that
-differ only in their steps. A repeats more often if its precision of 5% needs that, stores rows and checks memory.
-Aim: five times as fast.
+differ only in their steps. A repeats more often if its precision of 5% needs that, up to six times on a machine that
+is not quiet; ``--same-reps`` asks for three, as B has. A also stores rows and measures memory. Aim: five times as
+fast.
 
     python benchmarks/grid_cost.py --llama-cpp DIR --gguf FILE [--backend llama.cpp|hf] [--pairs 3]
 
@@ -198,6 +199,7 @@ def sweep_s(words: list[str], store: Path, options: argparse.Namespace) -> Spent
     """The time of one quick sweep into a new store; prints where it went. Every row must be ok."""
     command = [sys.executable, "-m", "profiler", "sweep", *words, "--quick", "-o", "jsonl"]
     command += ["--threads", str(options.threads), "--device", "cpu", "--store", str(store)]
+    command += ["-r", str(REPS)] if options.same_reps else []
     start = Spent.now()
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     spent = start.until_now()
@@ -239,6 +241,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--llama-cpp", type=Path, metavar="DIR", help="the folder of llama-bench")
     parser.add_argument("--backend", default="llama.cpp", help="that measures the file [default: %(default)s]")
     parser.add_argument("--pairs", type=int, default=3, help="pairs of A and B [default: %(default)s]")
+    parser.add_argument("--same-reps", action="store_true", help="A has the three repetitions of B")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads [default: %(default)s]")
     parser.add_argument("--scale", action="store_true", help="measure the cost per case by the number of cases")
     parser.add_argument("--cases", default="300,3000,10000", help="case counts for --scale [default: %(default)s]")

@@ -38,7 +38,12 @@ Rates = dict[str, list[float]]
 
 def main() -> None:
     options = arguments()
-    build.use(options.llama_cpp)
+    with build.using(options.llama_cpp):
+        compare(options)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Print the table, a line at a time."""
     found = build.find()
     print(f"{', '.join(found.versions().values())}; {options.threads} thread(s); -n {options.steps}\n")
     print(HEADER)

@@ -76,7 +76,7 @@ def cost(options: argparse.Namespace) -> int:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from profiler.backends.hf import text_pass
+    from profiler.backends.hf import comparison, text_pass
     from profiler.kernels.versions import with_cache
     from profiler.quality.texts import TextWindow
 
@@ -85,7 +85,7 @@ def cost(options: argparse.Namespace) -> int:
     vocabulary = model.config.get_text_config().vocab_size
     random_ids = torch.randint(vocabulary, (options.tokens,), generator=torch.Generator().manual_seed(0))
     window = TextWindow("random", "tokens", tuple(random_ids.tolist()), 1)
-    keeper = text_pass.Keeper(window)
+    keeper = comparison.Keeper(window)
 
     def quiet(text: str) -> None:
         pass
@@ -96,7 +96,7 @@ def cost(options: argparse.Namespace) -> int:
     kept = keeper.arrays({})
 
     def score() -> Any:
-        return text_pass.read_window(model, window.tokens, text_pass.Scorer(window, kept, model.device), quiet)
+        return text_pass.read_window(model, window.tokens, comparison.Scorer(window, kept, model.device), quiet)
 
     @torch.inference_mode()
     def prefill() -> None:

@@ -5,11 +5,12 @@ logarithm of measured ÷ plain, of the seconds of each phase and of the memory b
 case, that logarithm is the mean of a Gaussian process (Rasmussen & Williams 2006, algorithm 2.1). Its covariance says
 how alike two cases of an engine are: by quantization, model, batch and context.
 
-- Without rows of a similar case the mean is 0, which is the plain prediction. Few rows move it little, and a plain
-  prediction that was calibrated less than a guess.
+- Without rows of a similar case the mean is what rows of several models, quantizations and batches have in common; if
+  there are fewer, it is 0, which is the plain prediction. Few rows move it little, and a plain prediction that was
+  calibrated less than a guess.
 - Rows of a phase with a caution that doubts its figure teach nothing, and neither do rows that the others contradict:
-  the process predicts each row from all others, and leaves the worst one out as long as it is off by more than
-  ``MAX_ERROR`` times what is usual among them.
+  the process predicts each row from all others, and leaves the worst one out as long as it is off by a factor of more
+  than 2, and by more than ``MAX_ERROR`` times what is usual among them.
 - The interval is as wide as the rows' errors in predicting each other, and wider for cases that are less like them.
 
 Rows of another machine, device, driver or library version than now teach nothing, nor do those whose plain prediction
@@ -50,7 +51,9 @@ CONTEXT_DOUBLINGS = 30.0
 NOISE = 0.12  # standard deviation of a row's logarithm that is not the case's: processes and minutes differ
 MAX_SPREAD = 1.0  # of the logarithm before anything is learned: a factor of 5 either way in nine of ten cases
 MAX_ERROR = 3.0  # of a row that teaches, in standard deviations of what is usual: the usual limit for outliers
+DOUBTFUL = math.log(2)  # of a row's logarithm: a smaller error tells cases apart, and is no sign of a bad row
 PRIOR_ROWS = 4  # the assumption that the process describes the errors well weighs as much as so many rows
+MIN_GROUPS = 4  # of rows, to say what all cases of an engine have in common
 MIN_EXPLAINED = 0.25  # share of the variance that rows must explain to change a prediction
 MIN_LIKENESS = 0.3  # of a row to a case, to count among the rows from which its prediction is learned
 MAX_ROWS = 40  # rows of a phase that teach, the newest: the time to learn grows with their cube
@@ -115,19 +118,21 @@ class Process:
     def __init__(self, phase: str, lessons: Sequence[Lesson]) -> None:
         self._phase = phase
         self._kept = list(lessons)
-        self._spread = min(MAX_SPREAD, median(each.spread for each in lessons))
+        self._common, found = _common(lessons)
+        self._spread = min(MAX_SPREAD, max(found, median(each.spread for each in lessons)))
         self._noise = NOISE**2 + (self._spread / len(lessons)) ** 2  # the fewer rows, the less each of them says
         self._inverse = _inverse([[self._covariance(a, b) for b in lessons] for a in lessons])
         while True:
-            self._weights = [_dot(row, [each.ratio for each in self._kept]) for row in self._inverse]
+            self._weights = [_dot(row, [each.ratio - self._common for each in self._kept]) for row in self._inverse]
             errors = [
                 abs(w) / math.sqrt(row[n])
                 for n, (w, row) in enumerate(zip(self._weights, self._inverse, strict=True))
             ]
             usual = (median(errors) / MAD) ** 2
             self._scale = math.sqrt((PRIOR_ROWS + len(errors) * usual) / (PRIOR_ROWS + len(errors)))
-            worst = max(range(len(errors)), key=errors.__getitem__)
-            if len(errors) < PRIOR_ROWS or errors[worst] <= MAX_ERROR * self._scale:
+            doubtful = [n for n, w in enumerate(self._weights) if abs(w) > DOUBTFUL * self._inverse[n][n]]
+            worst = max(doubtful, key=errors.__getitem__, default=0)
+            if len(errors) < PRIOR_ROWS or not doubtful or errors[worst] <= MAX_ERROR * self._scale:
                 return
             self._leave_out(worst)
 
@@ -145,10 +150,10 @@ class Process:
         del self._kept[index]
 
     def correction(self, case: LearnedCase) -> Correction | None:
-        """What the rows say about a case; ``None`` if none of them is like it."""
+        """What the rows say about a case; ``None`` if none of them is like it and they have nothing in common."""
         shared = [self._spread**2 * case.likeness(each.case, self._phase) for each in self._kept]
         known = _dot(shared, [_dot(row, shared) for row in self._inverse]) / self._spread**2
-        return self._made(case, _dot(shared, self._weights), known)
+        return self._made(case, self._common + _dot(shared, self._weights), known)
 
     def of_others(self, lesson: Lesson) -> Correction | None:
         """What the other rows say about the case of one that taught, as if it had not been measured."""
@@ -161,14 +166,14 @@ class Process:
 
     def _made(self, case: LearnedCase, mean: float, known: float, without: Lesson | None = None) -> Correction | None:
         """The correction by the logarithm's ``mean``, of whose variance the rows explain the share ``known``."""
-        if known < MIN_EXPLAINED:
+        if known < MIN_EXPLAINED and not self._common:
             return None
         scale = known * self._scale + (1 - known)
         deviation = scale * math.sqrt(self._spread**2 * max(0.0, 1 - known) + NOISE**2)
         rows = sum(
             case.likeness(each.case, self._phase) >= MIN_LIKENESS for each in self._kept if each is not without
         )
-        return Correction(math.exp(mean), math.exp(Z_90 * deviation), max(1, rows))
+        return Correction(math.exp(mean), math.exp(Z_90 * deviation), rows or len(self._kept))
 
 
 class Learned:
@@ -365,6 +370,21 @@ def _lesson(key: str, case: LearnedCase, figure: Mapping[str, float], ratio: flo
     if not (0 < spread < math.inf and 0 < ratio < math.inf):
         raise ValueError("a figure without a range, or beyond all numbers")
     return Lesson(key, case, math.log(ratio), spread)
+
+
+def _common(lessons: Sequence[Lesson]) -> tuple[float, float]:
+    """The logarithm that all cases of an engine seem to have in common, and the standard deviation of rows around it.
+
+    Rows of one model, quantization and batch count once: many of them say little about other cases. Zeros if there
+    are too few such groups.
+    """
+    groups: dict[tuple[str, int, int], list[float]] = {}
+    for each in lessons:
+        groups.setdefault((each.case.quant, each.case.parameters, each.case.batch), []).append(each.ratio)
+    if len(groups) < MIN_GROUPS:
+        return 0.0, 0.0
+    common = median(median(ratios) for ratios in groups.values()) * len(groups) / (len(groups) + 1)
+    return common, median(abs(each.ratio - common) for each in lessons) / MAD
 
 
 def _is_harmless(code: str) -> bool:

@@ -22,6 +22,7 @@ from profiler.units import bytes_text, printable
 SHIPPED = "profile-text-2"  # a change of the texts is another set, with another name
 LICENSE = "Apache-2.0"
 OWN = "own"
+MIN_WINDOW_TOKENS = 64  # with fewer, nearly every token would be predicted without context
 DECODED_TOKENS = 64  # the last ones of a window of each kind, which decode steps read a second time
 MAX_FILE_BYTES, MAX_SET_BYTES, MAX_FILES = 4 << 20, 16 << 20, 1000  # the shipped set has 205 kB in 28 files
 
@@ -51,6 +52,11 @@ class TextSet:
             for part in (document.kind, document.name, document.text):
                 total.update(hashlib.sha256(part.encode("utf-8", "surrogatepass")).digest())
         return total.hexdigest()[:16]
+
+    def provenance(self, cut: Sequence[TextWindow]) -> dict[str, str]:
+        """What a row says of the set, read in the windows ``cut``: the hash of their tokens depends on the model."""
+        license = self.license or "the user's own"
+        return {"name": self.name, "license": license, "tokens_hash": tokens_hash(cut)}
 
 
 @cache

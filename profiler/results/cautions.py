@@ -74,12 +74,13 @@ def cautions(measurement: Measurement, medians: Medians | None = None) -> tuple[
     medians, stated = medians or stats.medians(measurement), measurement.samples.columns.keys()
     precise = measurement.asked.get("precision") is not None
     found = [*measurement.cautions]
+    varied = "tasks" in (measurement.serving or {})  # each request is another task, and they differ in length
     noted = measurement.stopped or "invalid" in stated or "warmup" in stated
     for phase, known in medians.items():
         if phase == "prefill" and measurement.serving and measurement.case.batch > 1:
             continue  # requests that wait for each other differ, and the figures of ``serving`` say by how much
         missed = precise and measurement.stopped.get(phase) in UNFINISHED
-        exact = known is None or (known.spread <= _unnoticed(known.n) and not missed)
+        exact = varied or known is None or (known.spread <= _unnoticed(known.n) and not missed)
         if noted or not exact:
             found += _of_phase(measurement, phase, exact)
     if precise:

@@ -26,6 +26,7 @@ Outcome = Literal["ok", "oom", "skipped", "failed", "timeout"]
 
 PLAIN = " on plain torch"
 SHARED_PREFILL = "shared-prefill"  # code of the caution: the prefill of another case, which is the same one
+SHARED_DECODE = "shared-decode"  # the same for the first decode steps of another case
 
 
 @dataclass(frozen=True, slots=True)

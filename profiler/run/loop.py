@@ -2,7 +2,7 @@
 
     prefill × (warm-ups + n) → save → (restore → decode) × (warm-ups + n) → release → one step for the peak
 
-In a quick look, cases that differ only in their decode steps share one prefill (``SharedPrefills``).
+In a quick look, cases that differ only in their decode steps share a measurement (``SharedPhases``).
 
 ``repetitions.Repeater`` runs a phase by its rules for warm-up and stopping; ``repetitions.Repetition`` times one. The
 device opens and closes every window (``devices.base.Meter.window``), so no caller can forget to synchronize. A
@@ -56,10 +56,11 @@ from profiler.backends.base import (
 )
 from profiler.case import Case
 from profiler.decode_path import EAGER
-from profiler.devices.base import Consumed, Meter, Peak, Unwatched, Watcher
+from profiler.devices.base import Consumed, Meter, Peak, Unwatched, Watcher, kind_of
 from profiler.results.energy import RESOLVED_S
 from profiler.results.measurement import (
     PHASES,
+    SHARED_DECODE,
     SHARED_PREFILL,
     Caution,
     Energy,
@@ -120,16 +121,27 @@ def step_footprint(meter: Meter, generation: Generation) -> Footprint:
 
 
 @dataclass(frozen=True, slots=True)
-class SharedPrefill:
-    """A prefill that was measured for one case, and is the same for cases that differ only in their decode steps."""
+class SharedPhases:
+    """What was measured for one case, and is the same for cases that differ only in their decode steps: the prefill,
+    and the first steps of a longer decode.
+    """
 
     steps: int  # decode steps of the case that it was measured for
-    measured: Measured
-    footprint: Footprint
+    prefill: Measured
+    footprint: Footprint  # of the prefill
+    decode: Measured
+
+    def first_steps(self, case: Case) -> Measured | None:
+        """Decode as if it had ended after the steps of ``case``; None if it was shorter, or if steps were timed on
+        a device's own clock, which does not count what the host does in between.
+        """
+        if case.steps > self.steps or not kind_of(case.device).is_host:
+            return None
+        return replace(self.decode, samples=tuple(_cut(sample, case) for sample in self.decode.samples))
 
 
-SharedPrefills = dict[Case, SharedPrefill]
-"""Prefills that one loaded model has run, by their case with one decode step."""
+KnownPhases = dict[Case, SharedPhases]
+"""What one loaded model has run, by its case with one decode step."""
 
 
 def memory_breakdown(info: ModelInfo, prefill: Footprint, decode: Footprint, after: CacheState) -> Memory:
@@ -250,10 +262,10 @@ class EnergyBook:
         )
 
 
-def measure(session: Session, case: Case, repeater: Repeater, prefills: SharedPrefills | None = None) -> Measurement:
+def measure(session: Session, case: Case, repeater: Repeater, known: KnownPhases | None = None) -> Measurement:
     """Measure one case on a loaded model. The caller adds the environment and the cost of loading to the row.
 
-    ``prefills``: what the model has prefilled before, which a quick look does not measure again.
+    ``known``: what was measured of the model before, which a quick look does not measure again.
 
     Raises ShapeMismatch if a phase did not process what the case specifies, and whatever the backend raises.
     """
@@ -265,7 +277,7 @@ def measure(session: Session, case: Case, repeater: Repeater, prefills: SharedPr
     decode_once = partial(_decode, meter, generation, case, repeater.beat)
     phases: dict[Phase, Measured] = {}
     prefill = Footprint(NO_PEAK, NO_PEAK, None)
-    shared = None if prefills is None else prefills.get(replace(case, steps=1))
+    shared = None if known is None else known.get(replace(case, steps=1))
     if case.fill == "synthetic":
         repeater.beat("fill")
         generation.fill()
@@ -273,23 +285,29 @@ def measure(session: Session, case: Case, repeater: Repeater, prefills: SharedPr
     elif shared is not None:
         repeater.beat("prefill for decode")
         prefill_once(UNWATCHED)
-        phases["prefill"], prefill = shared.measured, shared.footprint
+        phases["prefill"], prefill = shared.prefill, shared.footprint
     else:
         meter.reset_peak()
         phases["prefill"] = repeater.repeat("prefill", partial(prefill_once, session.watcher), meter)
         prefill = footprint(meter, generation)
         book.enter("prefill", phases["prefill"].samples, partial(prefill_once, UNWATCHED))
-        if prefills is not None:
-            prefills[replace(case, steps=1)] = SharedPrefill(case.steps, phases["prefill"], prefill)
     generation.save()
-    warm = partial(_few_steps, generation, case) if _is_brief(generation, repeater) else None
-    phases["decode"] = repeater.repeat("decode", partial(decode_once, session.watcher), meter, warm)
-    book.enter("decode", phases["decode"].samples, partial(decode_once, UNWATCHED))
+    decode_before = None if shared is None else shared.first_steps(case)
+    if decode_before is not None:
+        repeater.beat("decode once")
+        decode_once(UNWATCHED)
+        phases["decode"] = decode_before
+    else:
+        warm = partial(_few_steps, generation, case) if _is_brief(generation, repeater) else None
+        phases["decode"] = repeater.repeat("decode", partial(decode_once, session.watcher), meter, warm)
+        book.enter("decode", phases["decode"].samples, partial(decode_once, UNWATCHED))
+        if known is not None and case.fill != "synthetic":
+            known[replace(case, steps=1)] = SharedPhases(case.steps, phases["prefill"], prefill, phases["decode"])
     after = generation.cache()
     decode = step_footprint(meter, generation)
     info = session.info
     cautions = (*info.cautions, *generation.cautions(), *_disturbances(session, case, phases, info.threads))
-    cautions += _shared_cautions(shared)
+    cautions += () if shared is None else _shared_cautions(shared, decode_before is not None)
     row = _row(case, phases, cautions, book.energy)
     memory = memory_breakdown(info, prefill, decode, after)
     return replace(row, memory=memory, threads=info.threads, decode_path=generation.path())
@@ -374,11 +392,22 @@ def _few_steps(generation: Generation, case: Case) -> None:
         generation.step()
 
 
-def _shared_cautions(shared: SharedPrefill | None) -> tuple[Caution, ...]:
-    if shared is None:
-        return ()
+def _shared_cautions(shared: SharedPhases, decode: bool) -> tuple[Caution, ...]:
+    """What of the row is part of another row; ``decode``: the decode steps are, too."""
     text = f"prefill was measured once for all numbers of decode steps, in the case with {shared.steps}"
-    return (Caution(SHARED_PREFILL, text),)
+    found = (Caution(SHARED_PREFILL, text),)
+    if not decode:
+        return found
+    return (*found, Caution(SHARED_DECODE, f"decode was measured as the first steps of the case with {shared.steps}"))
+
+
+def _cut(sample: Sample, case: Case) -> Sample:
+    """A repetition of decode that ends after the steps of ``case``."""
+    steps = sample.step_s[: case.steps]
+    seconds = sum(steps)
+    share = seconds / sample.seconds if sample.seconds else 1.0
+    cpu, wait = (None if value is None else value * share for value in (sample.cpu_s, sample.wait_s))
+    return replace(sample, seconds=seconds, tokens=case.batch * case.steps, step_s=steps, cpu_s=cpu, wait_s=wait)
 
 
 def _check_length(generation: Generation, expected: int, phase: str) -> None:

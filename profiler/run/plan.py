@@ -74,7 +74,7 @@ def make(
         if task.reason is None:
             task = replace(task, reason=_obstacle(task, device, available_bytes))
         (planned if task.reason is None else skipped).append(task)
-    return SweepPlan(tuple(_by_load(planned)), tuple(skipped))
+    return SweepPlan(tuple(_by_load(planned, effort.quick)), tuple(skipped))
 
 
 def plan_case(task: Task, host: Target, effort: Effort, learned: Learned = NOTHING) -> Task:
@@ -88,9 +88,11 @@ def plan_case(task: Task, host: Target, effort: Effort, learned: Learned = NOTHI
     return replace(task, estimate=estimate, load_s=estimate.load_s.value, run_s=CASE_S + start + decode + scored)
 
 
-def size(case: Case) -> tuple[int, int, int]:
-    """Sort key within a load: by tokens in the cache, then by depth."""
-    return case.context * case.batch, case.context, case.steps
+def size(case: Case, quick: bool = False) -> tuple[int, int, int]:
+    """Sort key within a load: by tokens in the cache, then by depth. In a quick look, the case with most decode steps
+    comes before those that share its measurement.
+    """
+    return case.context * case.batch, case.context, -case.steps if quick else case.steps
 
 
 def _obstacle(task: Task, device: DeviceInfo, available_bytes: int) -> str | None:
@@ -122,10 +124,10 @@ def _too_large(predicted: CaseEstimate, available_bytes: int, device: DeviceInfo
     return f"{reason}; {predicted.left_plain}" if predicted.left_plain else reason
 
 
-def _by_load(tasks: list[Task]) -> list[Task]:
+def _by_load(tasks: list[Task], quick: bool) -> list[Task]:
     """Loads in the order of their first case, smallest cases first within each."""
     loads = {task.case.load_key: index for index, task in reversed(list(enumerate(tasks)))}
-    return sorted(tasks, key=lambda task: (loads[task.case.load_key], size(task.case)))
+    return sorted(tasks, key=lambda task: (loads[task.case.load_key], size(task.case, quick)))
 
 
 def _phase_s(once_s: float, effort: Effort) -> float:
@@ -156,7 +158,7 @@ def choose(plan: SweepPlan, budget_s: float) -> SweepPlan:
             continue
         left -= task.run_s
         kept.add(task.case)
-    tasks = [task for load in loads for task in sorted(load, key=lambda each: size(each.case)) if task.case in kept]
+    tasks = [task for load in loads for task in load if task.case in kept]
     return SweepPlan(tuple(tasks), tuple(skipped))
 
 

@@ -48,7 +48,7 @@ from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError
 from profiler.results.measurement import PHASES, Caution, Measurement, Memory, Outcome, Phase
 from profiler.run import quality
-from profiler.run.loop import SharedPrefills, largest, measure, measure_timed, peak_bytes
+from profiler.run.loop import KnownPhases, largest, measure, measure_timed, peak_bytes
 from profiler.run.protocol import MAX_REASON_CHARACTERS, LineBuffer, LoadCost, ProtocolError, encode, read_task
 from profiler.run.repetitions import Effort, Repeater
 from profiler.units import bytes_text, printable
@@ -240,7 +240,7 @@ def serve(tasks: Iterator[SentTask], wire: Wire) -> None:
     cost = LoadCost()
     measured: set[str] = set()  # keys of cases
     settled: set[Phase] = set()
-    prefills: SharedPrefills = {}
+    known: KnownPhases = {}
     failed: str | None = None  # why there is no reference for the quality
     for task, effort, max_memory_bytes in tasks:
         try:
@@ -254,7 +254,7 @@ def serve(tasks: Iterator[SentTask], wire: Wire) -> None:
                 row = agreement_row(session, task, effort.agreement, wire)
             else:
                 repeater = Repeater(effort, wire.beat, task.case.key in measured, settled)
-                row = with_load_cost(measure_with(session, task.case, repeater, prefills), cost)
+                row = with_load_cost(measure_with(session, task.case, repeater, known), cost)
                 row = quality.add(row, session, task.source, effort.quality, failed, wire.beat)
             measured.add(task.case.key)
             settled.update(phase for phase in PHASES if phase in row.stopped)
@@ -267,15 +267,13 @@ def serve(tasks: Iterator[SentTask], wire: Wire) -> None:
         session.close()
 
 
-def measure_with(
-    session: Session | TimedSession, case: Case, repeater: Repeater, prefills: SharedPrefills
-) -> Measurement:
-    """Measure a case with the loop that its backend needs. ``prefills``: those of this process, for a quick look."""
+def measure_with(session: Session | TimedSession, case: Case, repeater: Repeater, known: KnownPhases) -> Measurement:
+    """Measure a case with the loop that its backend needs. ``known``: what was measured before, for a quick look."""
     if backends.find(case.backend).times_itself:
         return measure_timed(cast(TimedSession, session), case, repeater)
     effort = repeater.effort
     shares = effort.quick and not effort.energy and not repeater.measured_before
-    return measure(cast(Session, session), case, repeater, prefills if shares else None)
+    return measure(cast(Session, session), case, repeater, known if shares else None)
 
 
 def agreement_row(session: Any, task: Task, wanted: Mapping[str, Any], wire: Wire) -> Measurement:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from profiler.errors import ProfileError
-from profiler.results.measurement import PHASES, SHARED_PREFILL, Measurement
+from profiler.results.measurement import PHASES, SHARED_DECODE, SHARED_PREFILL, Measurement
 from profiler.show import output
 from profiler.show.columns import plain
 from profiler.units import UNKNOWN, seconds_text
@@ -38,8 +38,9 @@ def render(measurements: Sequence[Measurement], finished_at: str | None, form: s
 
 
 def _row(row: Measurement, after: Measurement | None) -> dict[str, Any]:
-    shared = any(caution.code == SHARED_PREFILL for caution in row.cautions)  # its time is part of another case
-    ran = {phase: () if shared and phase == "prefill" else row.samples.record(phase) for phase in PHASES}
+    codes = {caution.code for caution in row.cautions}
+    shared = {"prefill": SHARED_PREFILL in codes, "decode": SHARED_DECODE in codes}  # their time is another case's
+    ran = {phase: () if shared[phase] else row.samples.record(phase) for phase in PHASES}
     warmup = sum(sample.seconds for samples in ran.values() for sample in samples if sample.warmup)
     timed: dict[str, Any] = {phase: sum(s.seconds for s in ran[phase] if not s.warmup) for phase in PHASES}
     load = row.load_s if row.start_s is not None else None

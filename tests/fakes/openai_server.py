@@ -79,6 +79,7 @@ class FakeServer:
         self.paths: list[tuple[str, dict[str, str]]] = []  # every path that was asked for, with its headers
         self.context = 8192
         self.get_status = 200
+        self.mute: tuple[str, ...] = ()  # paths that are not answered in time
         self.file_type: str | None = None  # as llama-server states it of its model
         self.described: Body = {}  # more of a model in the list of LM Studio or Ollama
         self.url = ""
@@ -121,6 +122,8 @@ class FakeServer:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         self.paths.append((request.path, dict(request.headers)))
+        if request.path in self.mute:
+            await asyncio.sleep(60)
         if request.method == "GET" and self.get_status != 200:
             headers = {"Location": "https://elsewhere.example/"}
             return web.json_response({"error": "not for you"}, status=self.get_status, headers=headers)

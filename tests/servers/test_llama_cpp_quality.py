@@ -14,7 +14,7 @@ import torch
 from fakes import checkpoints
 from fakes.reported import measured
 
-from profiler.backends.hf.text_pass import Keeper, Scorer
+from profiler.backends.hf.comparison import Keeper, Scorer
 from profiler.backends.llama_cpp import build
 from profiler.backends.llama_cpp.logits import LogitsReader
 from profiler.errors import ProfileError

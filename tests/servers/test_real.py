@@ -15,8 +15,10 @@ from fakes import checkpoints
 
 from profiler.backends.endpoint import DIFFERS
 from profiler.backends.endpoint.client import KEY, Client, run
+from profiler.quality import tasks
 from profiler.run import endpoint
 from profiler.run.endpoint import EndpointRequest, EndpointResult
+from profiler.run.tasks import scored
 from profiler.units import GIB
 from servers import launch
 
@@ -119,6 +121,22 @@ def test_the_memory_of_llama_server_is_that_of_its_process(llama_server: str) ->
     assert found.model.file_bytes < found.use.host_peak_bytes < found.model.file_bytes + 2 * GIB
     assert found.model.quant in ("Q4_1", "Q4_K_M")
     assert "/" not in found.model.shown
+
+
+@pytest.mark.slow
+def test_tasks_end_in_verdicts_that_a_second_run_repeats(llama_server: str) -> None:
+    """Greedy answers are the same again, and every checker understands what real models write."""
+    kinds = ("arithmetic", "format")
+    (first,), (second,) = (measure(llama_server, tasks=kinds, tokens=48) for _ in range(2))
+    assert (first.outcome, first.failure) == ("ok", None)
+    assert len(first.tasks) == len(tasks.chosen(kinds))
+    found = scored(first.tasks)
+    assert found.failed == 0 and found.answered == len(first.tasks)
+    cut = [exchange.finish == "length" for exchange in first.exchanges]
+    assert cut == [each.outcome == "cut" for each in first.tasks] and not all(cut)
+    assert all(each.reason for each in first.tasks if each.outcome != "passed")
+    assert [each.answer for each in first.exchanges] == [each.answer for each in second.exchanges]
+    assert [each.outcome for each in first.tasks] == [each.outcome for each in second.tasks]
 
 
 # transformers serve

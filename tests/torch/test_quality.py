@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from profiler.backends.hf import text_pass
+from profiler.backends.hf import comparison, text_pass
 from profiler.backends.hf.session import open_session
 from profiler.case import Case, Source
 from profiler.quality import definition, references, texts
@@ -49,15 +49,15 @@ def ids(of: texts.TextWindow) -> torch.Tensor:
 def kept_of(
     model: PreTrainedModel, of: texts.TextWindow, top: int = 128, samples: int = 64
 ) -> references.ReferenceArrays:
-    keeper = text_pass.Keeper(of, top, samples)
+    keeper = comparison.Keeper(of, top, samples)
     text_pass.read_window(model, of.tokens, keeper, nothing)
     return keeper.arrays({})
 
 
 def figures(
     model: PreTrainedModel, of: texts.TextWindow, reference: references.ReferenceArrays
-) -> text_pass.PositionFigures:
-    scorer = text_pass.Scorer(of, reference, torch.device("cpu"))
+) -> comparison.PositionFigures:
+    scorer = comparison.Scorer(of, reference, torch.device("cpu"))
     text_pass.read_window(model, of.tokens, scorer, nothing)
     return scorer.figures()
 
@@ -70,6 +70,21 @@ def logits(model: PreTrainedModel, of: texts.TextWindow) -> torch.Tensor:
 def exact(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     p, q = reference.log_softmax(-1), other.log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_sum_of_exponentials_is_that_of_float64(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks of any width, also where a block has only tokens that are impossible."""
+    logits = (torch.randn(5, 1000, generator=torch.Generator().manual_seed(0)) * 20).to(dtype)
+    logits[:, 300:420] = -torch.inf
+    exact = torch.logsumexp(logits.double(), dim=1, keepdim=True)
+    for block in (5, 5 * 7, 5 * 64, 5 * 1000):
+        monkeypatch.setattr(comparison, "SUM_BLOCK", {"cpu": block})
+        most, total = comparison.log_total(logits)
+        assert torch.equal(most, logits.amax(dim=1, keepdim=True).float())
+        torch.testing.assert_close(most.double() + total, exact, rtol=0, atol=1e-6)
+    logits[2, 7] = torch.nan
+    assert bool(comparison.log_total(logits)[1][2].isnan())
 
 
 def test_logits_of_blocks_are_those_of_the_whole_model(any_tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +126,7 @@ def test_the_torch_figures_are_those_of_the_definition(tiny_model: Tiny) -> None
     found = figures(other, of, reference)
     for place, (p, q) in enumerate(zip(logits(base, of).tolist(), logits(other, of).tolist(), strict=True)):
         log_p, log_q = definition.log_softmax(p), definition.log_softmax(q)
-        rows = {name: text_pass._tensor(reference, name)[place].tolist() for name in references.NAMES}
+        rows = {name: comparison._tensor(reference, name)[place].tolist() for name in references.NAMES}
         expected = definition.keep(log_p, 16, 8)
         assert rows["ids"] == expected.ids
         assert rows["logs"] == pytest.approx(expected.logs, abs=1e-5)
@@ -129,7 +144,7 @@ def test_the_torch_figures_are_those_of_the_definition(tiny_model: Tiny) -> None
 
 
 def test_tokens_are_drawn_as_often_as_the_reference_predicts_them() -> None:
-    keeper = text_pass.Keeper(texts.TextWindow("k", "d", (0, 1), 1), top=1, samples=20_000)
+    keeper = comparison.Keeper(texts.TextWindow("k", "d", (0, 1), 1), top=1, samples=20_000)
     logits = torch.tensor([[3.0, 1.0, 0.0, -1.0, -math.inf]])
     keeper(0, logits)
     counts = torch.frombuffer(bytearray(keeper.arrays({}).arrays["sampled"]), dtype=torch.int32).bincount(minlength=5)

@@ -158,9 +158,9 @@ async def recognise(client: Client, seconds: float = 5.0) -> Server:
         server = look(said, client)
         if server is not None:
             return server
-    refused = [failure for failure in failures if failure.kind in ("status", "redirect")]
-    if refused:
-        raise _no_server(client, refused[0])
+    told = [failure for failure in failures if failure.kind in ("status", "redirect", "timeout")]
+    if told:
+        raise _no_server(client, told[0])
     raise ProfileError(
         f"{printable(client.root)} answers, but not like a server of language models: it lists no models",
         "An OpenAI-compatible server has them at /v1/models.",

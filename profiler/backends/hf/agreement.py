@@ -21,7 +21,8 @@ import torch
 
 from profiler.backends.base import Beat
 from profiler.backends.hf import quality, text_pass
-from profiler.backends.hf.text_pass import Keeper, PositionFigures, Rows, Scorer
+from profiler.backends.hf.comparison import Keeper, PositionFigures, Rows, Scorer
+from profiler.backends.hf.memory import memory_errors
 from profiler.case import Case, Source
 from profiler.errors import ProfileError
 from profiler.quality.definition import DEFINITION
@@ -42,8 +43,6 @@ def measure(session: Any, case: Case, source: Source, wanted: Mapping[str, Any],
 
     Raises ProfileError, OutOfMemory.
     """
-    from profiler.backends.hf.session import memory_errors
-
     model, against = session.model, wanted["against"]
     cut = _texts(case, source, model) if against is None else _of_stored(against)
     if max(max(window.tokens) for window in cut) >= model.config.get_text_config().vocab_size:

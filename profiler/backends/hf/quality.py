@@ -13,7 +13,6 @@ same tokens.
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -31,21 +30,19 @@ import transformers
 from profiler import folders
 from profiler.backends.base import Beat
 from profiler.backends.hf import text_pass
-from profiler.backends.hf.text_pass import Keeper, PositionFigures, Scorer
+from profiler.backends.hf.comparison import DecodeFigures, Keeper, PositionFigures, Scorer, stored
+from profiler.backends.hf.memory import memory_errors
 from profiler.case import Case, Source
 from profiler.decode_path import EAGER
 from profiler.errors import ProfileError
 from profiler.foreign import MAX_TOKENIZER_BYTES, exists, read_bytes
 from profiler.models import families, hub
 from profiler.quality import references, texts
-from profiler.quality.definition import DEFINITION, ERRORS
+from profiler.quality.definition import DEFINITION
 from profiler.quality.placement import DISK_CHUNK, DTYPES, place
-from profiler.quality.texts import DECODED_TOKENS, TextWindow
-from profiler.results.quality import ALL, BLOCK, Block, columns
-from profiler.results.stats import percentile
+from profiler.quality.texts import TextWindow
 from profiler.units import printable
 
-MIN_WINDOW_TOKENS = 64  # with fewer, nearly every token would be predicted without context
 FIRST_TO_GO = "1000"  # oom_score_adj of a process whose weights do not fit: the kernel kills it before any other
 TOKENIZER = "tokenizer.json"
 BEAT, DONE = "beat ", "done"  # lines of the process that computes a reference
@@ -70,33 +67,27 @@ def prepare(case: Case, source: Source, wanted: Mapping[str, Any], beat: Beat) -
 
 def measure(session: Any, case: Case, source: Source, wanted: Mapping[str, Any], beat: Beat) -> dict[str, Any]:
     """The ``quality`` of a row of ``case``, whose model ``session`` holds. Raises ProfileError, OutOfMemory."""
-    from profiler.backends.hf.session import memory_errors
-
     model, cut = _reference(case, source, wanted), windows(case, source, wanted)
     names, reference = _ensured(model, cut, beat)
     known: dict[str, PositionFigures] = session.scored
-    decode = _Decode(case.path)
+    decode = DecodeFigures(case.path)
     started, found = time.monotonic(), []
     made: dict[str, Any] = {}
     for number, (window, name) in enumerate(zip(cut, names, strict=True), 1):
         beat(f"quality {number}/{len(cut)}")
-        first = window.kind not in decode.kinds and window.scored >= 2 * DECODED_TOKENS
-        if first or name not in known:
+        steps = decode.lacks(window)
+        if steps or name not in known:
             arrays = references.read(name)
             if arrays is None:
                 raise ProfileError("the reference was removed from the cache while it was used", "Try again.")
             with memory_errors():
-                known[name] = _scored(session.model, window, arrays, decode if first else None, beat)
+                known[name] = _scored(session.model, window, arrays, decode if steps else None, beat)
             made = made or dict(arrays.made)
         found.append((window, known[name]))
     made = made or _provenance(names)
     return stored(found, decode.content()) | {
         "definition": DEFINITION,
-        "text": {
-            "name": _set(wanted["text"]).name,
-            "hash": wanted["hash"],
-            "license": _set(wanted["text"]).license or "the user's own",
-        },
+        "text": {**_set(wanted["text"]).provenance(cut), "hash": wanted["hash"]},
         "reference": {
             "model": reference.case.model,
             "model_id": reference.case.model_id,
@@ -115,7 +106,7 @@ def _provenance(names: Sequence[str]) -> dict[str, Any]:
 
 
 def _scored(
-    model: Any, window: TextWindow, arrays: references.ReferenceArrays, decode: _Decode | None, beat: Beat
+    model: Any, window: TextWindow, arrays: references.ReferenceArrays, decode: DecodeFigures | None, beat: Beat
 ) -> PositionFigures:
     """Figures of a window read as a prompt; ``decode`` gets those of its last tokens, by both ways."""
     device = model.device
@@ -127,71 +118,6 @@ def _scored(
     ran, reason = text_pass.read_window(model, window.tokens, prompt, beat, steps, decode.path)
     decode.add(window.kind, steps.figures(), prompt.figures(), ran, reason)
     return prompt.figures()
-
-
-class _Decode:
-    """Sums over the tokens that were decoded step by step."""
-
-    def __init__(self, path: str) -> None:
-        self.path, self.kinds = path, set[str]()
-        self._ran = path
-        self._reason: str | None = None
-        self._sums = dict.fromkeys(("tokens", "kl", "same", "prompt_kl", "prompt_same"), 0.0)
-
-    def add(self, kind: str, steps: PositionFigures, prompt: PositionFigures, ran: str, reason: str | None) -> None:
-        """Count a window; ``prompt`` ends with the same positions as ``steps``."""
-        count = len(steps.kl)
-        self.kinds.add(kind)
-        self._ran, self._reason = ran, reason
-        summed = (steps.kl, steps.same, prompt.kl[-count:], prompt.same[-count:])
-        for name, value in zip(self._sums, [count, *(float(each.sum()) for each in summed)], strict=True):
-            self._sums[name] += value
-
-    def content(self) -> dict[str, Any]:
-        """Means over these tokens: by decode steps, and as a prompt."""
-        count = self._sums["tokens"]
-        if not count:
-            return {}
-        means = {name: value / count for name, value in self._sums.items() if name != "tokens"}
-        content = {"path": self._ran, "tokens": int(count), **means}
-        return {"decode": content | ({"reason": self._reason} if self._reason else {})}
-
-
-def stored(found: Sequence[tuple[TextWindow, PositionFigures]], decode: Mapping[str, Any]) -> dict[str, Any]:
-    """What a row stores of scored windows: sums over blocks, percentiles, and the error of what is kept."""
-    blocks: list[Block] = []
-    values: dict[str, list[float]] = {}
-    for window, figures in found:
-        values.setdefault(window.kind, []).extend(figures.kl.tolist())
-        for start in range(0, window.scored, BLOCK):
-            part = slice(start, start + BLOCK)
-            blocks.append(
-                Block(
-                    window.kind,
-                    window.document,
-                    len(figures.kl[part]),
-                    float(figures.kl[part].sum()),
-                    int(figures.same[part].sum()),
-                    float(figures.nll[part].sum()),
-                    float(figures.reference_nll[part].sum()),
-                )
-            )
-    count = sum(len(figures.kl) for _, figures in found)
-    variance = sum(float(figures.variance.sum()) for _, figures in found)
-    values[ALL] = [value for kind in list(values) for value in values[kind]]
-    return {
-        "blocks": columns(blocks),
-        "tails": {kind: _tails(sorted(each)) for kind, each in values.items()},
-        "error": ERRORS * math.sqrt(variance) / count,
-        "rest": sum(float(figures.rest.sum()) for _, figures in found) / count,
-        **decode,
-    }
-
-
-def _tails(ordered: Sequence[float]) -> dict[str, float]:
-    """The percentiles that so many values determine."""
-    known = (("p99", 0.99, 100), ("p999", 0.999, 1000))
-    return {name: percentile(ordered, share) for name, share, needed in known if len(ordered) >= needed}
 
 
 def windows(case: Case, source: Source, wanted: Mapping[str, Any]) -> list[TextWindow]:
@@ -217,7 +143,7 @@ def windows(case: Case, source: Source, wanted: Mapping[str, Any]) -> list[TextW
 
 
 def _size(case: Case) -> int:
-    return max(MIN_WINDOW_TOKENS, case.context)
+    return max(texts.MIN_WINDOW_TOKENS, case.context)
 
 
 @lru_cache(maxsize=4)

@@ -7,10 +7,8 @@
 from __future__ import annotations
 
 import gc
-import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,6 +20,7 @@ from profiler import devices, quants
 from profiler.backends.base import Beat, CacheState, ModelInfo, OutOfMemory
 from profiler.backends.hf import cache as caches
 from profiler.backends.hf.load import load, loading_errors
+from profiler.backends.hf.memory import MEMORY_WORDS, memory_errors
 from profiler.case import Case, Source
 from profiler.decode_path import EAGER, SHORT_OF_MEMORY, machine_state
 from profiler.devices import allowance
@@ -37,14 +36,6 @@ from profiler.models import scheme
 from profiler.results.measurement import Caution, DecodePath
 from profiler.units import bytes_text, printable
 
-MEMORY_WORDS = (  # parts of PyTorch's error messages when memory has run out
-    "can't allocate memory",
-    "not enough memory",
-    "Cannot allocate memory",
-    "out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
-ALLOCATION = re.compile(r"tried to allocate (\d+) bytes")  # in the CPU allocator's message, after a C++ file and line
 NO_LIBRARY = "ErrorHandlerMockBNBNativeLibrary"  # bitsandbytes' stand-in for a native library that did not load
 # Quantized weights, as they are named by bitsandbytes, by AWQ and GPTQ, and by compressed-tensors.
 QUANTIZED_NAMES = ("weight", "qweight", "weight_packed")
@@ -199,23 +190,6 @@ class HfGeneration:
             output = self.model(input_ids=ids, **with_cache(self.kv), logits_to_keep=1)
             self.next = output.logits[:, -1:].argmax(dim=-1)
         return self.next
-
-
-@contextmanager
-def memory_errors() -> Iterator[None]:
-    """Raises OutOfMemory for all the errors that PyTorch raises when memory has run out."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(str(error).splitlines()[0]) from error
-    except MemoryError as error:
-        raise OutOfMemory(str(error) or "Python could not allocate memory") from error
-    except RuntimeError as error:
-        if not any(words in str(error) for words in MEMORY_WORDS):
-            raise
-        found = ALLOCATION.search(str(error))
-        cause = f"{bytes_text(int(found[1]))} more could not be allocated" if found else str(error).splitlines()[0]
-        raise OutOfMemory(cause) from error
 
 
 def source_cautions(source: Source, case: Case) -> tuple[Caution, ...]:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ import torch
 
 from profiler import devices, folders
 from profiler.backends.base import Beat, OutOfMemory
+from profiler.backends.hf.comparison import LOGITS_BYTES, Rows
 from profiler.backends.llama_cpp import build as builds
 from profiler.backends.llama_cpp.libllama import CHUNK
 from profiler.backends.llama_cpp.program import MAX_REASON, OUT_OF_MEMORY, STAMP, ProgramFailed, cause_of
@@ -27,13 +28,11 @@ from profiler.devices import allowance
 from profiler.foreign import BadContent, json_value
 from profiler.units import printable
 
-LOGITS_BYTES = 128 << 20  # of logits at a time
 LOG_BYTES = 256 * 1024  # of the log, in which the cause of a failure is looked for
 # What the log must say of an option, since the library cannot be asked which it took.
 KV = re.compile(r"\bK \((?P<type>\w+)\)")
 FLASH = re.compile(r"flash_attn\s*=\s*(?P<state>\w+)")
 STATES = {"on": ("enabled", "1"), "off": ("disabled", "0")}
-Rows = Callable[[int, torch.Tensor], None]  # takes the first position and the logits ``[rows, vocabulary]``
 
 
 class LogitsReader:

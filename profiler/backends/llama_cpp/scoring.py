@@ -2,7 +2,7 @@
 
 ``python -m profiler.backends.llama_cpp.scoring PARENT`` is the process of ``quality.measure``.
 
-The definition, the windows and the code that compares are those of transformers (``backends/hf/text_pass.py``); only
+The definition, the windows and the code that compares are those of transformers (``backends/hf/comparison.py``); only
 the logits come from the user's build of llama.cpp (``logits.py``). Both files are read by the same build, one after
 the other. Texts are in the tokens of the file's own tokenizer, and that of the reference must give the same.
 """
@@ -21,9 +21,8 @@ import torch
 
 from profiler import devices
 from profiler.backends.base import Beat, OutOfMemory
-from profiler.backends.hf.quality import MIN_WINDOW_TOKENS, stored
-from profiler.backends.hf.session import memory_errors
-from profiler.backends.hf.text_pass import Keeper, PositionFigures, Scorer
+from profiler.backends.hf.comparison import DecodeFigures, Keeper, PositionFigures, Scorer, stored
+from profiler.backends.hf.memory import memory_errors
 from profiler.backends.llama_cpp import build as builds
 from profiler.backends.llama_cpp.logits import LogitsReader
 from profiler.backends.llama_cpp.program import die_with
@@ -50,12 +49,12 @@ class FileComparison:
         self._case, self._file, self._reference, self._reference_file = case, file, reference, reference_file
         self._text, self._beat = text, beat
         self._version = builds.find().versions()["llama.cpp"]
-        self.size = max(MIN_WINDOW_TOKENS, case.context)
+        self.size = max(texts.MIN_WINDOW_TOKENS, case.context)
         self.made: dict[str, Any] = {}  # what computed the reference
         self._missing: list[TextWindow] = []
         self._start: list[int] = []  # the tokens before any text
         self._tokens: dict[str, list[int]] = {}  # by the text of a document
-        self._decoded: list[tuple[PositionFigures, PositionFigures]] = []  # by steps and as a prompt
+        self._decode = DecodeFigures(case.path)
 
     def quality(self) -> dict[str, Any]:
         """The ``quality`` of a row, but for what the request says of the texts. Raises ProfileError, OutOfMemory."""
@@ -67,13 +66,9 @@ class FileComparison:
             raise ProfileError("the reference was removed from the cache while it was used", "Try again.")
         cut = [window for window, _ in found]
         reference = {"model": self._reference.model, "model_id": self._reference.model_id}
-        return stored(found, self._decode_figures()) | {
+        return stored(found, self._decode.content()) | {
             "definition": DEFINITION,
-            "text": {
-                "name": self._text.name,
-                "license": self._text.license or "the user's own",
-                "tokens_hash": texts.tokens_hash(cut),
-            },
+            "text": self._text.provenance(cut),
             "reference": {**reference, "dtype": self._reference.quant, **self.made},
             "window": self.size,
         }
@@ -88,21 +83,18 @@ class FileComparison:
             if self._missing:
                 return None
             found = []
-            decoded: set[str] = set()
             for number, window in enumerate(cut, 1):
                 self._beat(f"quality {number}/{len(cut)}")
                 arrays = references.read(self._name(window))
                 if arrays is None:
                     return None
-                steps = window.kind not in decoded and window.scored >= 2 * DECODED_TOKENS
-                decoded |= {window.kind} if steps else set()
-                found.append((window, self._figures(reader, window, arrays, steps)))
+                found.append((window, self._figures(reader, window, arrays)))
             return found
 
     def _figures(
-        self, reader: LogitsReader, window: TextWindow, arrays: references.ReferenceArrays, steps: bool
+        self, reader: LogitsReader, window: TextWindow, arrays: references.ReferenceArrays
     ) -> PositionFigures:
-        """Figures of a window as a prompt; with ``steps``, the last tokens are read once more by decode steps."""
+        """Figures of a window as a prompt; the last tokens of some are read once more by decode steps."""
         self.made = self.made or dict(arrays.made)
         if arrays.made.get("vocabulary") != reader.vocabulary:
             raise ProfileError(f"{self._reference_name} has another vocabulary than {printable(self._case.model)}")
@@ -112,11 +104,11 @@ class FileComparison:
         figures = prompt.figures()
         if not bool(torch.isfinite(figures.kl).all() and torch.isfinite(figures.nll).all()):
             raise ProfileError("the model predicts values that are not numbers")
-        if steps:
+        if self._decode.lacks(window):
             first = len(window.tokens) - DECODED_TOKENS
             after = Scorer(window, arrays, HOST)
             reader.read(tokens, first, after, steps_from=first)
-            self._decoded.append((after.figures(), figures))
+            self._decode.add(window.kind, after.figures(), figures, self._case.path)
         return figures
 
     def _compute_reference(self) -> None:
@@ -146,19 +138,6 @@ class FileComparison:
         raise ProfileError(
             f"the reference {self._reference_name} needs {bytes_text(need)} of memory, which is not free"
         )
-
-    def _decode_figures(self) -> dict[str, Any]:
-        """Means over the tokens that decode steps have read: by these steps, and as a prompt."""
-        count = sum(len(steps.kl) for steps, _ in self._decoded)
-        if not count:
-            return {}
-        sums = dict.fromkeys(("kl", "same", "prompt_kl", "prompt_same"), 0.0)
-        for steps, prompt in self._decoded:
-            last = slice(-len(steps.kl), None)
-            for name, values in zip(sums, (steps.kl, steps.same, prompt.kl[last], prompt.same[last]), strict=True):
-                sums[name] += float(values.sum())
-        means = {name: value / count for name, value in sums.items()}
-        return {"decode": {"path": self._case.path, "tokens": count, **means}}
 
     def _windows(self) -> list[TextWindow]:
         return [

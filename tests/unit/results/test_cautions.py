@@ -49,6 +49,13 @@ def test_only_the_worst_of_spread_noise_and_imprecision_is_reported() -> None:
     assert told(row(incomparable, "time", warmups=(0.1,)))["spread"] == "a longer --max-phase"
 
 
+def test_requests_that_are_different_tasks_may_differ() -> None:
+    """Repeating them would not make them alike, and ``--tasks`` refuses ``-r``."""
+    differ = [0.1, 0.9, 0.1, 0.9]
+    assert "spread" in told(row(differ, "cap", serving={"requests": 4}))
+    assert told(row(differ, "cap", serving={"requests": 4, "tasks": {}})) == {}
+
+
 @pytest.mark.parametrize(
     ("basis", "words", "help"),
     [

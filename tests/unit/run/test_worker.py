@@ -17,7 +17,7 @@ from profiler.case import Case, Task
 from profiler.devices.cgroup import MemoryLimit
 from profiler.errors import ProfileError
 from profiler.results.environment import HEAP, settings
-from profiler.results.measurement import SHARED_PREFILL, Measurement
+from profiler.results.measurement import SHARED_DECODE, SHARED_PREFILL, Measurement
 from profiler.run import worker
 from profiler.run.process import worker_environment
 from profiler.run.protocol import LineBuffer
@@ -175,6 +175,19 @@ def test_a_quick_look_measures_one_prefill_for_all_numbers_of_decode_steps() -> 
     for effort in (Effort(reps=3), Effort(quick=True, energy=True), Effort(quick=True)):
         rows = served(effort, cases[0], cases[1 if effort.energy or not effort.quick else 0], noise=0.01, idle_w=10.0)
         assert rows[1].samples.record("prefill") != rows[0].samples.record("prefill")
+
+
+def test_a_quick_look_takes_fewer_decode_steps_from_a_longer_decode() -> None:
+    cases = [make_case(64, batch=2, steps=8), make_case(64, batch=2, steps=3)]
+    longer, shorter = served(Effort(quick=True, precision=0.05), *cases, noise=0.01)
+    found = zip(longer.samples.of("decode"), shorter.samples.of("decode"), strict=True)
+    for whole, part in found:
+        assert part.step_s == whole.step_s[:3] and part.seconds == pytest.approx(sum(part.step_s))
+        assert (whole.tokens, part.tokens) == (16, 6)
+    assert shorter.memory.cache_bytes is not None and longer.memory.cache_bytes is not None
+    assert shorter.memory.cache_bytes < longer.memory.cache_bytes  # it decodes once, for its own memory
+    assert [each.code for each in shorter.cautions] == [SHARED_PREFILL, SHARED_DECODE]
+    assert longer.cautions == ()
 
 
 def test_a_quick_look_warms_up_decode_by_a_few_steps_where_they_have_one_shape() -> None:

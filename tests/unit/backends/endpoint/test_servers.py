@@ -155,6 +155,14 @@ def test_a_server_that_never_answers_is_given_up_in_time() -> None:
             look(f"http://127.0.0.1:{mute.getsockname()[1]}", 0.5)
 
 
+def test_a_server_too_busy_to_list_its_models_is_not_called_something_else() -> None:
+    """Its health page answers, as llama-server's does while all its slots work."""
+    with FakeServer("openai") as server:
+        server.mute = ("/v1/models",)
+        with pytest.raises(ProfileError, match="no answer within 500 ms"):
+            look(server.url, 0.5)
+
+
 def test_local_servers_are_found_and_get_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever listens on a usual port was not named by anybody."""
     monkeypatch.setenv(KEY, "sk-canary-4f9d0c7b2a")

@@ -1,0 +1,256 @@
+"""What a reference keeps of a window of text, how far another model's logits are from it, and what a row stores.
+
+The definition is in ``profiler/quality/definition.py``. This module imports torch, but not transformers: logits may
+come from any engine. Reference and measured model share every operation here, and their sums have the same order, so
+a model compared with itself has a divergence of 0 to the last bit if its logits are the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from profiler.quality.definition import ERRORS, MIN_REST, NO_REST, SAMPLES, TOP
+from profiler.quality.references import INTEGERS, ReferenceArrays
+from profiler.quality.texts import DECODED_TOKENS, TextWindow
+from profiler.results.quality import ALL, BLOCK, Block, columns
+from profiler.results.stats import percentile
+
+LOGITS_BYTES = 128 << 20  # of logits at a time, counted as fp32
+SUM_BLOCK = {"cpu": 1 << 16}  # logits of which the exponentials are summed at a time: 256 KiB stay in a core's cache
+LEAST = -1e30  # largest logit of a block whose tokens are all impossible (−∞), so that differences stay numbers
+Rows = Callable[[int, torch.Tensor], None]  # takes the first position and the logits ``[rows, vocabulary]``
+
+
+@dataclass(frozen=True, slots=True)
+class PositionFigures:
+    """Figures of consecutive positions, each ``[positions]``."""
+
+    kl: torch.Tensor  # float64, nats
+    variance: torch.Tensor  # float64, of ``kl``, from what is kept of the reference
+    same: torch.Tensor  # bool: the reference's top token has the largest logit
+    nll: torch.Tensor  # float64: −log q of the text's next token
+    reference_nll: torch.Tensor  # float64: the same of the reference
+    rest: torch.Tensor  # float64: mass of the reference outside its top tokens
+
+
+def log_total(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest logit of each row ``[rows, 1]``, and log Σ exp(logit − largest) in float64 ``[rows, 1]``.
+
+    The sum is over blocks of the vocabulary, each relative to its own largest logit, so that logits are read once and
+    converted to float32 in a core's cache. A copy of all of them would take longer to allocate than to compute.
+    """
+    width = max(1, SUM_BLOCK.get(logits.device.type, logits.numel()) // len(logits))
+    tops, sums = [], []
+    for part in torch.split(logits, width, dim=1):
+        part = part.float()
+        top = part.amax(dim=-1, keepdim=True).clamp_(min=LEAST)
+        tops.append(top)
+        sums.append((part - top).exp_().sum(dim=-1, keepdim=True).double())
+    top = torch.cat(tops, dim=1)
+    most = top.amax(dim=1, keepdim=True)
+    return most, (torch.cat(sums, dim=1) * (top - most).double().exp()).sum(dim=1, keepdim=True).log()
+
+
+def log_probabilities(
+    logits: torch.Tensor, at: torch.Tensor, most: torch.Tensor, total: torch.Tensor
+) -> torch.Tensor:
+    """Log-probabilities of the tokens ``at [rows, n]``, rounded to float32 as a reference keeps them."""
+    return (logits.gather(1, at).double() - most.double() - total).float()
+
+
+class Keeper:
+    """Collects what is kept of a reference over one window; it is called with rows of logits, as ``Rows``."""
+
+    def __init__(self, window: TextWindow, top: int = TOP, samples: int = SAMPLES) -> None:
+        self._next = torch.tensor(window.tokens[1:])
+        self._first = window.unscored - 1  # the position before the first scored token
+        self._top, self._samples = top, samples
+        self._random = torch.Generator().manual_seed(sum(window.tokens))
+        self._parts: list[dict[str, torch.Tensor]] = []
+
+    def __call__(self, at: int, logits: torch.Tensor) -> None:
+        """Keep these rows, but for those that predict no scored token."""
+        at, logits = _scored(at, logits, self._first, len(self._next))
+        if not len(logits):
+            return
+        most, total = log_total(logits)
+        logits = logits.float()
+        ids = logits.topk(min(self._top, logits.shape[1])).indices
+        logs = log_probabilities(logits, ids, most, total)
+        probabilities = (logits - (most + total.float())).exp_()
+        entropy = -(probabilities * (logits - (most + total.float()))).sum(dim=-1).double()
+        entropy += (logs.double().exp() * logs.double()).sum(dim=-1)
+        sampled = self._drawn(probabilities.scatter_(1, ids, 0.0))
+        expected = self._next[at : at + len(logits)].to(logits.device)[:, None]
+        part = {
+            "ids": ids,
+            "logs": logs,
+            "rest_entropy": entropy.clamp_(min=0).float(),
+            "sampled": sampled,
+            "sampled_logs": log_probabilities(logits, sampled, most, total),
+            "nll": -log_probabilities(logits, expected, most, total)[:, 0],
+        }
+        self._parts.append({name: tensor.cpu() for name, tensor in part.items()})
+
+    def _drawn(self, rest: torch.Tensor) -> torch.Tensor:
+        """One token from each of ``samples`` equal parts of the mass of ``rest [rows, vocabulary]``."""
+        sums = rest.cumsum(dim=-1)
+        chance = torch.rand((len(rest), self._samples), generator=self._random).to(rest.device)
+        places = (torch.arange(self._samples, device=rest.device) + chance) / self._samples
+        found = torch.searchsorted(sums, places * sums[:, -1:], right=True)
+        return found.clamp_(max=rest.shape[1] - 1)
+
+    def arrays(self, made: dict[str, Any]) -> ReferenceArrays:
+        """What was kept, as it is stored; ``made`` says what computed it."""
+        whole = {name: torch.cat([part[name] for part in self._parts]) for name in self._parts[0]}
+        positions, top = whole["ids"].shape
+        stored = {
+            name: tensor.to(torch.int32 if name in INTEGERS else torch.float32).contiguous().numpy().tobytes()
+            for name, tensor in whole.items()
+        }
+        return ReferenceArrays(positions, top, self._samples, stored, made)
+
+
+class Scorer:
+    """Compares a model with what is kept of its reference over one window; it is called as ``Rows``."""
+
+    def __init__(self, window: TextWindow, kept: ReferenceArrays, device: torch.device) -> None:
+        self._next = torch.tensor(window.tokens[1:])
+        self._first = window.unscored - 1
+        self._kept = {name: _tensor(kept, name).to(device) for name in kept.arrays}
+        self._parts: list[PositionFigures] = []
+
+    def __call__(self, at: int, logits: torch.Tensor) -> None:
+        """Score these rows, but for those that predict no scored token."""
+        at, logits = _scored(at, logits, self._first, len(self._next))
+        if len(logits):
+            rows = slice(at - self._first, at - self._first + len(logits))
+            expected = self._next[at : at + len(logits)].to(logits.device)[:, None]
+            found = compared(logits, {name: tensor[rows] for name, tensor in self._kept.items()}, expected)
+            self._parts.append(found)
+
+    def figures(self) -> PositionFigures:
+        """Figures of all positions that were scored, in the order in which they came, on the host."""
+        parts = [[getattr(part, each.name) for part in self._parts] for each in fields(PositionFigures)]
+        return PositionFigures(*(torch.cat(part).cpu() for part in parts))
+
+
+def compared(logits: torch.Tensor, kept: dict[str, torch.Tensor], expected: torch.Tensor) -> PositionFigures:
+    """``definition.divergence`` and the other figures for rows of ``logits [rows, vocabulary]``; ``expected [rows,
+    1]`` are the text's next tokens."""
+    most, total = log_total(logits)
+    ids = kept["ids"].long()
+    log_p, log_q = kept["logs"].double(), log_probabilities(logits, ids, most, total).double()
+    kl = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+    rest = 1 - log_p.exp().sum(dim=-1)
+    left = (1 - log_q.exp().sum(dim=-1)).clamp_(min=MIN_REST)
+    has_rest = rest > NO_REST
+    rest = rest.clamp(min=NO_REST)
+    log_v = log_probabilities(logits, kept["sampled"].long(), most, total).double() - left.log()[:, None]
+    log_r = log_v - (kept["sampled_logs"].double() - rest.log()[:, None])
+    terms = log_r.expm1() - log_r
+    added = rest * ((rest / left).log() + terms.mean(dim=-1))
+    zero = torch.zeros_like(rest)
+    return PositionFigures(
+        kl=(kl + torch.where(has_rest, added, zero)).clamp_(min=0),  # without a rest, rounding may exceed it
+        variance=torch.where(has_rest, rest**2 * terms.var(dim=-1) / terms.shape[1], zero),
+        same=logits.gather(1, ids[:, :1])[:, 0] >= most[:, 0],
+        nll=-log_probabilities(logits, expected, most, total)[:, 0].double(),
+        reference_nll=kept["nll"].double(),
+        rest=torch.where(has_rest, rest, zero),
+    )
+
+
+def _scored(at: int, logits: torch.Tensor, first: int, end: int) -> tuple[int, torch.Tensor]:
+    """The rows at positions ``first`` to ``end`` − 1, with the position of the first of them."""
+    skipped = max(0, first - at)
+    kept = logits[skipped : max(skipped, end - at)]
+    return at + skipped, kept
+
+
+def _tensor(kept: ReferenceArrays, name: str) -> torch.Tensor:
+    dtype = torch.int32 if name in INTEGERS else torch.float32
+    return torch.frombuffer(bytearray(kept.arrays[name]), dtype=dtype).view(kept.shape(name))
+
+
+class DecodeFigures:
+    """Figures of the tokens that decode steps of ``path`` have read, beside those of the same tokens as a prompt.
+
+    One window of each kind of text is enough.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._kinds: set[str] = set()
+        self._ran = path
+        self._reason: str | None = None
+        self._sums = dict.fromkeys(("tokens", "kl", "same", "prompt_kl", "prompt_same"), 0.0)
+
+    def lacks(self, window: TextWindow) -> bool:
+        """Whether decode steps should read the end of this window: it is the first of its kind, and long enough."""
+        return window.kind not in self._kinds and window.scored >= 2 * DECODED_TOKENS
+
+    def add(
+        self, kind: str, steps: PositionFigures, prompt: PositionFigures, ran: str, reason: str | None = None
+    ) -> None:
+        """Count a window, of which ``prompt`` ends with the same positions as ``steps``.
+
+        ``ran`` is the path that ran, and ``reason`` says why if it is another one than was asked for.
+        """
+        count = len(steps.kl)
+        self._kinds.add(kind)
+        self._ran, self._reason = ran, reason
+        summed = (steps.kl, steps.same, prompt.kl[-count:], prompt.same[-count:])
+        for name, value in zip(self._sums, [count, *(float(each.sum()) for each in summed)], strict=True):
+            self._sums[name] += value
+
+    def content(self) -> dict[str, Any]:
+        """Means over these tokens: by decode steps, and as a prompt."""
+        count = self._sums["tokens"]
+        if not count:
+            return {}
+        means = {name: value / count for name, value in self._sums.items() if name != "tokens"}
+        content = {"path": self._ran, "tokens": int(count), **means}
+        return {"decode": content | ({"reason": self._reason} if self._reason else {})}
+
+
+def stored(found: Sequence[tuple[TextWindow, PositionFigures]], decode: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row stores of scored windows: sums over blocks, percentiles, and the error of what is kept."""
+    blocks: list[Block] = []
+    values: dict[str, list[float]] = {}
+    for window, figures in found:
+        values.setdefault(window.kind, []).extend(figures.kl.tolist())
+        for start in range(0, window.scored, BLOCK):
+            part = slice(start, start + BLOCK)
+            blocks.append(
+                Block(
+                    window.kind,
+                    window.document,
+                    len(figures.kl[part]),
+                    float(figures.kl[part].sum()),
+                    int(figures.same[part].sum()),
+                    float(figures.nll[part].sum()),
+                    float(figures.reference_nll[part].sum()),
+                )
+            )
+    count = sum(len(figures.kl) for _, figures in found)
+    variance = sum(float(figures.variance.sum()) for _, figures in found)
+    values[ALL] = [value for kind in list(values) for value in values[kind]]
+    return {
+        "blocks": columns(blocks),
+        "tails": {kind: _tails(sorted(each)) for kind, each in values.items()},
+        "error": ERRORS * math.sqrt(variance) / count,
+        "rest": sum(float(figures.rest.sum()) for _, figures in found) / count,
+        **decode,
+    }
+
+
+def _tails(ordered: Sequence[float]) -> dict[str, float]:
+    """The percentiles that so many values determine."""
+    known = (("p99", 0.99, 100), ("p999", 0.999, 1000))
+    return {name: percentile(ordered, share) for name, share, needed in known if len(ordered) >= needed}
