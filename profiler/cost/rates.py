@@ -33,7 +33,6 @@ OWN_ROWS = {
 PLAIN = ("fp32", "bf16", "fp16", "f32", "f16")
 OF_CHECKPOINTS = ("int8", "fp8", "nvfp4", "int4")  # types that checkpoint weights are read like: ``Scheme.rate``
 MAX_BANDWIDTH_SHARE = 0.95  # of a data sheet's: refresh and turning the bus around take the rest
-SHORT_BLOCKS = ("q2_k", "q3_k", "q6_k", "iq2_xs", "iq2_s")  # a scale for every 16 weights; other types: 32 or more
 EXTRAS = {  # of ``Roofline``, their names in the file, and their values without an entry
     "idle_rows": ("idle_rows", 0.0),
     "expert_flops": ("experts", 1.0),
@@ -240,14 +239,14 @@ class Efficiency:
             names = {"f16": ("fp16",), "fp16": ("fp16",), "bf16": ("bf16",)}.get(scheme, (dtype,))
             return _peak(self.target, *names) * min(share * self.value("plain", 1.0) / slower.get(scheme, 1.0), 1.0)
         if self.own["int8"]:
-            return self.flops_in_int8(scheme, slower.get(f"{scheme} {self.target.generation}", 1.0))
+            return self.flops_in_int8(slower.get(f"{scheme} {self.target.generation}", 1.0))
         if scheme in self.own.get("native", ()) and self.target.flops.get(scheme):
             here = slower.get(f"{scheme} {self.target.generation}", slower.get(scheme, 1.0))
             return self.target.flops[scheme] * min(share / here, 1.0)
         unpacked = slower.get(scheme, 1.0) if scheme not in self.own.get("native", ()) else slower["int4"]
         return _peak(self.target, dtype) * min(share / unpacked, 1.0)
 
-    def flops_in_int8(self, scheme: str, slower: float) -> float:
+    def flops_in_int8(self, slower: float) -> float:
         """The same for an engine that multiplies packed weights by activations in 8 bits.
 
         Matrix units add up the products of a block of weights; vector units then scale every sum. A tile takes the
@@ -260,8 +259,7 @@ class Efficiency:
             return peak * min(share * factor * self.value("plain", 1.0), 1.0)
         seconds = 1 / min(share, 1.0) / peak
         if scaled := self.value("scaled", 0.0):
-            sums = 2 if scheme in SHORT_BLOCKS else 1
-            seconds += sums / (scaled * multiply_slots(self.target, self.content))
+            seconds += 1 / (scaled * multiply_slots(self.target, self.content))
         return min(factor / slower / seconds, peak)
 
     def per_slot(self) -> float:

@@ -124,7 +124,6 @@ def test_twice_the_matrix_units_do_not_multiply_packed_weights_twice_as_fast() -
     more = replace(card, flops={**card.flops, "int8": 2 * card.flops["int8"]})
     slow, fast = (cost_rates.rates(each, "llama.cpp", "bf16").roofline.flop_s for each in (card, more))
     assert slow["q4_k"] / 2 < fast["q4_k"] < slow["q4_k"]
-    assert slow["q6_k"] > slow["q4_k"]  # twice as many scales
 
 
 def test_a_card_without_products_of_bytes_multiplies_packed_weights_like_plain_ones() -> None:
