@@ -121,9 +121,10 @@ def read_json(path: Path, budget: Budget = BUDGET, shown: str | None = None, hin
         raise ProfileError(f"{shown} is not valid JSON: {printable(error)}", hint) from None
 
 
-def json_value(content: bytes | str, budget: Budget = BUDGET) -> Any:
+def json_value(content: bytes | str, budget: Budget = BUDGET, constant: Callable[[str], Any] | None = None) -> Any:
     """The value of a JSON text. BadContent for invalid JSON, for ``NaN``, ``Infinity`` and numbers without a finite
-    value (the message names the field), and for exceeding ``budget``.
+    value (the message names the field), and for exceeding ``budget``. ``constant`` gives the value of ``NaN``,
+    ``Infinity`` and ``-Infinity`` where a format allows them, as Python's own JSON does.
     """
     if len(content) > budget.nbytes:
         raise BadContent(f"it is larger than {bytes_text(budget.nbytes)}")
@@ -132,7 +133,7 @@ def json_value(content: bytes | str, budget: Budget = BUDGET) -> Any:
     if containers + content.count(comma) > budget.values:  # type: ignore[arg-type]
         raise BadContent(f"it holds more than {budget.values:,} values")
     odd: list[str] = []
-    hooks = _hooks(content, budget, odd)
+    hooks = _hooks(content, budget, odd) | ({} if constant is None else {"parse_constant": constant})
     try:
         value = json.loads(content, **hooks)
     except RecursionError:

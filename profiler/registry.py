@@ -88,8 +88,13 @@ def _spelled(name: str) -> str:
 def unknown(what: str, name: str, known: Iterable[str]) -> NotFound:
     """The error for an unknown name: the nearest known names first, then all of them."""
     known = list(known)
-    near = difflib.get_close_matches(name.casefold(), known, n=3, cutoff=0.6)
+    near = nearest(name, known)
     return NotFound(f"unknown {what}: {printable(name)}", f"{did_you_mean(near)}Known: {', '.join(known)}.")
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three of the known names that resemble ``name``, the nearest first."""
+    return difflib.get_close_matches(name.casefold(), list(known), n=3, cutoff=0.6)
 
 
 def did_you_mean(near: Sequence[str]) -> str:

@@ -24,6 +24,10 @@ from profiler.units import printable
 
 MAX_BYTES = 1024 * 1024  # the largest real config.json is a few tens of KiB
 
+# Configs of hybrid models have an infinite limit for time steps. JSON has no word for that: files have the bare word
+# ``Infinity``, which Python writes and reads, or transformers' own form, ``{"__float__": "Infinity"}``.
+NOT_FINITE = "__float__"
+
 SIZE = (1, 2**17)  # widths: hidden, feed-forward, vocabulary of a head
 HEADS = (1, 1024)
 RANGES: Final[Mapping[str, tuple[int, int]]] = {
@@ -103,9 +107,13 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def parse(content: bytes, shown: str) -> dict[str, Any]:
-    """The JSON object in ``content``. ``shown`` names it in errors and must be printable."""
+    """The JSON object in ``content``. ``shown`` names it in errors and must be printable.
+
+    ``NaN`` and ``Infinity`` become the objects that transformers writes for them. They are accepted only in fields
+    that no family declares, because they are not numbers.
+    """
     try:
-        value = json_value(content, Budget(nbytes=MAX_BYTES))
+        value = json_value(content, Budget(nbytes=MAX_BYTES), lambda word: {NOT_FINITE: word})
     except BadContent as error:
         raise ProfileError(f"{shown} is not valid JSON: {printable(error)}") from None
     if not isinstance(value, dict):
@@ -206,7 +214,7 @@ class Config:
     def part(self, name: str) -> Mapping[str, Any] | None:
         """A nested JSON object; ``None`` when absent or null."""
         value = self.raw.get(name)
-        if value is not None and not isinstance(value, dict):
+        if value is not None and not is_object(value):
             raise self.refused(name, "an object")
         return value
 
@@ -244,9 +252,16 @@ def shown(value: object) -> str:
     """A JSON value for a message. Python cannot convert integers of thousands of digits to text."""
     if isinstance(value, int) and value.bit_length() > 128:
         return "a huge number"
-    if isinstance(value, dict | list):
-        return "an object" if isinstance(value, dict) else "a list"
+    if isinstance(value, dict):
+        return "an object" if is_object(value) else printable(value[NOT_FINITE], 60)
+    if isinstance(value, list):
+        return "a list"
     return printable(json.dumps(value, ensure_ascii=False, default=repr), 60)
+
+
+def is_object(value: object) -> bool:
+    """Whether a JSON value is an object, not a number that JSON has no word for."""
+    return isinstance(value, dict) and NOT_FINITE not in value
 
 
 def _is_within(value: object, low: int, high: int) -> bool:
@@ -261,7 +276,8 @@ def _is_of(value: object, kind: Any) -> bool:
         return isinstance(value, list) and all(_is_of(entry, get_args(kind)[0]) for entry in value)
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in get_args(kind)
-    return isinstance(value, get_origin(kind) or kind)
+    origin = get_origin(kind) or kind
+    return is_object(value) if origin is dict else isinstance(value, origin)
 
 
 def _words(kind: Any) -> str:

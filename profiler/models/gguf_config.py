@@ -225,10 +225,11 @@ def _qwen2(keys: _Keys) -> Raw:
 
 
 def _phi3(keys: _Keys) -> Raw:
-    """llama.cpp ignores the window, which transformers uses."""
+    """llama.cpp ignores the window, which transformers uses. The default padding token of transformers is that of a
+    vocabulary of 32,064 tokens."""
     raw = _common(keys, "phi3")
     window = keys.get("attention.sliding_window")
-    return raw | _heads(keys, raw) | _width(keys) | {"sliding_window": window or None}
+    return raw | _heads(keys, raw) | _width(keys) | {"sliding_window": window or None, "pad_token_id": None}
 
 
 def _qwen3moe(keys: _Keys) -> Raw:

@@ -20,6 +20,7 @@ from profiler.models.geometry import Geometry
 from profiler.models.gguf import BLOCKS, TYPES
 from profiler.models.gguf_tensors import FALLBACK
 from profiler.models.layers import Attention, Experts, Layer, Weight, linear, norm
+from profiler.units import printable
 
 MIXES = {  # the type that a mix starts from
     "f32": "f32", "f16": "f16", "bf16": "bf16", "q8_0": "q8_0", "q6_k": "q6_k", "q5_k_m": "q5_k", "q5_k_s": "q5_k",
@@ -30,6 +31,9 @@ MIXES = {  # the type that a mix starts from
     "q4_1": "q4_1", "q2_k_s": "q2_k", "tq1_0": "tq1_0", "tq2_0": "tq2_0", "mxfp4": "mxfp4",
 }  # fmt: skip
 NAMES = {"fp16": "f16", "fp32": "f32", "q4_k": "q4_k_m", "q5_k": "q5_k_m", "q3_k": "q3_k_m", "mxfp4_moe": "mxfp4"}
+# Types of files that no mix makes of another model: llama.cpp's converter repacks NVIDIA's checkpoints in nvfp4, and
+# models are trained for 1 and 2 bits.
+ONLY_IN_FILES = frozenset({"nvfp4", "q1_0", "q2_0"})
 TERNARY = {"tq1_0", "tq2_0"}
 LARGER_TABLES = {"q4_k_l": "q4_k_m"}  # a mix by several publishers: another one, with tables and the head in q8_0
 LOWEST = {"iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq1_s", "iq1_m"}
@@ -91,11 +95,25 @@ class MixTensor:
 
 def mix(name: str) -> str:
     """``q4_k_m`` in any spelling. Raises NotFound with the nearest names."""
-    spelled = name.casefold().replace("-", "_")
-    spelled = NAMES.get(spelled, spelled)
+    spelled = _spelled(name)
+    if spelled in ONLY_IN_FILES:
+        raise NotFound(
+            f"{printable(name)} is predicted only for a GGUF file that is stored in it",
+            f"Pass the file in place of the model, or choose one of {', '.join(MIXES)}.",
+        )
     if spelled not in MIXES:
         raise registry.unknown("GGUF mix", name, MIXES)
     return spelled
+
+
+def only_in_files(name: str) -> bool:
+    """Whether ``name`` is a type that GGUF files may have, but no mix."""
+    return _spelled(name) in ONLY_IN_FILES
+
+
+def _spelled(name: str) -> str:
+    spelled = name.casefold().replace("-", "_")
+    return NAMES.get(spelled, spelled)
 
 
 def known(name: str) -> bool:

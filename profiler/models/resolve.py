@@ -124,6 +124,14 @@ def _beside(name: str) -> list[str]:
     return [printable(os.path.join(folder, near)) for near in difflib.get_close_matches(base, found, 2)]
 
 
+def _link(name: str) -> str | None:
+    """Where the symbolic link ``name`` leads; ``None`` if it is none."""
+    try:
+        return os.readlink(os.path.expanduser(name))
+    except (OSError, ValueError):
+        return None
+
+
 def _no_such(name: str) -> NotFound:
     """The error for an unknown name, with suggestions."""
     shown = printable(name)
@@ -137,6 +145,8 @@ def _no_such(name: str) -> NotFound:
     if name.rstrip("/").casefold() in hub.names():  # the shell completed the name of a folder
         model = printable(name.rstrip("/").casefold())
         return NotFound(f"there is no folder {shown}", f"For the model in the catalog, pass its name alone: {model}.")
+    if (target := _link(name)) is not None:
+        return NotFound(f"{shown} is a link to {printable(target)}, which does not exist")
     if os.sep in name or name.casefold().endswith(".gguf"):
         return NotFound(
             f"no such file, folder or Hugging Face id: {shown}",

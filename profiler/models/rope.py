@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from profiler.errors import ProfileError
-from profiler.models.config import RANGES, Config, shown
+from profiler.models.config import RANGES, Config, is_object, shown
 
 Parameters = Mapping[str, Any]
 
@@ -78,7 +78,7 @@ def check_by_type(
     for kind in sorted(set(types)):
         where = f"rope_parameters.{kind}"
         found = (given or {}).get(kind)
-        if found is not None and not isinstance(found, Mapping):
+        if found is not None and not is_object(found):
             raise config.error(f"{where} is {shown(found)}, must be an object")
         scaled = dict(older or {}) if kind == "full_attention" else {}
         found = dict(found or {}) | scaled

@@ -4,7 +4,7 @@ At each position the reference gives a distribution p over the next token, and t
 both after the same tokens of the text (teacher forcing). In nats:
 
     KL(p ‖ q) = Σ p log(p/q)          how much of the reference's knowledge is lost; 0 for the same distribution
-    same top                          whether the reference's most likely token is a most likely token of q
+    same top                          whether greedy decoding chooses the same token from p and from q
     −log q(next token of the text)    its mean over a text is the logarithm of the perplexity
 
 **What is kept of the reference.** A vocabulary of 262,144 probabilities at 20,000 positions would be 20 GB. Kept are
@@ -27,8 +27,9 @@ the estimate is 0 for the reference against itself, and its variance is of fourt
 **Its error.** The samples are stratified: one from each ``SAMPLES``-th part of the rest's mass. That has at most the
 variance of independent samples, R² Var(r − 1 − log r) / SAMPLES, which the samples estimate. Positions are sampled
 independently, so the variance of a mean over N positions is the sum of theirs ÷ N², and ``ERRORS`` standard errors
-bound it: by Chebyshev's inequality in 15 of 16 cases whatever the distribution, and practically always for a mean
-over thousands of positions. Without samples, the entropy H of the rest bounds the third term for certain, but widely:
+bound it in practice, for a mean over thousands of positions. That variance is itself an estimate: for a model that is
+damaged badly, whose r varies over many orders of magnitude, it can be too small. Without samples, the entropy H of
+the rest bounds the third term for certain, but widely:
 
     0 ≤ R KL(u ‖ v) = −H − Σ_rest p log q − R log(R/S) ≤ −H − R log(min q) − R log(R/S)
 """
@@ -42,7 +43,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-DEFINITION = 1  # raise it with any change of this definition: figures of different ones are not compared
+DEFINITION = 2  # raise it with any change of this definition: figures of different ones are not compared
 TOP, SAMPLES = 128, 64  # tokens; together 1.5 kB per position
 ERRORS = 4  # standard errors that bound the error of what is kept
 NO_REST = 1e-6  # mass of a rest that counts as none: what rounding the logarithms to float32 leaves of 1 − Σ p
@@ -115,9 +116,9 @@ def divergence(kept: Reference, log_q: Sequence[float]) -> Divergence:
 
 
 def is_same_top(kept: Reference, log_q: Sequence[float]) -> bool:
-    """Whether no token is more likely by q than the reference's most likely one. Equal logits, which 16 bits make
-    common, count as agreement."""
-    return log_q[kept.ids[0]] >= max(log_q)
+    """Whether the reference's most likely token is that of q: of equal ones, which 16 bits make common, the first, as
+    greedy decoding chooses."""
+    return kept.ids[0] == max(range(len(log_q)), key=lambda token: log_q[token])
 
 
 def exact(log_p: Sequence[float], log_q: Sequence[float]) -> float:

@@ -32,7 +32,6 @@ MAX_FOLDER_BYTES = 4 << 30  # the references of about 130 models over the shippe
 MIN_FREE_BYTES = 1 << 30  # of the disk, left to other programs
 HEADER = Budget(nbytes=1 << 16, depth=3)
 NAMES = ("ids", "logs", "rest_entropy", "sampled", "sampled_logs", "nll")  # the arrays, in order
-SUMS = 2  # of the order in which logits are summed: raise it with a change, since equal weights must give exactly 0
 INTEGERS = ("ids", "sampled")  # int32; the others are float32
 OLD_PARTIAL_S = 24 * 3600.0  # a partial file of this age was left behind by a process that was killed
 
@@ -66,7 +65,7 @@ class ReferenceArrays:
 
 def key(model_id: str, dtype: str, tokens: Sequence[int], unscored: int) -> str:
     """The name of the reference of a window: the weights and their dtype, the tokens, and this definition."""
-    return digest([DEFINITION, SUMS, TOP, SAMPLES, model_id, dtype, list(tokens), unscored])
+    return digest([DEFINITION, TOP, SAMPLES, model_id, dtype, list(tokens), unscored])
 
 
 def read(name: str) -> ReferenceArrays | None:

@@ -39,6 +39,7 @@ TEXTS = ("kind", "document")
 DERIVED = ("tokens", "kl", "top1", "ppl", "kinds")  # added when a row is printed
 ALL = "all"  # the name of the whole set in ``tails``
 GGUF_DTYPES = {"f32": "fp32", "f16": "fp16"}  # as references are called that are GGUF files
+PLAIN_DTYPES = ("fp32", "bf16", "fp16")
 SAME_REFERENCE = 0.001  # nats of mean −log p, an assumption: what rounding to bf16 loses, and far less than a model
 
 
@@ -74,6 +75,7 @@ class KlScale:
     model: str  # name of the reference
     window: int  # tokens
     dtype: str  # of the reference, as PyTorch's are called
+    packed: str | None  # the quantization of the reference's own weights; None: they are not quantized
     reference: str  # its ``model_id``
     tokens: tuple[int, ...]  # of each block, which differ if another tokenizer cut the texts
     tokens_hash: str | None  # of all tokens; None if the row does not say
@@ -88,13 +90,15 @@ def scale(stored: Mapping[str, Any] | None) -> KlScale | None:
     known = (text.get("hash"), reference.get("dtype"), stored.get("window"), stored.get("definition"))
     if None in known or not sum(columns["tokens"]):
         return None
+    dtype = GGUF_DTYPES.get(str(reference["dtype"]), str(reference["dtype"]))
     return KlScale(
         stored["definition"],
         str(text["hash"]),
         str(text.get("name") or text["hash"]),
         str(reference.get("model") or "an unnamed model"),
         int(stored["window"]),
-        GGUF_DTYPES.get(str(reference["dtype"]), str(reference["dtype"])),
+        dtype,
+        reference.get("packed") or (None if dtype in PLAIN_DTYPES else dtype),
         str(reference.get("model_id")),
         tuple(columns["tokens"]),
         text.get("tokens_hash"),
@@ -116,7 +120,7 @@ def unlike(a: KlScale, b: KlScale) -> str | None:
         return "the window"
     if a.tokens != b.tokens or (a.tokens_hash and b.tokens_hash and a.tokens_hash != b.tokens_hash):
         return "the tokens of the texts"
-    if a.dtype != b.dtype or abs(a.reference_nll - b.reference_nll) > SAME_REFERENCE:
+    if (a.dtype, a.packed) != (b.dtype, b.packed) or abs(a.reference_nll - b.reference_nll) > SAME_REFERENCE:
         return "the reference"
     return None
 
@@ -187,6 +191,8 @@ def kl_ratio(a: Sequence[Block], b: Sequence[Block]) -> Estimate | None:
 def top1(found: Sequence[Block]) -> Estimate:
     """The share of tokens with the reference's top token; its interval is that of the other tokens."""
     other = _estimate(found, lambda block: block.tokens - block.same)
+    if not other.value and any(block.kl > 0 for block in found):  # no disagreement was seen, which has no spread
+        return Estimate(1.0, None, None)
     low, high = (None if end is None else 1 - end for end in (other.high, other.low))
     return Estimate(1 - other.value, None if low is None else max(0.0, low), high)
 

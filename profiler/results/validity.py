@@ -176,7 +176,7 @@ SERVING: Form = {
 QUALITY: Form = {
     **dict.fromkeys(("definition", "window", "error", "rest", "seconds"), NUMBER),
     "text": dict.fromkeys(("name", "hash", "license", "tokens_hash"), TEXT),
-    "reference": dict.fromkeys(("model", "model_id", "dtype", "device"), TEXT),
+    "reference": dict.fromkeys(("model", "model_id", "dtype", "packed", "device"), TEXT),
     "blocks": dict.fromkeys(("kind", "document", "tokens", "kl", "same", "nll", "reference_nll"), LIST),
     "tails": {},
     "decode": {

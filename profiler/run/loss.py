@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from profiler import backends
+from profiler.case import options_of
 from profiler.cost.engines.base import Engine
 from profiler.errors import StoreError
 from profiler.models.resolve import Model
@@ -102,6 +103,8 @@ def _measured(rows: Iterable[Measurement], model: Model, engine: Engine) -> dict
         scale = quality.scale(row.quality)
         if scale is None or not _is_of(row, scale, own, model) or _engine(row) != engine.name:
             continue
+        if scale.packed is not None or "kv" in options_of(row.case.options):
+            continue  # a loss beside that of another quantization, or by the cache, too
         known = next((known for other, known in scales if quality.unlike(scale, other) is None), None)
         if known is None:
             known = {}

@@ -7,6 +7,7 @@ source, wanted, beat)`` returns the ``quality`` of the row. ``wanted`` is the pl
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,11 +21,13 @@ from profiler.backends.base import Beat, OutOfMemory
 from profiler.case import Case, Source, Task
 from profiler.errors import ProfileError
 from profiler.folders import expanded
+from profiler.foreign import open_file
 from profiler.quality import texts
 from profiler.quality.definition import DEFINITION
 from profiler.quality.placement import place
 from profiler.quants.base import DTYPE_BYTES
 from profiler.results.measurement import Caution, Measurement
+from profiler.units import printable
 
 if TYPE_CHECKING:  # a worker imports little
     from profiler.cost.cases import CaseEstimate
@@ -115,13 +118,37 @@ def with_references(wanted: Mapping[str, Any] | None, subjects: Sequence[Subject
 
 @lru_cache(maxsize=256)
 def _beside(file: str) -> dict[str, Any] | None:
-    """The best unquantized GGUF file of the same model in the folder of ``file``, which may be that file."""
+    """The best unquantized GGUF file of the same weights in the folder of ``file``, which may be that file.
+
+    Every fine-tuned model has the shapes of the one that it was made from. Its norms differ, and they are stored in
+    fp32 in files of every quantization.
+    """
     from profiler.models.resolve import resolve
 
     own = resolve(file).model_id
     alike = [model for model in _plain_files(Path(file).parent) if model.model_id == own]
+    alike = [model for model in alike if _vectors(model.source.location) == _vectors(file)]
     best = min(alike, key=lambda model: PLAIN_FILES.index(_quant(model)), default=None)
     return None if best is None else _described(best)
+
+
+@lru_cache(maxsize=256)
+def _vectors(file: str) -> str:
+    """A hash of the vectors of a GGUF file, such as the weights of its norms. Raises ProfileError."""
+    from profiler.models import gguf
+
+    whole = hashlib.sha256()
+    header = gguf.model_header(Path(file))
+    found: dict[str, bytes] = {}
+    for path, part in header.parts or ((Path(file), header),):
+        with open_file(path, printable(path)) as content:
+            for tensor in part.tensors.values():
+                if len(tensor.shape) == 1 and tensor.type_id == gguf.TYPES["f32"]:
+                    content.seek(part.data + tensor.offset)
+                    found[tensor.name] = content.read(tensor.nbytes or 0)
+    for name in sorted(found):
+        whole.update(name.encode() + found[name])
+    return whole.hexdigest()
 
 
 @lru_cache(maxsize=16)

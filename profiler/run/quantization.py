@@ -17,6 +17,7 @@ from profiler.devices.base import DeviceInfo
 from profiler.devices.target import Target
 from profiler.errors import NotFound, ProfileError
 from profiler.models import gguf as gguf_format
+from profiler.models import gguf_mix
 from profiler.models import scheme as schemes
 from profiler.models.resolve import Model
 from profiler.models.scheme import MLX
@@ -30,6 +31,8 @@ FP8_FLOPS = "fp8"
 AS_GGUF = {"bf16": "bf16", "fp16": "f16", "fp32": "f32"}
 AS_GGUF_PACKED = {"mxfp4": "mxfp4"}  # quantizations of checkpoints that llama.cpp's converter keeps
 MEASURE_ANOTHER = "measure the unquantized checkpoint with -q nf4, or predict this one with profile fit --engine vllm"
+
+UNPACKED = "the file is unpacked into {}; --backend llama.cpp measures it as it is"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,8 @@ def choices(
     usual: tuple[Quant, ...] = tuple(requested) or (_registered(own_dtype(stored, device)),)
     if source.kind == "gguf" and weights == "real" and (reason := _in_parts(Path(source.location))) is not None:
         return [QuantChoice(quant, reason=reason) for quant in usual]
+    if source.kind == "gguf" and weights == "real":
+        return [QuantChoice(quant, reason=_unknown(quant), note=UNPACKED.format(quant.name)) for quant in usual]
     if weights == "synthetic":
         own = schemes.of(source.config)
         if not requested and own is not None and own.name in registry.names("quants"):
@@ -184,7 +189,7 @@ def engine_quants(
         in_any_dtype = GGUF not in engine.reads  # loads what is not quantized in any dtype
         if _same(word, stored.quant) and not (in_any_dtype and (stored.gguf or not stored.packed)):
             own = _by_itself(model, stored, engine, target, (word,))
-            if stored.scheme is not None and own[0].checkpoint_format is None:
+            if stored.scheme is not None and own[0].checkpoint_format is None and not _same(word, own[0].quant):
                 raise ProfileError(
                     f"{model.name}: -q {stored.quant}: {own[0].cautions[0]}", f"Use -q {own[0].quant}."
                 )
@@ -195,14 +200,20 @@ def engine_quants(
 
 
 def checked(engine: Engine, quant: str) -> str:
-    """``quant`` as ``engine`` spells it. Raises NotFound naming the engines that have it."""
+    """``quant`` as ``engine`` spells it. Raises NotFound naming the engines that have it, or similar names of any."""
     try:
         return engine.check(quant)
     except NotFound as error:
-        known = map(engines.find, engines.names())  # without related ones, which have the same
-        having = [f"--engine {each.name}" for each in known if each.like == each.name and has(each, quant)]
-        others = registry.listed(having, "or")
-        raise NotFound(error.message, f"{others} has it. {error.hint}" if others else error.hint) from None
+        every = [each for each in map(engines.find, engines.names()) if each.like == each.name]  # none twice
+        having = [f"--engine {each.name}" for each in every if has(each, quant)]
+        if having:
+            raise NotFound(error.message, f"{registry.listed(having, 'or')} has it. {error.hint}") from None
+        if registry.nearest(quant, engine.quants):
+            raise
+        if gguf_mix.only_in_files(quant):
+            raise NotFound(error.message, f"Pass a GGUF file that is stored in it. {error.hint}") from None
+        near = registry.nearest(quant, dict.fromkeys(name for each in every for name in each.quants))
+        raise NotFound(error.message, f"{registry.did_you_mean(near)}{error.hint}") from None
 
 
 def has(engine: Engine, quant: str) -> bool:
@@ -334,6 +345,11 @@ def _another(model: Model, stored: Stored, engine: Engine, quant: str) -> Engine
         return EngineQuant(quant)
     if stored.gguf and GGUF not in engine.reads:
         return _unpacked_gguf(stored, quant)
+    if not stored.gguf and stored.quant in AS_GGUF_PACKED and GGUF in engine.reads:
+        # bartowski's page of gpt-oss-20b: all its files keep the feed-forward weights in MXFP4
+        kept = AS_GGUF_PACKED[stored.quant]
+        told = f"predicted as {quant} in every layer; published files of this name keep the experts in {kept}"
+        return EngineQuant(quant, cautions=(f"{told}, which -q {kept} predicts",))
     return EngineQuant(quant, cautions=(f"predicted as {quant}, not as the {stored.quant} of this checkpoint",))
 
 

@@ -20,7 +20,7 @@ from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_te
 
 T = TypeVar("T")
 SHOWN_COMMANDS = 1  # of each kind below the table: how to run the first case, and how to check it
-MIN_NOTES = 2  # below a table that fills the screen
+MIN_NOTES = 1  # below a table that fills the screen
 MAX_CASES_NAMED = 3  # cases or models that a note names
 # What a terminal that is too narrow drops, the first first. Context and batch go only if all rows have the same.
 DROPPED = ("basis", "cache", "max batch", "weights", "prefill t/s", "max context", "in host memory")

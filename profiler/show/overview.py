@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from profiler import console, devices, registry, settings
 from profiler.cost.learned import NOTHING, from_store
 from profiler.cost.machine import Machine
+from profiler.cost.prediction import judge
 from profiler.devices import target as targets
 from profiler.devices.target import MEMORY_TOLERANCE
 from profiler.errors import ProfileError
@@ -35,7 +36,7 @@ def overview(on: str | None = None) -> str:
     learned = NOTHING if local is None else from_store(None, devices.find(local), target)
     found = choice.best_three(machine, learned)
     measured = _measured() if on is None else None
-    lines = [_title(machine), *target.limits, "", *_table(found)]
+    lines = [_title(machine), *target.limits, "", *_table(found, machine)]
     lines += [measured] if measured is not None else []
     following = _next(found, on or here)
     for why, typed in following if on else [following[0], _measure(measured)]:
@@ -78,7 +79,7 @@ def _source(machine: Machine) -> str:
     return "assumed" if machine.target.spread > 1 else "by data sheet"
 
 
-def _table(found: Sequence[tuple[str, Candidate]]) -> list[str]:
+def _table(found: Sequence[tuple[str, Candidate]], machine: Machine) -> list[str]:
     if not found:
         return ["No model of the catalog fits. profile models lists what there is."]
     text = show_output.render([_row(*each) for each in found], dict, "table", DROPPED)
@@ -89,7 +90,14 @@ def _table(found: Sequence[tuple[str, Candidate]]) -> list[str]:
     notes += [THIRD_PICK[pick] for pick, _ in found if pick in THIRD_PICK]
     at = f"Predicted at {choice.CONTEXT // 1024}k of context"
     context = f"{at}; in parentheses, the range that should hold nine cases in ten."
-    return [*text.splitlines(), "", f"{'; '.join(notes)}.", " ".join([context, *_twins([e.name for _, e in found])])]
+    alike = _twins([each.name for _, each in found])
+    return [*text.splitlines(), "", f"{'; '.join(notes)}.", " ".join([context, *alike]), *_tight(found, machine)]
+
+
+def _tight(found: Sequence[tuple[str, Candidate]], machine: Machine) -> list[str]:
+    """A sentence about those that fit by little, or may not fit."""
+    names = [each.name for _, each in found if judge(each.prediction.terms, machine).word == "tight"]
+    return [f"Tight: {registry.listed(names)} may not fit at {choice.CONTEXT // 1024}k."] if names else []
 
 
 def _row(pick: str, candidate: Candidate) -> dict[str, str]:

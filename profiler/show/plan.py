@@ -51,7 +51,9 @@ def render(
 
     same_batch = len({row["batch"] for row in rows}) == 1
     text = show_output.render(rows, shown, output, (*DROPPED, *["batch"] * same_batch, "run", "peak"), prose="reason")
+    columns = text.partition("\n")[0].split()
     notes = _notes(plan) if output in ("table", "md") else []
+    notes = [note for note in notes if note.partition(":")[0] in columns]  # a narrow terminal leaves some out
     return text + "\n" * bool(notes) + "".join(f"{note}\n" for note in notes)
 
 

@@ -57,7 +57,7 @@ DOCUMENTS, TOKENS = 3, 400
 
 def scored(row: Measurement, kl: float, **scale: Any) -> Measurement:
     """``row`` with this mean KL divergence. ``scale``: ``definition``, ``window``, ``texts`` (their hash), and of the
-    reference ``dtype``, ``reference`` (its id) and ``nll``, its mean −log p.
+    reference ``dtype``, ``reference`` (its id), ``packed`` (its own quantization) and ``nll``, its mean −log p.
     """
     known = {
         "definition": 1,
@@ -66,6 +66,7 @@ def scored(row: Measurement, kl: float, **scale: Any) -> Measurement:
         "dtype": "fp32",
         "reference": "ref",
         "nll": 3,
+        "packed": None,
     }
     of = known | scale
     wobble = (0.8, 1.0, 1.2)
@@ -80,7 +81,8 @@ def scored(row: Measurement, kl: float, **scale: Any) -> Measurement:
         "definition": of["definition"],
         "window": of["window"],
         "text": {"name": "some texts", "hash": of["texts"], "license": "CC0"},
-        "reference": {"model": "m", "model_id": of["reference"], "dtype": of["dtype"], "device": "cpu"},
+        "reference": {"model": "m", "model_id": of["reference"], "dtype": of["dtype"], "device": "cpu"}
+        | ({} if of["packed"] is None else {"packed": of["packed"]}),
         "blocks": dict(zip(names, map(list, zip(*blocks, strict=True)), strict=True)),
         "tails": {},
     }

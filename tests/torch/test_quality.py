@@ -80,11 +80,12 @@ def test_the_sum_of_exponentials_is_that_of_float64(dtype: torch.dtype, monkeypa
     exact = torch.logsumexp(logits.double(), dim=1, keepdim=True)
     for block in (5, 5 * 7, 5 * 64, 5 * 1000):
         monkeypatch.setattr(comparison, "SUM_BLOCK", {"cpu": block})
-        most, total = comparison.log_total(logits)
-        assert torch.equal(most, logits.amax(dim=1, keepdim=True).float())
-        torch.testing.assert_close(most.double() + total, exact, rtol=0, atol=1e-6)
+        found = comparison.summed(logits)
+        assert torch.equal(found.most, logits.amax(dim=1, keepdim=True).float())
+        assert torch.equal(found.best, logits.argmax(dim=1, keepdim=True))
+        torch.testing.assert_close(found.most.double() + found.log_total, exact, rtol=0, atol=1e-6)
     logits[2, 7] = torch.nan
-    assert bool(comparison.log_total(logits)[1][2].isnan())
+    assert bool(comparison.summed(logits).log_total[2].isnan())
 
 
 def test_logits_of_blocks_are_those_of_the_whole_model(any_tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

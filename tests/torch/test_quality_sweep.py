@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 from fakes.tiny import WORDS, with_tokenizer
+from safetensors.torch import load_file, save_file
 
 from profiler import folders
 from profiler.cli import main
@@ -41,6 +43,14 @@ def sweep(*arguments: str) -> tuple[int, list[dict[str, Any]], str]:
 @pytest.mark.slow
 def test_a_row_has_the_quality_of_its_quantization_and_path(tiny_model: Tiny, tmp_path: Path) -> None:
     model = with_tokenizer(tiny_model("llama"), tmp_path / "llama")
+    left = {
+        "max_length": 16,
+        "strategy": "LongestFirst",
+        "stride": 0,
+        "direction": "Right",
+    }  # by a training script
+    tokenizer = json.loads((model / "tokenizer.json").read_text()) | {"truncation": left}
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
     asked = ("-m", str(model), "-c", "256", "--quality", "--quality-text", str(texts(tmp_path / "texts")))
     code, rows, said = sweep(*asked, "-q", "fp32,nf4")
     assert code == 0, said
@@ -77,6 +87,20 @@ def test_without_a_tokenizer_the_speed_is_measured_and_the_reason_said(tiny_mode
     assert code == 0 and row["decode"]["tps"] > 0
     assert "has no tokenizer.json" in row["quality"]["reason"]
     assert [caution["code"] for caution in row["cautions"]].count("quality-unknown") == 1
+
+
+@pytest.mark.slow
+def test_logits_that_are_no_numbers_leave_the_speed_and_say_why(tiny_model: Tiny, tmp_path: Path) -> None:
+    model = with_tokenizer(tiny_model("llama"), tmp_path / "llama")
+    (file,) = model.glob("*.safetensors")
+    weights = load_file(file)
+    weights["model.norm.weight"][:] = torch.nan
+    save_file(weights, file, {"format": "pt"})
+    words = str(texts(tmp_path / "texts"))
+    code, (row,), said = sweep("-m", str(model), "-c", "64", "-q", "fp32", "--quality", "--quality-text", words)
+    assert (code, row["outcome"]) == (0, "ok"), said
+    assert row["decode"]["tps"] > 0
+    assert "not numbers" in row["quality"]["reason"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 
@@ -32,35 +33,48 @@ class PositionFigures:
 
     kl: torch.Tensor  # float64, nats
     variance: torch.Tensor  # float64, of ``kl``, from what is kept of the reference
-    same: torch.Tensor  # bool: the reference's top token has the largest logit
+    same: torch.Tensor  # bool: greedy decoding would choose the same token
     nll: torch.Tensor  # float64: −log q of the text's next token
     reference_nll: torch.Tensor  # float64: the same of the reference
     rest: torch.Tensor  # float64: mass of the reference outside its top tokens
 
+    @property
+    def finite(self) -> bool:
+        """Whether the model's logits were numbers."""
+        return bool(torch.isfinite(self.kl).all() and torch.isfinite(self.nll).all())
 
-def log_total(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest logit of each row ``[rows, 1]``, and log Σ exp(logit − largest) in float64 ``[rows, 1]``.
+
+class Summed(NamedTuple):
+    """What one pass over rows of logits gives, each ``[rows, 1]``."""
+
+    most: torch.Tensor  # float32: the largest logit
+    best: torch.Tensor  # int64: the first token that has it
+    log_total: torch.Tensor  # float64: log Σ exp(logit − most)
+
+
+def summed(logits: torch.Tensor) -> Summed:
+    """The largest of ``logits [rows, vocabulary]``, and the logarithm of their sum.
 
     The sum is over blocks of the vocabulary, each relative to its own largest logit, so that logits are read once and
     converted to float32 in a core's cache. A copy of all of them would take longer to allocate than to compute.
     """
     width = max(1, SUM_BLOCK.get(logits.device.type, logits.numel()) // len(logits))
-    tops, sums = [], []
-    for part in torch.split(logits, width, dim=1):
+    tops, places, sums = [], [], []
+    for number, part in enumerate(torch.split(logits, width, dim=1)):
         part = part.float()
-        top = part.amax(dim=-1, keepdim=True).clamp_(min=LEAST)
-        tops.append(top)
+        top, place = part.max(dim=-1, keepdim=True)
+        tops.append(top.clamp_(min=LEAST))
+        places.append(place + number * width)
         sums.append((part - top).exp_().sum(dim=-1, keepdim=True).double())
-    top = torch.cat(tops, dim=1)
-    most = top.amax(dim=1, keepdim=True)
-    return most, (torch.cat(sums, dim=1) * (top - most).double().exp()).sum(dim=1, keepdim=True).log()
+    top, place = torch.cat(tops, dim=1), torch.cat(places, dim=1)
+    most, block = top.max(dim=1, keepdim=True)
+    total = (torch.cat(sums, dim=1) * (top - most).double().exp()).sum(dim=1, keepdim=True)
+    return Summed(most, place.gather(1, block), total.log())
 
 
-def log_probabilities(
-    logits: torch.Tensor, at: torch.Tensor, most: torch.Tensor, total: torch.Tensor
-) -> torch.Tensor:
+def log_probabilities(logits: torch.Tensor, at: torch.Tensor, sums: Summed) -> torch.Tensor:
     """Log-probabilities of the tokens ``at [rows, n]``, rounded to float32 as a reference keeps them."""
-    return (logits.gather(1, at).double() - most.double() - total).float()
+    return (logits.gather(1, at).double() - sums.most.double() - sums.log_total).float()
 
 
 class Keeper:
@@ -78,12 +92,13 @@ class Keeper:
         at, logits = _scored(at, logits, self._first, len(self._next))
         if not len(logits):
             return
-        most, total = log_total(logits)
+        sums = summed(logits)
         logits = logits.float()
-        ids = logits.topk(min(self._top, logits.shape[1])).indices
-        logs = log_probabilities(logits, ids, most, total)
-        probabilities = (logits - (most + total.float())).exp_()
-        entropy = -(probabilities * (logits - (most + total.float()))).sum(dim=-1).double()
+        ids = _first(sums.best, logits.topk(min(self._top, logits.shape[1])).indices)
+        logs = log_probabilities(logits, ids, sums)
+        shift = sums.most + sums.log_total.float()
+        probabilities = (logits - shift).exp_()
+        entropy = -(probabilities * (logits - shift)).sum(dim=-1).double()
         entropy += (logs.double().exp() * logs.double()).sum(dim=-1)
         sampled = self._drawn(probabilities.scatter_(1, ids, 0.0))
         expected = self._next[at : at + len(logits)].to(logits.device)[:, None]
@@ -92,8 +107,8 @@ class Keeper:
             "logs": logs,
             "rest_entropy": entropy.clamp_(min=0).float(),
             "sampled": sampled,
-            "sampled_logs": log_probabilities(logits, sampled, most, total),
-            "nll": -log_probabilities(logits, expected, most, total)[:, 0],
+            "sampled_logs": log_probabilities(logits, sampled, sums),
+            "nll": -log_probabilities(logits, expected, sums)[:, 0],
         }
         self._parts.append({name: tensor.cpu() for name, tensor in part.items()})
 
@@ -143,15 +158,15 @@ class Scorer:
 def compared(logits: torch.Tensor, kept: dict[str, torch.Tensor], expected: torch.Tensor) -> PositionFigures:
     """``definition.divergence`` and the other figures for rows of ``logits [rows, vocabulary]``; ``expected [rows,
     1]`` are the text's next tokens."""
-    most, total = log_total(logits)
+    sums = summed(logits)
     ids = kept["ids"].long()
-    log_p, log_q = kept["logs"].double(), log_probabilities(logits, ids, most, total).double()
+    log_p, log_q = kept["logs"].double(), log_probabilities(logits, ids, sums).double()
     kl = (log_p.exp() * (log_p - log_q)).sum(dim=-1)
     rest = 1 - log_p.exp().sum(dim=-1)
     left = (1 - log_q.exp().sum(dim=-1)).clamp_(min=MIN_REST)
     has_rest = rest > NO_REST
     rest = rest.clamp(min=NO_REST)
-    log_v = log_probabilities(logits, kept["sampled"].long(), most, total).double() - left.log()[:, None]
+    log_v = log_probabilities(logits, kept["sampled"].long(), sums).double() - left.log()[:, None]
     log_r = log_v - (kept["sampled_logs"].double() - rest.log()[:, None])
     terms = log_r.expm1() - log_r
     added = rest * ((rest / left).log() + terms.mean(dim=-1))
@@ -159,11 +174,19 @@ def compared(logits: torch.Tensor, kept: dict[str, torch.Tensor], expected: torc
     return PositionFigures(
         kl=(kl + torch.where(has_rest, added, zero)).clamp_(min=0),  # without a rest, rounding may exceed it
         variance=torch.where(has_rest, rest**2 * terms.var(dim=-1) / terms.shape[1], zero),
-        same=logits.gather(1, ids[:, :1])[:, 0] >= most[:, 0],
-        nll=-log_probabilities(logits, expected, most, total)[:, 0].double(),
+        same=ids[:, 0] == sums.best[:, 0],
+        nll=-log_probabilities(logits, expected, sums)[:, 0].double(),
         reference_nll=kept["nll"].double(),
         rest=torch.where(has_rest, rest, zero),
     )
+
+
+def _first(best: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """``ids [rows, n]`` with ``best [rows, 1]``, which is one of them, in the first place: of equal logits, ``topk``
+    may put any first.
+    """
+    place = (ids == best).to(torch.int8).argmax(dim=1, keepdim=True)
+    return ids.scatter(1, place, ids[:, :1]).scatter(1, torch.zeros_like(place), best)
 
 
 def _scored(at: int, logits: torch.Tensor, first: int, end: int) -> tuple[int, torch.Tensor]:
@@ -221,23 +244,12 @@ class DecodeFigures:
 
 def stored(found: Sequence[tuple[TextWindow, PositionFigures]], decode: Mapping[str, Any]) -> dict[str, Any]:
     """What a row stores of scored windows: sums over blocks, percentiles, and the error of what is kept."""
-    blocks: list[Block] = []
+    documents: dict[tuple[str, str], list[PositionFigures]] = {}
     values: dict[str, list[float]] = {}
     for window, figures in found:
         values.setdefault(window.kind, []).extend(figures.kl.tolist())
-        for start in range(0, window.scored, BLOCK):
-            part = slice(start, start + BLOCK)
-            blocks.append(
-                Block(
-                    window.kind,
-                    window.document,
-                    len(figures.kl[part]),
-                    float(figures.kl[part].sum()),
-                    int(figures.same[part].sum()),
-                    float(figures.nll[part].sum()),
-                    float(figures.reference_nll[part].sum()),
-                )
-            )
+        documents.setdefault((window.kind, window.document), []).append(figures)
+    blocks = [block for (kind, name), parts in documents.items() for block in _blocks(kind, name, parts)]
     count = sum(len(figures.kl) for _, figures in found)
     variance = sum(float(figures.variance.sum()) for _, figures in found)
     values[ALL] = [value for kind in list(values) for value in values[kind]]
@@ -248,6 +260,20 @@ def stored(found: Sequence[tuple[TextWindow, PositionFigures]], decode: Mapping[
         "rest": sum(float(figures.rest.sum()) for _, figures in found) / count,
         **decode,
     }
+
+
+def _blocks(kind: str, document: str, parts: Sequence[PositionFigures]) -> list[Block]:
+    """A document in blocks of equal length, about ``BLOCK`` tokens, whatever the length of its windows."""
+    summed = [torch.cat([getattr(part, name) for part in parts]) for name in ("kl", "same", "nll", "reference_nll")]
+    length = len(summed[0])
+    count = max(1, round(length / BLOCK))
+    ends = [number * length // count for number in range(count + 1)]
+    return [
+        Block(kind, document, end - start, float(kl[start:end].sum()), int(same[start:end].sum()),
+              float(nll[start:end].sum()), float(reference[start:end].sum()))
+        for kl, same, nll, reference in [summed]
+        for start, end in pairwise(ends)
+    ]  # fmt: skip
 
 
 def _tails(ordered: Sequence[float]) -> dict[str, float]:

@@ -41,6 +41,8 @@ from profiler.quality import references, texts
 from profiler.quality.definition import DEFINITION
 from profiler.quality.placement import DISK_CHUNK, DTYPES, place
 from profiler.quality.texts import TextWindow
+from profiler.quants.base import DTYPE_BYTES
+from profiler.results.quality import GGUF_DTYPES
 from profiler.units import printable
 
 FIRST_TO_GO = "1000"  # oom_score_adj of a process whose weights do not fit: the kernel kills it before any other
@@ -62,17 +64,18 @@ def prepare(case: Case, source: Source, wanted: Mapping[str, Any], beat: Beat) -
     """Compute what is missing of the reference for ``case``. Raises ProfileError if that is impossible."""
     model = _reference(case, source, wanted)
     cut = windows(case, source, wanted)
-    _ensured(model, cut, beat)
+    _ensured(model, cut, beat, DTYPES[:1])
 
 
 def measure(session: Any, case: Case, source: Source, wanted: Mapping[str, Any], beat: Beat) -> dict[str, Any]:
     """The ``quality`` of a row of ``case``, whose model ``session`` holds. Raises ProfileError, OutOfMemory."""
     model, cut = _reference(case, source, wanted), windows(case, source, wanted)
-    names, reference = _ensured(model, cut, beat)
+    names, reference = _ensured(model, cut, beat, DTYPES)  # less memory is free now than when it was chosen
     known: dict[str, PositionFigures] = session.scored
     decode = DecodeFigures(case.path)
     started, found = time.monotonic(), []
     made: dict[str, Any] = {}
+    vocabulary = session.model.config.get_text_config().vocab_size
     for number, (window, name) in enumerate(zip(cut, names, strict=True), 1):
         beat(f"quality {number}/{len(cut)}")
         steps = decode.lacks(window)
@@ -80,8 +83,12 @@ def measure(session: Any, case: Case, source: Source, wanted: Mapping[str, Any],
             arrays = references.read(name)
             if arrays is None:
                 raise ProfileError("the reference was removed from the cache while it was used", "Try again.")
+            if arrays.made.get("vocabulary") not in (None, vocabulary):
+                raise ProfileError(f"the reference has another vocabulary than {printable(case.model)}")
             with memory_errors():
                 known[name] = _scored(session.model, window, arrays, decode if steps else None, beat)
+            if not known[name].finite:
+                raise ProfileError("the model predicts values that are not numbers")
             made = made or dict(arrays.made)
         found.append((window, known[name]))
     made = made or _provenance(names)
@@ -92,11 +99,18 @@ def measure(session: Any, case: Case, source: Source, wanted: Mapping[str, Any],
             "model": reference.case.model,
             "model_id": reference.case.model_id,
             "dtype": reference.case.dtype,
+            **_packed(wanted["reference"]),
             **made,
         },
         "window": _size(case),
         "seconds": time.monotonic() - started,
     }
+
+
+def _packed(other: Mapping[str, Any] | None) -> dict[str, str]:
+    """The quantization of a named reference's own weights, if they are quantized."""
+    own = None if other is None else other["quant"]
+    return {} if own is None or own in (*DTYPE_BYTES, *GGUF_DTYPES) else {"packed": own}
 
 
 def _provenance(names: Sequence[str]) -> dict[str, Any]:
@@ -170,6 +184,8 @@ def _tokenizer(kind: str, location: str, revision: str | None, model_id: str) ->
         raise
     except Exception as error:  # its only class of errors
         raise ProfileError(f"{printable(file)} is not a tokenizer: {printable(error, 120)}") from None
+    made.no_truncation()  # which a script for training may have left in the file
+    made.no_padding()
 
     def encode(text: str) -> tuple[list[int], list[int]]:
         found = made.encode(text)
@@ -213,21 +229,35 @@ def _reference(case: Case, source: Source, wanted: Mapping[str, Any]) -> Referen
     return ReferenceModel(replace(plain, model=other["name"], model_id=other["model_id"]), _source(other))
 
 
-def _ensured(model: ReferenceModel, cut: Sequence[TextWindow], beat: Beat) -> tuple[list[str], ReferenceModel]:
-    """The names of the windows of a reference, computed if they are missing, and the reference as it was computed."""
-    for dtype in DTYPES:
-        names = _names(model, dtype, cut)
-        if all(references.read(name) is not None for name in names):
-            return names, _with_dtype(model, dtype)
+def _ensured(
+    model: ReferenceModel, cut: Sequence[TextWindow], beat: Beat, good: Sequence[str]
+) -> tuple[list[str], ReferenceModel]:
+    """The names of the windows of a reference, computed if they are missing, and the reference as it was computed.
+
+    A complete reference in one of the dtypes ``good`` is used without asking for memory.
+    """
+
+    def missing(dtype: str) -> list[TextWindow]:
+        names = zip(cut, _names(model, dtype, cut), strict=True)
+        return [window for window, name in names if references.read(name) is None]
+
+    for dtype in good:
+        if not missing(dtype):
+            return _names(model, dtype, cut), _with_dtype(model, dtype)
     chosen = _chosen(model)
-    names = _names(model, chosen.case.dtype, cut)
-    missing = [window for window, name in zip(cut, names, strict=True) if references.read(name) is None]
-    _compute(chosen, missing, beat)
-    return names, chosen
+    if left := missing(chosen.case.dtype):
+        _compute(chosen, left, beat)
+    return _names(model, chosen.case.dtype, cut), chosen
 
 
 def _names(model: ReferenceModel, dtype: str, cut: Sequence[TextWindow]) -> list[str]:
-    return [references.key(model.case.model_id, dtype, window.tokens, window.unscored) for window in cut]
+    return [_name(model.case.model_id, dtype, window) for window in cut]
+
+
+def _name(model_id: str, dtype: str, window: TextWindow) -> str:
+    """The name of the reference of a window, which is that of the libraries: other versions may compute otherwise."""
+    by = f"{dtype} torch {torch.__version__} transformers {transformers.__version__}"
+    return references.key(model_id, by, window.tokens, window.unscored)
 
 
 def _with_dtype(model: ReferenceModel, dtype: str, device: str | None = None) -> ReferenceModel:
@@ -288,12 +318,12 @@ def compute(request: Mapping[str, Any], say: Beat) -> None:
     session = open_session(case, Source(**request["source"]), say)
     made = {"device": case.device, "torch": torch.__version__, "transformers": transformers.__version__}
     made |= {"from_disk": True} if from_disk else {}
+    made |= {"vocabulary": session.model.config.get_text_config().vocab_size}
     for number, window in enumerate(cut, 1):
         say(f"reference {number}/{len(cut)}")
         keeper = Keeper(window)
         text_pass.read_window(session.model, window.tokens, keeper, say, chunk=DISK_CHUNK if from_disk else None)
-        name = references.key(case.model_id, case.dtype, window.tokens, window.unscored)
-        references.write(name, keeper.arrays(made))
+        references.write(_name(case.model_id, case.dtype, window), keeper.arrays(made))
 
 
 def main() -> None:

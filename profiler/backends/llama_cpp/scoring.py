@@ -102,7 +102,7 @@ class FileComparison:
         prompt = Scorer(window, arrays, HOST)
         reader.read(tokens, window.unscored - 1, prompt)
         figures = prompt.figures()
-        if not bool(torch.isfinite(figures.kl).all() and torch.isfinite(figures.nll).all()):
+        if not figures.finite:
             raise ProfileError("the model predicts values that are not numbers")
         if self._decode.lacks(window):
             first = len(window.tokens) - DECODED_TOKENS

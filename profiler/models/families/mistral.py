@@ -1,7 +1,7 @@
 """Mistral: Mistral 7B, Nemo, Small and models of the same architecture, which is Llama's with a window on all layers.
 
-Shapes and defaults from transformers 5.24, ``models/mistral``; for the multimodal models ``models/mistral3``. Version
-0.1 of the 7B has a window of 4,096 tokens, which is also what a config without the field means; later ones have null.
+Shapes and defaults from transformers 5.24, ``models/mistral``. Version 0.1 of the 7B has a window of 4,096 tokens,
+which is also what a config without the field means; later ones have null.
 """
 
 from __future__ import annotations

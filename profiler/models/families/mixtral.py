@@ -6,42 +6,24 @@ under older names, which ``account`` and ``stored`` know.
 
 from __future__ import annotations
 
-from typing import Any
-
 from profiler.models.config import Config
 from profiler.models.families import base
+from profiler.models.families.mistral import MistralConfig
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Layer
 from profiler.models.rope import largest_context
 
 
-class MixtralConfig:
-    """The fields of transformers' class of that name."""
+class MixtralConfig(MistralConfig):
+    """The fields of transformers' class of that name: Mistral's with two other defaults, and those of the experts."""
 
-    vocab_size: int = 32000
-    hidden_size: int = 4096
-    intermediate_size: int = 14336
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 32
-    num_key_value_heads: int = 8
-    head_dim: int | None = None
-    hidden_act: str = "silu"
-    max_position_embeddings: int = 4096 * 32
-    initializer_range: float = 0.02
     rms_norm_eps: float = 1e-5
-    use_cache: bool = True
-    pad_token_id: int | None = None
-    bos_token_id: int | None = 1
-    eos_token_id: int | list[int] | None = 2
-    tie_word_embeddings: bool = False
     sliding_window: int | None = None
-    attention_dropout: float | int = 0.0
     num_experts_per_tok: int = 2
     num_local_experts: int = 8
     output_router_logits: bool = False
     router_aux_loss_coef: float = 0.001
     router_jitter_noise: float = 0.0
-    rope_parameters: dict[str, Any] | None = None
 
 
 TEXT = {"mixtral": MixtralConfig}

@@ -113,7 +113,7 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Polyline:
     """Joined points of a series; without one, in the color of text."""
 
     points: tuple[tuple[float, float], ...]
@@ -130,7 +130,7 @@ class Plot:
     y: Axis
     palette: Palette = field(hash=False)
     marks: tuple[Mark, ...] = ()
-    lines: tuple[Line, ...] = ()
+    lines: tuple[Polyline, ...] = ()
     zooms: bool = True
     shapes: tuple[str, ...] = ()  # explained in the legend, by the order of ``SHAPES``
 
@@ -146,7 +146,7 @@ def curves(marks: Sequence[Mark], x: str, y: str, series: Palette) -> Plot:
     across = Axis(x, at[0] / 1.2, at[-1] * 1.2, True, tuple((value, count_text(value)) for value in at))
     cut = tuple(mark if mark.high is None else replace(mark, high=min(mark.high, top)) for mark in marks)
     lines = tuple(
-        Line(tuple((mark.x, mark.y) for mark in mine), name, keys=mine[0].keys)
+        Polyline(tuple((mark.x, mark.y) for mark in mine), name, keys=mine[0].keys)
         for name in series
         if (mine := sorted((mark for mark in marks if mark.series == name), key=lambda mark: mark.x))
     )
@@ -167,7 +167,7 @@ def stacks(
     marks += [replace(mark, x=labels.index(label), shape="tick") for label, mark in ticks]
     top = max([*(mark.y for mark in marks), limit or 0]) * 1.05
     across = Axis("context", -0.5, len(labels) - 0.5, ticks=tuple(enumerate(labels)))
-    lines = () if limit is None else (Line(((-0.5, limit), (len(labels) - 0.5, limit)), None, dashed=True),)
+    lines = () if limit is None else (Polyline(((-0.5, limit), (len(labels) - 0.5, limit)), None, dashed=True),)
     return Plot(across, Axis("GiB", 0, top), names, tuple(marks), lines, zooms=False)
 
 
@@ -177,7 +177,7 @@ def roofline(marks: Sequence[Mark], bytes_s: float, flop_s: float, series: Palet
     left = min([ridge, *(mark.x for mark in marks)]) / 2
     right = max([ridge, *(mark.x for mark in marks)]) * 2
     floor = min([mark.y for mark in marks] + [left * bytes_s]) / 2
-    roof = Line(tuple((x, min(flop_s, x * bytes_s)) for x in (left, ridge, right)))
+    roof = Polyline(tuple((x, min(flop_s, x * bytes_s)) for x in (left, ridge, right)))
     across, up = Axis("FLOP per byte", left, right, True), Axis("FLOP/s", floor, flop_s * 2, True)
     return Plot(across, up, series, tuple(marks), (roof,), shapes=("decode", "prefill"))
 
@@ -190,7 +190,7 @@ def frontier(marks: Sequence[Mark], x: str, y: str, series: Palette, zero: bool 
     lines = []
     for name in series:
         best = sorted((mark.x, mark.y) for mark in marks if mark.series == name and not mark.pale)
-        lines += [Line(tuple(best), name, True, next(m.keys for m in marks if m.series == name))] if best else []
+        lines += [Polyline(tuple(best), name, True, next(m.keys for m in marks if m.series == name))] if best else []
     highs, lows = max(mark.y for mark in marks), min(mark.y for mark in marks)
     space = (highs - lows or abs(highs) or 1) * (HEADROOM - 1)
     up = Axis(y, 0 if zero else lows - space, highs * HEADROOM if zero else highs + space)
@@ -217,7 +217,7 @@ def losses(marks: Sequence[Mark], x: str, y: str, series: Palette) -> Plot:
         for mark in sorted(marks, key=lambda mark: (mark.x, mark.y))
         if not any(m.x >= mark.x and m.y <= mark.y and (m.x, m.y) != (mark.x, mark.y) for m in marks)
     ]
-    line = Line(tuple((mark.x, mark.y) for mark in best), None, dashed=True)
+    line = Polyline(tuple((mark.x, mark.y) for mark in best), None, dashed=True)
     drawn = tuple(mark if mark.y else replace(mark, low=None, high=None) for mark in marks)
     return Plot(
         across, Axis(y, 10.0**first, 10.0**last, True, tuple(ticks)), series, drawn, (line,) * (len(best) > 1)
@@ -367,7 +367,7 @@ def _labels(plot: Plot) -> list[str]:
     return [_label(plot, mark, taken) if mark.label else "" for mark in plot.marks]
 
 
-def _along(plot: Plot, line: Line) -> list[Box]:
+def _along(plot: Plot, line: Polyline) -> list[Box]:
     """Small boxes that cover a line."""
     places = [_place(plot, x, y) for x, y in line.points]
     found = []

@@ -133,7 +133,9 @@ def _chart(group: LossGroup, where: str) -> Chart | None:
 
 
 def _beats(other: CaseResult, result: CaseResult) -> bool:
-    """Whether ``other`` is better in speed, memory or loss and worse in none."""
+    """Whether ``other`` is better in speed, memory or loss and worse in none, in a case of the same size."""
+    if size_of(other) != size_of(result):
+        return False
     mine = (result.decode_tps or 0.0, -(result.kl or 0.0), -(result.peak_bytes or math.inf))
     theirs = (other.decode_tps or 0.0, -(other.kl or 0.0), -(other.peak_bytes or math.inf))
     return mine != theirs and all(b >= a for a, b in zip(mine, theirs, strict=True))
@@ -222,8 +224,7 @@ def loses_more(model: str, settings: str, best: CaseResult, machine: MachineRows
 
 def traded(best: CaseResult, usable: Sequence[CaseResult], machine: MachineRows) -> Iterator[str]:
     """What the recommended case loses and gains, and what a faster one would lose, in sentences."""
-    size = (best.case.context, best.case.batch, best.case.steps)
-    alike = [each for each in usable if (each.case.context, each.case.batch, each.case.steps) == size]
+    alike = [each for each in usable if size_of(each) == size_of(best)]
     known = known_kl(best, alike, machine)
     mine = known.get(series(best))
     if mine is None or mine.scale is None:
@@ -240,11 +241,16 @@ def traded(best: CaseResult, usable: Sequence[CaseResult], machine: MachineRows)
         yield f"{named(other, peers)} loses {loss} and decodes {ratio_text(ratio, ' as fast')}."
 
 
+def size_of(result: CaseResult) -> tuple[int, int, int]:
+    """Context, batch and decode steps, without which speeds are not compared."""
+    return result.case.context, result.case.batch, result.case.steps
+
+
 def counterpart(result: CaseResult, others: Iterable[CaseResult]) -> CaseResult | None:
     """The unquantized case that a quantized one is compared with: of the same engine and path, if there is one."""
     if result.case.quant in PLAIN:
         return None
-    found = [other for other in others if other.case.quant in PLAIN]
+    found = [other for other in others if other.case.quant in PLAIN and size_of(other) == size_of(result)]
 
     def distance(other: CaseResult) -> tuple[bool, bool, bool, int]:
         here, there = result.case, other.case

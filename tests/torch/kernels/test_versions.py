@@ -30,7 +30,12 @@ def test_a_newer_version_of_any_library_is_a_caution(library: str, monkeypatch: 
     usual = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "99.0a1+cpu" if name == library else usual(name))
     text = versions.untested.__wrapped__()
-    assert text is not None and text.startswith(f"{library} 99.0a1+cpu: this version of profile was tested with ")
+    assert text is not None and f"{library} 99.0a1+cpu: this version of profile was tested with " in text
+
+
+def test_every_version_of_torch_from_the_oldest_that_can_be_installed_is_tested() -> None:
+    assert all(versions.outside("torch", f"2.{minor}.0") is None for minor in range(10, 15))
+    assert "2.10 to 2.14" in (versions.outside("torch", "2.15.0") or "")
 
 
 def test_every_tested_version_can_be_installed() -> None:

@@ -135,6 +135,16 @@ def test_the_device_of_profile_toml_is_the_one_that_is_predicted(
     assert run("profile --on cpu").stdout.splitlines()[2:6] == text.splitlines()[2:6]
 
 
+@pytest.mark.parametrize(
+    ("on", "said"), [("m4 pro 24gb", "qwen3.5-27b and gemma-4-26b-a4b may not fit"), ("rtx 4090", None)]
+)
+def test_a_pick_that_may_not_fit_is_told(on: str, said: str | None) -> None:
+    text = run(shlex.join(["profile", "--on", on])).stdout
+    assert f"Tight: {said} at 8k." in text if said else "Tight" not in text
+    verdicts = run(commands(text)[0]).stdout
+    assert (" tight " in verdicts) == (said is not None)
+
+
 def test_a_machine_that_nothing_fits_is_told_what_is_needed() -> None:
     text = run("profile --on vram=0.2,bandwidth=10").stdout
     assert "No model of the catalog fits." in text

@@ -233,6 +233,14 @@ def test_gpt_oss_has_the_bytes_of_the_published_files(model: str, gib: float) ->
     assert (row["weights_bytes"]["value"] + row["host_bytes"]["value"]) / GIB == pytest.approx(gib, abs=0.01)
 
 
+def test_a_mix_of_gpt_oss_is_said_not_to_be_what_publishers_call_so() -> None:
+    """They keep the experts in MXFP4, so that all their files have about the same size."""
+    mix, own = rows("gpt-oss-20b", "--on", "rtx 4090", "--engine", "llama.cpp", "-q", "q4_k_m,mxfp4")
+    said = "predicted as q4_k_m in every layer; published files of this name keep the experts in mxfp4"
+    assert f"{said}, which -q mxfp4 predicts" in mix["cautions"]
+    assert own["quant"] == "mxfp4" and own["weights_bytes"]["value"] < 0.8 * mix["weights_bytes"]["value"]
+
+
 def test_an_mlx_checkpoint_on_a_mac_is_predicted_in_mlx(tmp_path: Path) -> None:
     raw = hub.shipped_config("qwen3-8b") | {"quantization": {"bits": 4, "group_size": 64}}
     (tmp_path / "config.json").write_text(json.dumps(raw))
@@ -381,13 +389,13 @@ def test_an_unmet_goal_is_told_with_the_best_there_is() -> None:
 LOSSY = ("qwen3.5-27b", "--on", "rtx 4090", "--engine", "llama.cpp")
 
 
-def keep(*kls: tuple[str, float], parameters: float = 1.0, **scale: Any) -> None:
+def keep(*kls: tuple[str, float], parameters: float = 1.0, options: str = "", **scale: Any) -> None:
     """Store rows of Qwen 3.5 9B in transformers, with these losses of quantizations."""
     count = families.geometry(hub.shipped_config("qwen3.5-9b")).parameters
     with Store.open() as store:
         run = store.start_run(["sweep"], {})
         for quant, kl in kls:
-            row = scored(measured(model="qwen3.5-9b", quant=quant), kl, **scale)
+            row = scored(measured(model="qwen3.5-9b", quant=quant, options=options), kl, **scale)
             store.append(run, replace(row, checkpoint={"parameters": round(count * parameters)}))
         store.finish_run(run, "done")
 
@@ -423,6 +431,16 @@ def test_a_limit_of_the_loss_goes_by_what_was_measured_here() -> None:
     assert (
         "KL: qwen3.5-9b nf4, measured here over 4,800 tokens of some texts in windows of 512, from fp32 (0.0" in text
     )
+
+
+def test_a_loss_beside_that_of_the_reference_or_by_the_cache_meets_no_limit() -> None:
+    """A quantized file compared with itself has exactly 0."""
+    keep(("nf4", 0.0), packed="q4_0")
+    assert known("5 tok/s at 8k, kl<0.1")["nf4"] == ("unknown", None)
+    keep(("nf4", 0.3), options="kv=q4_0")
+    assert known("5 tok/s at 8k, kl<0.1")["nf4"] == ("unknown", None)
+    keep(("nf4", 0.02))
+    assert known("5 tok/s at 8k, kl<0.1")["nf4"] == ("yes", pytest.approx(0.02))
 
 
 def test_losses_of_two_scales_are_not_compared_with_each_other() -> None:
@@ -600,6 +618,9 @@ def test_a_mistake_is_one_clear_line(words: list[str], said: str) -> None:
         (["-q", "q4_k_m", "--engine", "transformers"], "--engine llama.cpp has it. Known: bf16, fp16,"),
         (["-q", "nvfp4", "--engine", "llama.cpp"], "--engine mlx or --engine vllm has it. "),
         (["-q", "nonsense"], "Known: bf16, fp16,"),
+        (["-q", "q4km"], "Did you mean q4_k_m, q5_k_m or q4_k_s? Known: bf16, fp16,"),
+        (["-q", "q1_0"], "Pass a GGUF file that is stored in it. Known: bf16, fp16,"),
+        (["-q", "q1_0", "--engine", "llama.cpp"], "Pass the file in place of the model, or choose one of f32,"),
         (["gemma-4-e2b", "-c", "256k"], "Use -c 131072."),
         (["--on", "vram=24"], "For example: --on vram=24,bandwidth=1008,bf16=165"),
     ],

@@ -326,6 +326,12 @@ def test_fp8_on_a_cpu_is_unpacked_and_said_to_be(tmp_path: Path) -> None:
     assert kept["action"] == "skip" and kept["reason"].endswith("-q bf16 measures it unpacked")
 
 
+def test_a_sweep_of_a_gguf_file_says_that_it_is_unpacked_and_what_runs_it_as_it_is(tmp_path: Path) -> None:
+    (row,) = plan("-m", str(made.gguf(tmp_path / "m.gguf", "q8_0")), "-q", "nf4")
+    assert row["action"] == "run"
+    assert row["note"].startswith("the file is unpacked into nf4; --backend llama.cpp measures it as it is")
+
+
 @pytest.mark.parametrize(
     ("quant", "asked", "says"),
     [

@@ -55,6 +55,22 @@ def test_the_tables_of_gemma_4_e2b_are_those_of_its_published_file() -> None:
     assert nbytes("gemma-4-e2b", "q4_0", "embedding") == pytest.approx(1926.8e6 + 330.3e6, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("model", "mix", "mib"),
+    [
+        ("gpt-oss-20b", "q4_k_m", 15060.55),  # rows of 2,880, which fall back to q5_0 and q8_0
+        ("gpt-oss-20b", "q3_k_m", 12305.40),
+        ("gpt-oss-20b", "mxfp4", 11536.18),
+        ("phi-3-mini-4k", "q4_k_m", 2285.03),  # one projection for Q, K and V
+        ("mixtral-8x7b", "q4_k_m", 27129.87),  # the rules for eight experts
+        ("mixtral-8x7b", "q3_k_m", 21501.27),
+    ],
+)
+def test_a_mix_weighs_what_llama_quantize_computes_for_the_real_shapes(model: str, mix: str, mib: float) -> None:
+    """Its "quant size" of ``--dry-run`` at build 9993, on f16 files of these shapes without content."""
+    assert nbytes(model, mix) / MIB == pytest.approx(mib, abs=0.005)
+
+
 def test_joined_projections_of_gated_delta_layers_count_as_values() -> None:
     found = types("qwen3.5-9b", "q4_k_m")
     assert found["linear_attn.in_proj_qkv.weight", "q6_k"] + found["linear_attn.in_proj_qkv.weight", "q4_k"] == 24
@@ -84,6 +100,13 @@ def test_an_unknown_mix_names_the_nearest() -> None:
     with pytest.raises(NotFound, match="q4_k_m"):
         gguf_mix.mix("q4km")
     assert gguf_mix.mix("Q4_K_M") == gguf_mix.mix("q4-k-m") == "q4_k_m"
+
+
+@pytest.mark.parametrize("name", ["NVFP4", "q1_0", "q2-0"])
+def test_a_type_that_only_files_have_is_not_taken_for_a_mix_with_a_similar_name(name: str) -> None:
+    with pytest.raises(NotFound, match=f"^{name} is predicted only for a GGUF file that is stored in it") as caught:
+        gguf_mix.mix(name)
+    assert "Did you mean" not in str(caught.value)
 
 
 @pytest.mark.parametrize("model", ["gemma-3-270m", "gemma-4-26b-a4b", "qwen3.5-2b", "qwen3.6-35b-a3b", "qwen3-8b"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -20,8 +21,6 @@ from profiler.models import config
         (b"\xff\xfe{}", "not valid JSON"),
         (b"[1]", "is not a JSON object"),
         (b'"text"', "is not a JSON object"),
-        (b'{"a": {"b": [0, NaN]}}', r"config.json is not valid JSON: a\.b\[1\] is NaN"),
-        (b'{"a": -Infinity}', "config.json is not valid JSON: a is -Infinity"),
         (b'{"a": ' + b"9" * 100_000 + b"}", "not valid JSON"),
         (b'{"a": {"b": 1e999}}', r"a\.b is 1e999, which is not a valid number"),
         (b'{"a": 1' + b"0" * 400 + b".5}", "a is a number of 403 characters"),
@@ -32,7 +31,7 @@ from profiler.models import config
         (b'{"a": "' + b"x" * 20 * 1024 * 1024 + b'"}', "larger than 1.00 MiB"),
     ],
     ids=[
-        *("empty", "cut", "utf16", "list", "text", "nan", "infinity", "huge number"),
+        *("empty", "cut", "utf16", "list", "text", "huge number"),
         *("overflow", "400 digits", "twice", "70 deep", "many", "deep", "20 MiB"),
     ],
 )
@@ -59,3 +58,12 @@ def test_a_good_file_is_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text('{"model_type": "llama", "a": [1, null, true]}')
     assert config.read(path) == {"model_type": "llama", "a": [1, None, True]}
+
+
+def test_numbers_that_json_has_no_word_for_are_read_as_transformers_writes_them(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"time_step_limit": [0.0, Infinity], "a": {"b": NaN, "c": -Infinity}}')
+    limit, *others = ({"__float__": word} for word in ("Infinity", "NaN", "-Infinity"))
+    found = config.read(path)
+    assert found == {"time_step_limit": [0.0, limit], "a": dict(zip("bc", others, strict=True))}
+    json.dumps(found, allow_nan=False)

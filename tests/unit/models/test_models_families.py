@@ -8,7 +8,7 @@ import pytest
 
 from profiler import registry
 from profiler.errors import ProfileError
-from profiler.models import families, hub
+from profiler.models import config, families, hub
 from profiler.models.layers import Attention
 
 LLAMA = {
@@ -20,6 +20,9 @@ LLAMA = {
     "num_key_value_heads": 2,
     "vocab_size": 100,
 }
+
+
+INFINITE = {"__float__": "Infinity"}  # as read from a file, see ``config.parse``
 
 
 def text(raw: dict[str, Any]) -> dict[str, Any]:
@@ -57,6 +60,16 @@ def test_a_family_without_a_rule_is_a_fact_of_the_file_and_not_a_typing_mistake(
     )
     assert "Did you mean" not in str(caught.value)
     assert "Gemma 3; Gemma 4; gpt-oss; Llama 1 to 3" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("word", ["Infinity", "-Infinity", "NaN", '{"__float__": "Infinity"}'])
+def test_a_number_that_no_family_reads_may_be_infinite(word: str) -> None:
+    """Bamba, Granite 4 and Nemotron-H have such a limit, in transformers' own examples too."""
+    limit = f'"time_step_limit": [0.0, {word}]'.encode()
+    known = config.parse(b'{"model_type": "llama", ' + limit + b"}", "config.json")
+    assert families.geometry(known) == families.geometry({"model_type": "llama"})
+    with pytest.raises(families.Unserved, match="model_type bamba: this family is not supported yet"):
+        families.geometry(config.parse(b'{"model_type": "bamba", ' + limit + b"}", "config.json"))
 
 
 @pytest.mark.parametrize("sizes", [{}, {"num_hidden_layers": "x", "hidden_size": -4, "vocab_size": 10**400}])
@@ -124,6 +137,10 @@ def test_defaults_that_google_leaves_out_of_gemma_3_configs_are_those_of_transfo
         ({"text_config": [1]}, "text_config is given, but model_type llama is a decoder without that part"),
         ({"decoder": {}}, "decoder is given, but model_type llama"),
         ({"rms_norm_eps": 1}, "rms_norm_eps is 1, must be a number with a decimal point"),
+        ({"rms_norm_eps": INFINITE}, "rms_norm_eps is Infinity, must be a number with a decimal point"),
+        ({"rope_parameters": INFINITE}, "rope_parameters is Infinity, must be an object"),
+        ({"rope_theta": INFINITE}, "rope_theta is Infinity, must be a number"),
+        ({"num_hidden_layers": INFINITE}, "num_hidden_layers is Infinity, must be a whole number"),
         ({"use_cache": "yes"}, 'use_cache is "yes", must be true or false'),
         ({"hidden_act": "swiglu"}, 'hidden_act is "swiglu", must be one of gelu'),
         ({"torch_dtype": "half-precision"}, 'torch_dtype is "half-precision", must be one of bfloat16'),
@@ -288,6 +305,7 @@ def test_gemma_3_counts_its_scaling_in_max_position_embeddings() -> None:
         ({"rope_scaling": "yarn"}, 'rope_scaling is "yarn", must be an object'),
         ({"rope_scaling": {"type": "yarn"}}, 'rope_scaling.factor is missing, but rope_type "yarn" requires it'),
         ({"rope_scaling": YARN | {"factor": "4"}}, 'rope_scaling.factor is "4", must be a number from 1'),
+        ({"rope_scaling": YARN | {"factor": INFINITE}}, "rope_scaling.factor is Infinity, must be a number from 1"),
         ({"rope_scaling": YARN | {"factor": 0}}, "rope_scaling.factor is 0, must be a number from 1"),
         ({"rope_scaling": YARN | {"factor": 10**9}}, "rope_scaling.factor is 1000000000, must be a number from 1"),
         ({"rope_scaling": YARN | {"original_max_position_embeddings": 0}}, "original_max_position_embeddings is 0"),

@@ -391,7 +391,7 @@ def geometry_of(found: GgufHeader) -> Geometry:
     return families.geometry(raw, "GGUF", names)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "gemma4", "qwen35"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3", "gemma4", "qwen35", "phi3"])
 def test_a_small_file_of_each_architecture_has_a_geometry(architecture: str) -> None:
     assert len(geometry_of(small(architecture)).layers) == 3
 

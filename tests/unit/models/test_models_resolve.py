@@ -242,6 +242,13 @@ def test_a_catalog_name_with_the_slash_of_a_folder_is_told_the_name() -> None:
     assert (caught.value.hint or "").endswith(" gemma-3-270m.")
 
 
+def test_a_link_to_nothing_says_where_it_leads(tmp_path: Path) -> None:
+    """The nearest name beside it is its own."""
+    (tmp_path / "model.gguf").symlink_to("moved.gguf")
+    with pytest.raises(NotFound, match=r"model\.gguf is a link to moved\.gguf, which does not exist$"):
+        resolve(str(tmp_path / "model.gguf"))
+
+
 def test_a_refused_path_is_named_as_a_path(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "empty").mkdir()

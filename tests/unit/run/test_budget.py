@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from profiler import console
 from profiler.case import Case, Task
 from profiler.run import plan as run_plan
 from profiler.run.plan import SweepPlan
@@ -61,6 +62,14 @@ def test_a_plan_says_when_a_larger_case_takes_less_time_than_a_smaller_one(plan_
         text = show_plan.render(plan_of({"fp32": (10, runs)}), {}, 20 * GIB, "table")
         assert text.endswith(said) == falls
         assert "load: paid once by cases that share a worker.\n" in text
+
+
+def test_a_plan_explains_no_column_that_a_narrow_terminal_leaves_out(
+    plan_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "width", lambda: 60)
+    text = show_plan.render(plan_of({"fp32": (10, [5.0, 20.0])}), {}, 20 * GIB, "table")
+    assert "load" not in text and "peak" in text
 
 
 def test_the_cheapest_other_cases_fill_the_remaining_budget(plan_of: Any) -> None:
@@ -177,7 +186,7 @@ def test_without_a_budget_nothing_is_skipped_and_the_remaining_time_is_estimated
     case: Case = plan.tasks[0].case
     clock.seconds += 10 + 10
     pace.note(case, 10, measured=True)
-    assert pace.remaining_s() == 20 * 2 + 40
+    assert pace.remaining_s() == 20 * 2 + 10 + 30 * 2  # what runs in another load takes twice as long, too
     assert all(pace.refuse(entry.case) is None for entry in plan.tasks[1:])
 
 

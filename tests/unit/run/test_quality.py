@@ -12,7 +12,9 @@ from fakes.reported import measured
 
 from profiler import devices
 from profiler.errors import ProfileError
+from profiler.models import gguf
 from profiler.quality import texts
+from profiler.quality.definition import DEFINITION
 from profiler.quality.placement import ReferencePlace
 from profiler.results.quality import Block, columns
 from profiler.run import plan, quality
@@ -25,7 +27,7 @@ BLOCKS = columns([Block("prose", "a", 10, 0.1, 9, 20.0, 19.0)])
 
 def known(**changed: Any) -> dict[str, Any]:
     content = {
-        "definition": 1,
+        "definition": DEFINITION,
         "text": {"hash": texts.shipped().hash},
         "reference": {"model_id": measured().case.model_id},
         "blocks": BLOCKS,
@@ -122,6 +124,25 @@ def test_the_reference_of_gguf_files_is_the_best_plain_file_of_the_same_model_be
     reference = wanted["references"][case.model_id]["model_id"]
     row = replace(measured(), case=case, quality=known(reference={"model_id": reference}))
     assert quality.has(row, wanted) and not quality.has(replace(row, quality=known()), wanted)
+
+
+def test_a_file_of_other_weights_is_no_reference_although_its_shapes_are_the_same(tmp_path: Path) -> None:
+    """A base model and what was tuned from it share their config, and a name says nothing."""
+    base, tuned = (stored.gguf(tmp_path / f"{name}.gguf", "f32", file_type=0) for name in ("a-base-f32", "tuned-f32"))
+    packed = stored.gguf(tmp_path / "tuned-q4_0.gguf", "q4_0", file_type=2)
+    header = gguf.model_header(base)
+    with base.open("r+b") as file:
+        file.seek(header.data + header.tensors["output_norm.weight"].offset)
+        file.write(b"\x01")
+    device = devices.find("cpu")
+    request = SweepRequest(models=(str(packed),), backend="llama.cpp", quality=True)
+    wanted = resolve_request(request, device, device.free_bytes, lambda text: None).effort.quality
+    assert wanted is not None
+    assert [each["name"] for each in wanted["references"].values()] == [tuned.stem]
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    alone, _ = (file.rename(elsewhere / file.name) for file in (packed, base))
+    with pytest.raises(ProfileError, match=r"themselves quantized \(q4_0\)"):
+        resolve_request(replace(request, models=(str(alone),)), device, device.free_bytes, lambda text: None)
 
 
 def test_a_quantized_gguf_file_alone_needs_a_named_reference(tmp_path: Path) -> None:

@@ -298,6 +298,16 @@ def test_losses_by_kind_of_text_are_a_table():
     assert table.rows[1] == ("m nf4 c=512 b=1", "0.070", "0.090", "0.080", "0.16")
 
 
+def test_cases_of_another_batch_are_no_measure_of_a_speed():
+    """Eight sequences together decode faster than one, in every quantization."""
+    alone = scored(measured(quant="bf16", decode=(10.0, 10.1, 9.9)), 0.001)
+    many = scored(measured(quant="nf4", batch=8, decode=(40.0, 40.4, 39.6)), 0.1)
+    words = text(losses(alone, many))
+    assert "loses 0.10 nats" in words and "as fast as" not in words
+    ((_, plot),) = plots(losses(scored(measured(quant="bf16", batch=8), 0.001), scored(measured(quant="nf4"), 0.1)))
+    assert not any(mark.pale for mark in plot.marks)
+
+
 def test_engines_share_a_chart_only_if_their_losses_are_of_one_scale():
     ours = [scored(measured(), 0.001), scored(measured(quant="nf4"), 0.2)]
 
