@@ -212,7 +212,7 @@ def test_the_turns_of_an_agent_say_how_much_was_cached(server: FakeServer) -> No
     start = next(n for n, line in enumerate(lines) if line.split() == heads.split())
     turns = [line.split() for line in lines[start + 2 : start + 13]]
     assert [turn[0] for turn in turns] == [f"agent-{number:02}" for number in range(1, 12)]
-    assert {(turn[5], turn[7]) for turn in turns} == {("–", "1,234")}
+    assert all("–" in turn[3:] and "1,234" in turn for turn in turns)  # no total; a rate may be "too noisy"
 
 
 def test_the_users_that_a_server_bears_are_said(server: FakeServer) -> None:
