@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,7 +127,7 @@ def predictions(request: FitRequest) -> FitResult:
     Raises NotFound for unknown names, and ProfileError for invalid options and if every model is refused.
     """
     counted = request.scenario if not request.contexts else None
-    request = _with_scenario(request)
+    request = _with_files(_with_scenario(request))
     targets_asked = [targets.find(text) for text in request.on or (None,)]
     picked = _engine(request, targets_asked)
     engine = picked.engine
@@ -280,6 +281,24 @@ def _with_scenario(request: FitRequest) -> FitRequest:
         contexts=request.contexts or tuple(map(str, scenario.contexts)),
         batches=request.batches or tuple(map(str, scenario.batches)),
     )
+
+
+def _with_files(request: FitRequest) -> FitRequest:
+    """The models of a folder of GGUF files instead of the folder, as a sweep of llama.cpp takes it."""
+    names = model_names(request.models)
+    return replace(request, models=tuple(file for name in names for file in _files_of(name))) if names else request
+
+
+def _files_of(name: str) -> list[str]:
+    folder = Path(os.path.expanduser(name))
+    try:
+        if not folder.is_dir() or (folder / "config.json").is_file():
+            return [name]
+        from profiler.run import gguf_files  # which takes a while to import
+
+        return gguf_files.of_folder(name)
+    except (ProfileError, OSError, ValueError):  # reported when the name is resolved
+        return [name]
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,17 @@ def test_a_gguf_file_is_predicted_in_its_own_quantization_to_the_byte(
     assert f"-m {path} " in row["verify"] and f"-m {path} " in row["serve"]
 
 
+def test_a_folder_of_gguf_files_stands_for_all_of_them(tmp_path: Path, own_cache: None) -> None:
+    for quant in ("q8_0", "q4_0"):
+        gguf(tmp_path / f"tiny-{quant}.gguf", quant)
+    assert [(row["engine"], row["quant"]) for row in rows(str(tmp_path))] == [
+        ("llama.cpp", "q4_0"),
+        ("llama.cpp", "q8_0"),
+    ]
+    swept = CliRunner().invoke(main, ["sweep", "-m", str(tmp_path), "--dry-run"])
+    assert "profile sweep --backend llama.cpp -m takes the folder" in " ".join(swept.stderr.split())
+
+
 def test_what_only_transformers_has_is_predicted_in_transformers(tmp_path: Path, own_cache: None) -> None:
     path = str(gguf(tmp_path / "model.gguf", "q8_0"))
     for words in (("-q", "nf4"), ("--path", "eager"), ("--engine", "transformers"), ("gemma-3-270m",)):
