@@ -187,9 +187,8 @@ def gate(
 
     Exit codes: 0 PASS, 1 FAIL, 2 usage error, 3 inconclusive, 4 incomparable, 130 interrupted.
     """
-    usual = asked["path"] == EAGER and backends.find(asked["backend"]).gguf  # which has no such option
-    asked["paths"] = () if usual else (asked["path"],)
-    del asked["path"]
+    path = asked.pop("path")
+    asked["paths"] = () if path == EAGER and backends.find(asked["backend"]).gguf else (path,)
     asked["options"] = {name: asked.pop(name) for name in OF_BACKENDS}
     request = GateRequest(
         SweepRequest(**asked),
