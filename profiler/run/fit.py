@@ -22,7 +22,7 @@ from profiler.models.geometry import DRAFT_LEFT_OUT, Geometry
 from profiler.models.resolve import Model, resolve
 from profiler.models.stored import Stored
 from profiler.quants.base import DTYPE_BYTES
-from profiler.run import choice, elsewhere, grid
+from profiler.run import choice, elsewhere, grid, own_build
 from profiler.run.engine_choice import ChosenEngine, chosen
 from profiler.run.goal import closest, least_loss, ranked
 from profiler.run.grid import counts, model_names, words
@@ -162,6 +162,9 @@ def predictions(request: FitRequest) -> FitResult:
         except ProfileError as error:
             impossible[name, error.message] = Refusal(name, error)
     refused += tuple(impossible.values())
+    if any(each.prediction.machine.target.local for each in found):
+        build = own_build.needed(engine, request.store)
+        found = [replace(each, named=replace(each.named, build=build)) for each in found] if build else found
     if refused and not found and {name for name, _ in models} <= {name for name, _ in impossible}:
         raise combined_error(refused)
     if request.goal is None:
@@ -303,7 +306,7 @@ def one_case(request: FitRequest) -> OneCase:
     cautions = (*picked.reasons, *model.cautions, *run_as.cautions, *_extrapolated(engine, run_as, machine, request))
     cautions += (*predictor.learned.notes(engine.name), *engine.remarks(model.geometry))
     (context,) = _reached(contexts, model.geometry.max_position, request)
-    named = _named(names[0], model, run_as, request)
+    named = replace(_named(names[0], model, run_as, request), build=own_build.needed(engine, request.store))
     return OneCase(model, named, predictor, context, batches[0], cautions)
 
 

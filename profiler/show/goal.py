@@ -139,8 +139,8 @@ def measuring(result: FitResult) -> tuple[str, Command] | None:
 def _of_file(each: FitPrediction, check: Command) -> tuple[tuple[str, ...], Mapping[str, str]]:
     """The GGUF file that a sweep would measure; a blank for a file that is not here."""
     file, blanks, quant = each.named.argument, check.blanks, each.prediction.request.quant.upper()
-    if each.named.source.kind != "gguf" and not blanks:
-        blanks = {f"MODEL-{quant}.gguf": f"a GGUF file of {each.named.title} in {quant}"}
+    if each.named.source.kind != "gguf" and not any(blank.endswith(".gguf") for blank in blanks):
+        blanks = {**blanks, f"MODEL-{quant}.gguf": f"a GGUF file of {each.named.title} in {quant}"}
     file = next((blank for blank in blanks if blank.endswith(".gguf")), file)
     build = ("--llama-cpp", check.words[check.words.index("--llama-cpp") + 1]) if "--llama-cpp" in check.words else ()
     return ("--backend", each.prediction.engine.name, *build, "-m", file), blanks

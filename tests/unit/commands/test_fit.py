@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from fakes import llama_cpp
 from fakes.reported import measured, scored
 from fakes.tiny import CONFIGS
 from gguf import GGUFReader
@@ -495,8 +496,11 @@ def test_a_model_that_loses_too_much_is_named_with_its_loss() -> None:
     assert "Left out: qwen3.5-9b loses 0.20 nats in nf4." in " ".join(text.split())
 
 
-def test_an_unknown_loss_ends_in_the_command_that_measures_it(tmp_path: Path, own_cache: None) -> None:
-    goal = ("--goal", "0.001 tok/s at 8k, kl<0.05")
+def test_an_unknown_loss_ends_in_the_command_that_measures_it(
+    tmp_path: Path, own_cache: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(llama_cpp.install(tmp_path / "bin")))
+    goal = ("--goal", "0.001 tok/s at 1k, kl<0.05")
     file = gguf(tmp_path / "tiny-q8_0.gguf", "q8_0")
     text = fit(str(file), *goal).stdout
     assert "beside an F32, BF16 or F16 file of the model" in " ".join(text.split())
