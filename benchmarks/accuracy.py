@@ -9,14 +9,14 @@ sheet's bandwidth), and the formula of llmfit 1.1.17 (``llmfit-core/src/fit.rs``
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import fit_efficiency
 import left_out
+import noise_floor
 import numpy as np
 import published_models
 import published_rows
@@ -107,10 +107,7 @@ def page(used: Sequence[Row], left: Sequence[ExcludedRow], judged: list[Judged])
         HEAD,
         *(entry.line() for entry in others(single, judged)),
         "",
-        "## The noise floor",
-        "",
-        *noise(used),
-        "",
+        *noise_floor.section(judged),
         *_origins(judged),
         "## Residuals by cause",
         "",
@@ -122,7 +119,7 @@ def page(used: Sequence[Row], left: Sequence[ExcludedRow], judged: list[Judged])
         "## By device",
         "",
         HEAD,
-        *(entry.line() for entry in grouped(judged, lambda j: f"{j.row.target.name}, {kind(j)}", 1)),
+        *(entry.line() for entry in grouped(judged, lambda j: f"{j.row.target.name}, {j.kind}", 1)),
         "",
         f"## The {WORST} worst figures of each kind",
         "",
@@ -160,7 +157,7 @@ def _origins(judged: Sequence[Judged]) -> list[str]:
     return [
         "## Where the mean error comes from",
         "",
-        *contributions([(kind(j), j.row.engine.name, j.row.target.title, j.error) for j in judged]),
+        *contributions([(j.kind, j.row.engine.name, j.row.target.title, j.error) for j in judged]),
         "",
     ]
 
@@ -187,11 +184,6 @@ def coverage(used: Sequence[Row], left: Sequence[ExcludedRow]) -> list[str]:
     ]
 
 
-def kind(judged: Judged) -> str:
-    """``decode``, ``batch`` or ``prefill``."""
-    return "batch" if judged.batched else judged.phase
-
-
 def plain_decode(row: Row) -> bool:
     """Whether its decode rate is one that the other predictors know."""
     likes = row.engine.like in ("llama.cpp", "vllm") and row.engine.name != "tensorrt-llm"
@@ -201,23 +193,23 @@ def plain_decode(row: Row) -> bool:
 def by_case() -> tuple[Callable[[Judged], str], ...]:
     """Groups that a user asks for."""
     return (
-        lambda j: f"{kind(j)}, {j.row.engine.name}",
+        lambda j: f"{j.kind}, {j.row.engine.name}",
         lambda j: f"batch of {_power(j.row.batch)}" if j.batched else "",
         lambda j: (
-            f"{kind(j)}, {j.row.target.count} devices, {j.row.machine.split} split" if j.row.target.count > 1 else ""
+            f"{j.kind}, {j.row.target.count} devices, {j.row.machine.split} split" if j.row.target.count > 1 else ""
         ),
-        lambda j: f"{kind(j)}, {_depth(j)}",
+        lambda j: f"{j.kind}, {_depth(j)}",
     )
 
 
 def by_cause() -> tuple[Callable[[Judged], str], ...]:
     """Groups by properties that the model knows."""
     return (
-        lambda j: f"{kind(j)}, {j.row.target.vendor}, {j.row.target.kind}",
-        lambda j: f"{kind(j)}, {j.row.engine.name}, {j.row.target.generation}",
-        lambda j: f"{kind(j)}, {j.row.request.quant}",
-        lambda j: f"{kind(j)}, tier {j.row.tier}",
-        lambda j: f"{kind(j)}, {j.row.source}",
+        lambda j: f"{j.kind}, {j.row.target.vendor}, {j.row.target.kind}",
+        lambda j: f"{j.kind}, {j.row.engine.name}, {j.row.target.generation}",
+        lambda j: f"{j.kind}, {j.row.request.quant}",
+        lambda j: f"{j.kind}, tier {j.row.tier}",
+        lambda j: f"{j.kind}, {j.row.source}",
     )
 
 
@@ -245,10 +237,6 @@ def grouped(judged: Sequence[Judged], key: Callable[[Judged], str], few: int = F
     return [summary(name, groups[name]) for name in sorted(groups) if name and len(groups[name]) >= few]
 
 
-def _several(row: Row) -> str:
-    return f"{row.target.count} devices, {row.machine.split} split"
-
-
 def _power(batch: int) -> str:
     """``2``, ``3 to 4``, ``5 to 8`` and so on."""
     high = 2
@@ -261,43 +249,6 @@ def _depth(judged: Judged) -> str:
     row = judged.row
     tokens = row.prefill_depth + row.prompt if judged.phase == "prefill" else row.depth
     return f"from {max(depth for depth in DEPTHS if depth <= tokens):05d} tokens"
-
-
-def noise(used: Sequence[Row]) -> list[str]:
-    """How far sources differ on the same model, quantization, engine and device: decode rates at similar depth, and
-    prefill rates of prompts of nearly the same length.
-    """
-    decode = [row for row in used if row.counts("decode") and row.batch == 1 and row.answer is None]
-    prefill = [row for row in used if row.counts("prefill") and row.request.batch == 1 and not row.mixes]
-    return [
-        *_gaps("decode", decode, lambda row: "deep" if row.depth > 8192 else "shallow"),
-        "",
-        *_gaps("prefill", prefill, _about),
-        "",
-        "No formula can be closer to both of two sources than half of their gap.",
-    ]
-
-
-def _about(row: Row) -> str:
-    return f"about {2 ** round(math.log2(row.prompt)):,} tokens after {row.prefill_depth:,}"
-
-
-def _gaps(phase: str, rows: Iterable[Row], at: Callable[[Row], str]) -> list[str]:
-    groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[row.model, row.request.quant, row.engine.name, row.target.title, at(row)].append(row)
-    pairs = []
-    for key, same in groups.items():
-        if len({row.source for row in same}) > 1:
-            rates = [row.tokens(phase) / (row.seconds(phase) or math.inf) for row in same]
-            pairs.append((key, max(rates) / min(rates) - 1))
-    middle = np.median([gap for _, gap in pairs])
-    lines = [
-        f"{len(pairs)} {phase} rates were published by more than one source. Their median of fastest ÷ slowest − 1 is"
-        f" {middle:.0%}:",
-        "",
-    ]
-    return [*lines, *(f"- {' · '.join(key)}: {gap:.0%}" for key, gap in sorted(pairs, key=lambda pair: -pair[1]))]
 
 
 def contributions(errors: Sequence[tuple[str, str, str, float]]) -> list[str]:
@@ -327,9 +278,7 @@ def contributions(errors: Sequence[tuple[str, str, str, float]]) -> list[str]:
 
 def worst(judged: Sequence[Judged], name: str) -> list[Judged]:
     """The figures of a kind that are furthest off, by their ratio."""
-    return sorted((j for j in judged if kind(j) == name), key=lambda j: -abs(np.log(j.measured / j.predicted)))[
-        :WORST
-    ]
+    return sorted((j for j in judged if j.kind == name), key=lambda j: -abs(np.log(j.measured / j.predicted)))[:WORST]
 
 
 def worst_line(judged: Judged) -> str:
@@ -337,9 +286,7 @@ def worst_line(judged: Judged) -> str:
     row, tokens = judged.row, judged.row.tokens(judged.phase)
     batch = f", batch {row.batch}" if row.batch > 1 else ""
     at = row.prompt if judged.phase == "prefill" else row.depth
-    what = (
-        f"{kind(judged)}: {row.model} {row.request.quant} at {at:,}{batch} on {row.target.title}, {row.engine.name}"
-    )
+    what = f"{judged.kind}: {row.model} {row.request.quant} at {at:,}{batch} on {row.target.title}, {row.engine.name}"
     rates = f"{tokens / judged.measured:.1f} | {tokens / judged.predicted:.1f}"
     return f"| {row.file}:{row.line} | {what} | {rates} | {judged.error:+.0%} |"
 

@@ -26,10 +26,10 @@ RESULT = HERE.parent / "scenarios" / "efficiency.toml"
 FITTED = ("llama.cpp", "llamafile", "llama.cpp-vulkan", "mlx", "vllm", "tensorrt-llm", "transformers")
 _HOLE = re.compile(r"\{([a-z]+(?:\.[\w~ -]+)*)\}")
 BEFORE_ANY_FIT = {
-    f"spread.{name.replace('.', '~')}.{phase}{kind}": "[0.5, 2.0]"
+    f"spread.{name.replace('.', '~')}.{kind}{models}": "[0.5, 2.0]"
     for name in FITTED
-    for phase in fitting.PHASES
-    for kind in ("", "_experts")
+    for kind in left_out.KINDS
+    for models in ("", "_experts")
 }
 HEADS = {
     "generation": "# Factors on those shares by generation: of the bandwidth, and of each engine's peak. Fitted",
@@ -81,9 +81,9 @@ def write(used: Sequence[Row], judged: Sequence[Judged], content: fitting.Conten
     """Write the file, with the intervals that ``judged`` justifies."""
     values = {name(p): f"{p.read(content):.4g}" for p in fitting.PARAMETERS}
     for engine in FITTED:
-        for phase, kind in product(fitting.PHASES, ("", "_experts")):
-            low, high = left_out.spread(left_out.relevant(judged, engine, phase, bool(kind)))
-            values[f"spread.{engine.replace('.', '~')}.{phase}{kind}"] = f"[{low:.3f}, {high:.3f}]"
+        for kind, models in product(left_out.KINDS, ("", "_experts")):
+            low, high = left_out.spread(judged, engine, kind, bool(models))
+            values[f"spread.{engine.replace('.', '~')}.{kind}{models}"] = f"[{low:.3f}, {high:.3f}]"
     RESULT.write_text(template(values) + levels(content) + evidence(used), encoding="utf-8")
     print(f"{len(used)} rows → {RESULT.name}", file=sys.stderr)
     report(judged)

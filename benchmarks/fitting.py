@@ -117,7 +117,7 @@ LINKS = (
     Parameter(("links", "share", "other"), 0.7, 1.5),
     Parameter(("links", "pipelined"), 0.6, 1.3),
 )
-SEVERAL = {"NVIDIA": (1.5, 1.6), "AMD": (8.0, 1.8), "Apple": (2.0, 1.6)}
+SEVERAL = {"NVIDIA": (3.0, 1.6), "AMD": (13.0, 1.8), "Apple": (2.0, 1.6)}
 ENGINES = (
     *_engine(
         "llama.cpp",
@@ -125,10 +125,12 @@ ENGINES = (
         cache={"NVIDIA": (1.1, 1.4), "AMD": (1.5, 1.8), "Apple": (1.5, 1.6)},
         sequence_s=(30e-6, 2.0),
         expert_layers=(0.5, 1.8),
-        prefill={"NVIDIA": (0.25, 1.6), "AMD": (0.3, 1.8), "Apple": (0.70, 1.4)},
-        plain={"NVIDIA": (2.5, 1.6), "AMD": (1.5, 1.6), "Apple": (1.05, 1.2)},
+        prefill={"NVIDIA": (0.5, 1.6), "AMD": (0.5, 1.8), "Apple": (0.70, 1.4)},
+        plain={"NVIDIA": (1.25, 1.6), "AMD": (0.9, 1.6), "Apple": (1.05, 1.2)},
         attention=SEVERAL,
         wide={"AMD": (0.22, 1.5)},
+        scaled={"NVIDIA": (6.0, 1.5), "AMD": (2.5, 1.6)},
+        state_token_s={"NVIDIA": (0.35e-6, 1.6), "AMD": (1e-6, 1.6)},
         experts={"NVIDIA": (4.0, 1.8), "AMD": (4.0, 1.8), "Apple": (2.0, 1.8)},
         idle_rows={"NVIDIA": (48.0, 2.0), "AMD": (48.0, 2.0), "Apple": (32.0, 2.0)},
     ),
@@ -136,7 +138,7 @@ ENGINES = (
         "llamafile",
         bandwidth=(0.9, 1.2),
         launch=(1.3, 1.6),
-        prefill={"NVIDIA": (0.2, 1.6), "AMD": (0.2, 1.8), "Apple": (0.60, 1.4)},
+        prefill={"NVIDIA": (0.4, 1.6), "AMD": (0.35, 1.8), "Apple": (0.60, 1.4)},
     ),
     *_engine(
         "llama.cpp-vulkan",
@@ -147,6 +149,9 @@ ENGINES = (
         attention=(8.0, 1.8),
         experts=(3.0, 1.8),
     ),
+    Parameter(
+        ("engine", "llama.cpp", "slower", "mxfp4 Blackwell"), 0.72, 1.1
+    ),  # prefill 1.27 times as fast: PR 17906
     Parameter(("engine", "llama.cpp-vulkan", "slower", "bf16"), 3.0, 2.0),
     *_engine(
         "mlx",

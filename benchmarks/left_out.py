@@ -12,8 +12,10 @@ import numpy as np
 from published_rows import Row
 
 COVER = 0.90
-FEW_DEVICES = 2.0  # how much wider intervals are that rest on few devices: one more differs from all of them
-ENOUGH, SOME_DEVICES = 12, 3  # observations and devices of an engine and phase, for a width of their own
+KINDS = ("decode", "batch", "prefill")
+LIKE_OTHERS = 16.0  # devices of an engine whose errors weigh as much as those of all engines: least interval score
+REPETITIVE = 0.25  # a row of a device with n rows weighs n to the power of minus this
+LEAST_ERROR = 0.01  # log units
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,11 @@ class Judged:
     def batched(self) -> bool:
         """Whether it is a decode rate of several tokens at once."""
         return self.phase == "decode" and self.row.batch > 1
+
+    @property
+    def kind(self) -> str:
+        """``decode``, ``batch`` or ``prefill``."""
+        return "batch" if self.batched else self.phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,33 +131,52 @@ def bounded(bare: Sequence[Judged]) -> list[Judged]:
     bounds: dict[tuple[frozenset[str], str, str, bool], tuple[float, float]] = {}
     judged = []
     for each in bare:
-        key = _devices(each.row), each.row.engine.name, each.phase, each.row.experts
+        key = _devices(each.row), each.row.engine.name, each.kind, each.row.experts
         if key not in bounds:
-            others = [other for other in bare if not _devices(other.row) & key[0]]
-            bounds[key] = spread(relevant(others, *key[1:]))
+            bounds[key] = spread([other for other in bare if not _devices(other.row) & key[0]], *key[1:])
         low, high = bounds[key]
         judged.append(replace(each, low=each.predicted * low, high=each.predicted * high))
     return judged
 
 
-def relevant(judged: Sequence[Judged], engine: str, phase: str, experts: bool) -> list[Judged]:
-    """The figures that say how far an engine's are off: its own for such models if they are of enough devices, else
-    those of all engines for such models."""
-    alike = [each for each in judged if (each.phase, each.row.experts) == (phase, experts)]
-    own = [each for each in alike if each.row.engine.name == engine]
-    return own if len(own) >= ENOUGH and len({each.row.target.name for each in own}) >= SOME_DEVICES else alike
+def spread(judged: Sequence[Judged], engine: str, kind: str, experts: bool) -> tuple[float, float]:
+    """Factors on predicted seconds that contain 90% of the figures of a kind, of an engine, for such models.
+
+    The errors of all engines of the kind give the first estimate, those for such models the second, and those of the
+    engine the last. Each moves the estimate before it as far as its number of devices allows, so an engine with few
+    devices keeps most of the width of the others, and an engine with many has its own; its range is never narrower
+    than its own errors. A new device may be off in either direction, so both ends are as far away.
+    """
+    levels: tuple[Callable[[Judged], bool], ...] = (
+        lambda j: j.kind == kind,
+        lambda j: (j.kind, j.row.experts) == (kind, experts),
+        lambda j: (j.kind, j.row.experts, j.row.engine.name) == (kind, experts, engine),
+    )
+    found = own = 0.0
+    for number, holds in enumerate(levels):
+        entries = [each for each in judged if holds(each)]
+        if entries:
+            own, devices = largest_error(entries)
+            share = devices / (devices + LIKE_OTHERS) if number else 1.0
+            found = share * own + (1 - share) * found
+            found = max(found, own) if number == len(levels) - 1 else found
+    found = max(found, LEAST_ERROR)
+    return math.exp(-found), math.exp(found)
 
 
-def spread(entries: Sequence[Judged]) -> tuple[float, float]:
-    """Factors on predicted seconds that contain 90%. Devices have equal weight, since it is for new devices."""
-    ratios = np.array([math.log(each.measured / each.predicted) for each in entries])
+def largest_error(entries: Sequence[Judged]) -> tuple[float, float]:
+    """How far 90% of the figures are off at most, as a log of seconds, and how many devices that rests on.
+
+    A device with more rows has more weight, but less for each, and devices with little weight count less than one.
+    """
+    errors = np.array([abs(math.log(each.measured / each.predicted)) for each in entries])
     rows = Counter(each.row.target.name for each in entries)
-    weights = np.array([1 / math.sqrt(rows[each.row.target.name]) for each in entries])
-    order = np.argsort(ratios)
+    weights = np.array([rows[each.row.target.name] ** -REPETITIVE for each in entries])
+    order = np.argsort(errors)
     share = (np.cumsum(weights[order]) - weights[order] / 2) / weights.sum()
-    tail = (1 - COVER) / 2
-    low, high = np.interp([tail, 1 - tail], share, ratios[order]) * (1 + FEW_DEVICES / len(rows))
-    return math.exp(min(low, -0.01)), math.exp(max(high, 0.01))
+    of_devices = np.array([count ** (1 - REPETITIVE) for count in rows.values()])
+    devices = of_devices.sum() ** 2 / (of_devices**2).sum()
+    return float(np.interp(COVER, share, errors[order])), float(devices)
 
 
 def _devices(row: Row) -> frozenset[str]:

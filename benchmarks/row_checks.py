@@ -29,11 +29,15 @@ DELTA_BUILD = 8000  # that change was proposed at this build, and is in b8240
 OLD_ATTENTION = "llama.cpp before its attention used the matrix units of RDNA4 (PR 18481), at depth"
 ATTENTION_BUILD = 7500  # that change was proposed two weeks after b7423
 ATTENTION_WIDTH = 128  # the widest heads for which it uses them
+OLD_FP4 = "llama.cpp before it multiplied FP4 weights in FP4 on Blackwell (PR 17906)"
+FP4_BUILD, FP4_MONTH = 7500, "2025-12"  # that change was proposed at about b7350
+FP4_TYPES = ("mxfp4", "nvfp4")
 WAITED = "the batch does not fit, so requests waited"
 WARMED_UP = "the first row of a run, which includes its warm-up, says the source"
 LONGER = "a prompt at least half as long again took less time in the same series"
 MUCH_LONGER = 1.5
 _BUILD = re.compile(r"\bb(\d{4,5})\b")
+_MONTH = re.compile(r"\b(20\d\d-\d\d)\b")
 
 
 def aside(raw: Mapping[str, str], geometry: Geometry) -> str | None:
@@ -51,6 +55,10 @@ def aside(raw: Mapping[str, str], geometry: Geometry) -> str | None:
 
 def prefill_aside(raw: Mapping[str, str], geometry: Geometry, target: Target) -> str | None:
     """The same of its prefill only."""
+    if raw["quant"].casefold() in FP4_TYPES and (target.generation or "").startswith("Blackwell"):
+        month = _MONTH.search(raw["engine"])
+        if _before(raw, FP4_BUILD) or (raw["engine"].startswith("llama.cpp") and month and month[1] < FP4_MONTH):
+            return OLD_FP4
     deep = int(raw.get("prefill_depth") or 0) > 0 and raw.get("backend") == "ROCm" and target.generation == "RDNA4"
     widths = [layer.mixer.head_dim for layer in geometry.layers if isinstance(layer.mixer, Attention)]
     old = deep and _before(raw, ATTENTION_BUILD) and max(widths) <= ATTENTION_WIDTH

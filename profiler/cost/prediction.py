@@ -292,12 +292,13 @@ class Predictor:
         prompt, step = self.works(context, depth, batch, kv)
         learned = [None if offloaded_bytes else self.correction(phase, context, batch) for phase in PHASES]
         prefill = self._phase(prompt, context * batch, self.rates, self.rates.prefill, offloaded_bytes, learned[0])
-        decode = self._phase(step, batch, self.step_rates, self.step_rates.decode, offloaded_bytes, learned[1])
+        bounds = self.step_rates.step_bounds(batch)
+        decode = self._phase(step, batch, self.step_rates, bounds, offloaded_bytes, learned[1])
         if self.draft is None or self.speculation is None:
             return prefill, decode
         filling, drafting = self._drafting(self.draft, context, depth, batch, kv)
         filled = self._phase(filling, context * batch, self.rates, self.rates.prefill, 0, None)
-        drafted = self._phase(drafting, batch, self.step_rates, self.step_rates.decode, 0, None)
+        drafted = self._phase(drafting, batch, self.step_rates, bounds, 0, None)
         count = self.speculation.drafted
         seconds = spread_of(decode.seconds + drafted.seconds.scaled(count))
         if not offloaded_bytes:

@@ -33,6 +33,11 @@ OWN_ROWS = {
 PLAIN = ("fp32", "bf16", "fp16", "f32", "f16")
 OF_CHECKPOINTS = ("int8", "fp8", "nvfp4", "int4")  # types that checkpoint weights are read like: ``Scheme.rate``
 MAX_BANDWIDTH_SHARE = 0.95  # of a data sheet's: refresh and turning the bus around take the rest
+EXTRAS = {  # of ``Roofline``, their names in the file, and their values without an entry
+    "idle_rows": ("idle_rows", 0.0),
+    "expert_flops": ("experts", 1.0),
+    "state_token_s": ("state_token_s", 0.0),
+}
 AS_THEY_ARE = (*PLAIN, "cache", WIDE, "state")  # types that are multiplied without unpacking
 OTHERS = (*AS_THEY_ARE, *OF_CHECKPOINTS, "copy", *(name for name in TYPES if name not in PLAIN))
 
@@ -111,11 +116,13 @@ def joined(found: Sequence[DataSheetRates], shares: Sequence[float | None]) -> D
             by_scheme([each.vector_s for each in rooflines]),
             mean([each.idle_rows for each in rooflines]),
             mean([each.expert_flops for each in rooflines]),
+            mean([each.state_token_s for each in rooflines]),
         ),
         layer_s=mean([rates.layer_s for rates in found]),
         unpack_s=by_scheme([rates.unpack_s for rates in found]),
         unpack_one_s=by_scheme([rates.unpack_one_s for rates in found]),
         decode=_widest([rates.decode for rates in found]),
+        batch=_widest([rates.step_bounds(2) for rates in found]),
         prefill=_widest([rates.prefill for rates in found]),
         basis=max((rates.basis for rates in found), key=ORDER.index),
     )
@@ -168,7 +175,7 @@ def rates(
     read_s[WIDE] = read_s["cache"]
     basis: Basis = own["basis"] if maker in own["fitted_on"] else "prior"
     return DataSheetRates(
-        roofline=Roofline(read_s, flop_s, vector_s, rule.value("idle_rows", 0.0), rule.value("experts", 1.0)),
+        roofline=Roofline(read_s, flop_s, vector_s, **{key: rule.value(*what) for key, what in EXTRAS.items()}),
         unpack_s={scheme: factor / target.bandwidth_bytes_s for scheme, factor in unpacking.items()},
         unpack_one_s={
             name: prior.unpack_one / target.bandwidth_bytes_s
@@ -182,6 +189,7 @@ def rates(
         pass_s=rule.value("pass_s", 0.0),
         sequence_s=rule.value("sequence_s", 0.0),
         decode=wider(rule.bounds("decode", experts, basis), target.spread),
+        batch=wider(rule.bounds("batch", experts, basis), target.spread),
         prefill=wider(rule.bounds("prefill", experts, basis), target.spread),
         convolution=Convolution(**divided(halves["convolution"], own_duty_cycle)) if halves else None,
         launches=_launches(rule.value("call_s", 0.0), target, content, loaded),
@@ -231,12 +239,28 @@ class Efficiency:
             names = {"f16": ("fp16",), "fp16": ("fp16",), "bf16": ("bf16",)}.get(scheme, (dtype,))
             return _peak(self.target, *names) * min(share * self.value("plain", 1.0) / slower.get(scheme, 1.0), 1.0)
         if self.own["int8"]:
-            return _peak(self.target, "int8", "fp16") * min(share, 1.0)
+            return self.flops_in_int8(slower.get(f"{scheme} {self.target.generation}", 1.0))
         if scheme in self.own.get("native", ()) and self.target.flops.get(scheme):
             here = slower.get(f"{scheme} {self.target.generation}", slower.get(scheme, 1.0))
             return self.target.flops[scheme] * min(share / here, 1.0)
         unpacked = slower.get(scheme, 1.0) if scheme not in self.own.get("native", ()) else slower["int4"]
         return _peak(self.target, dtype) * min(share / unpacked, 1.0)
+
+    def flops_in_int8(self, slower: float) -> float:
+        """The same for an engine that multiplies packed weights by activations in 8 bits.
+
+        Matrix units add up the products of a block of weights; vector units then scale every sum. A tile takes the
+        time of both (llama.cpp, ggml-cuda/mmq.cuh). A GPU of NVIDIA without products of bytes unpacks the weights and
+        multiplies them like plain ones.
+        """
+        share, factor = self.value("prefill", 0.3), self.factor(self.engine)
+        peak = _peak(self.target, "int8", "fp16")
+        if self.maker == "NVIDIA" and not self.target.flops.get("int8"):
+            return peak * min(share * factor * self.value("plain", 1.0), 1.0)
+        seconds = 1 / min(share, 1.0) / peak
+        if scaled := self.value("scaled", 0.0):
+            seconds += 1 / (scaled * multiply_slots(self.target, self.content))
+        return min(factor / slower / seconds, peak)
 
     def per_slot(self) -> float:
         """Products of packed weights and few tokens per instruction slot of the vector units."""
@@ -246,7 +270,8 @@ class Efficiency:
     def bounds(self, phase: str, experts: bool, basis: Basis) -> Bounds:
         """Measured ÷ predicted seconds, for 90% of devices that the fit left out; wider where it had no rows."""
         known = self.own["spread"]
-        low, high = known.get(f"{phase}_experts", known[phase]) if experts else known[phase]
+        plain = known.get(phase, known["decode"])
+        low, high = known.get(f"{phase}_experts", plain) if experts else plain
         prior = self.content["prior_spread"] if basis == "prior" and self.own["basis"] != "prior" else 1.0
         return low / prior, high * prior
 

@@ -65,6 +65,7 @@ class Roofline:
     vector_s: Mapping[str, float] = field(default_factory=dict)  # on vector units; only types with kernels for that
     idle_rows: float = 0.0  # rows of tokens that fill half of the matrix units' tiles; few rows take twice their time
     expert_flops: float = 1.0  # the same in experts: few rows take this many times more in addition
+    state_token_s: float = 0.0  # latency of one token in a recurrent state, for a kernel without chunks
 
     def reading(self, item: Item) -> float:
         """Seconds to read the bytes of ``item``."""
@@ -73,7 +74,8 @@ class Roofline:
     def computing(self, item: Item) -> float:
         """Seconds for the FLOPs of ``item``. K, V and states of a single token per sequence only have to be read."""
         if item.kind != "weights":
-            return item.flops * self.flop_s[item.scheme] if item.rows > 1 else 0.0
+            seconds = item.flops * self.flop_s[item.scheme] if item.rows > 1 else 0.0
+            return max(seconds, item.count * item.rows * self.state_token_s) if item.kind == "state" else seconds
         return min(self.on_matrix_units(item), self.on_vector_units(item))
 
     def on_matrix_units(self, item: Item) -> float:
@@ -157,6 +159,7 @@ class Rates(ABC):
     decode: Bounds
     prefill: Bounds
     basis: Basis
+    batch: Bounds | None = None  # of a decode step of several sequences; None: as ``decode``
     pass_s: float = 0.0  # scheduling and sampling of one pass
     sequence_s: float = 0.0  # the same for each of its sequences
 
@@ -192,7 +195,12 @@ class Rates(ABC):
 
     def wider(self, spread: float) -> Self:
         """Rates with bounds wider by the factor ``spread`` on both sides."""
-        return replace(self, decode=wider(self.decode, spread), prefill=wider(self.prefill, spread))
+        batch = wider(self.batch, spread) if self.batch else None
+        return replace(self, decode=wider(self.decode, spread), batch=batch, prefill=wider(self.prefill, spread))
+
+    def step_bounds(self, sequences: int) -> Bounds:
+        """The bounds of a decode step."""
+        return self.batch if self.batch and sequences > 1 else self.decode
 
     def untimed(self) -> Self:
         """Rates for a quantization that was never timed: assumed to be read at the full rate, with wider bounds."""

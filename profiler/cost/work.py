@@ -32,7 +32,7 @@ class Item:
     flops: float
     rows: float = 1.0  # tokens that each tensor is multiplied by in one pass; of K, V and states: tokens per sequence
     outputs: float = 0.0  # output features of its matrices times their number, over all passes
-    count: float = 0.0
+    count: float = 0.0  # of its matrices, over all passes; of states in a prefill: runs of ``rows`` tokens in turn
     page_fault_bytes: float = 0.0  # bytes of results too large for the heap to reuse, including unpacked matrices
     avoidable_bytes: float = 0.0  # part of ``nbytes`` that no program without copies moves; excluded from ceilings
     avoidable_flops: float = 0.0  # part of ``flops`` spent on experts that no token chose; excluded from ceilings
@@ -170,7 +170,8 @@ def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, rule
                 items.append(Item("scores", "activations", "copy", scores, 0.0, avoidable_bytes=scores))
         else:
             state = STATE_TOUCHES * RECURRENT_BYTES * layer.mixer.recurrent_elements
-            items.append(Item(layer.kind, "state", "state", many * state, flops, chunk))
+            steps = count * context * batch / (sizes[0][0] * at_once)  # the sequences of a pass run side by side
+            items.append(Item(layer.kind, "state", "state", many * state, flops, chunk, count=steps))
     calls = 0.0
     if rules.calls is not None:
         written = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -25,7 +26,9 @@ BUDGET = Budget(nbytes=4 * MAX_ANSWER, depth=16)
 FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
 _FINAL_LINE = re.compile(r"\banswer\b[*_` ]*[:：]\W*?(\S.*)", re.IGNORECASE)  # or the line below it
 _ASIDE = re.compile(r"\([^()]*\)")
-_NUMBER = re.compile(r"(?<![\d.])[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\d)")
+_GAPS = " \u00a0\u2009\u202f"  # spaces between groups of digits
+_NUMBER = re.compile(rf"(?<![\d.])[-−]?(?:\d{{1,3}}(?:(?:,\d{{3}})+|(?:[{_GAPS}]\d{{3}})+)|\d+)(?:\.\d+)?(?!\d)")
+_UNGROUPED = str.maketrans("−", "-", f",{_GAPS}")
 _TEX = re.compile(r"\\[()\[\]]|\\(?:boxed|text|mathbf)\b|[{}$]|\\[,!;]")
 
 
@@ -59,11 +62,13 @@ def _arithmetic(rules: Rules, answer: str) -> str | None:
     if len(numbers) != 1:
         return f"the final line has {len(numbers)} numbers: {_short(said)}"
     (given,) = numbers
+    if "%" in said:
+        return f"{given} is a percentage"
     return None if given == _decimal(rules["number"]) else f"{given}, not {rules['number']}"
 
 
 def _decimal(text: str) -> Decimal:
-    return Decimal(text.replace(",", "").replace("−", "-"))
+    return Decimal(text.translate(_UNGROUPED))
 
 
 def _extraction(rules: Rules, answer: str) -> str | None:
@@ -127,6 +132,8 @@ def _format(rules: Rules, answer: str) -> str | None:
     if not least <= count <= most:
         return f"it has {count} words, not {least} to {most}"
     words = re.findall(r"\w+", text.casefold())
+    if (few := len(set(words))) < rules.get("different", 0):
+        return f"it has {few} different words, not at least {rules['different']}"
     if absent := [word for word in rules.get("has", ()) if word not in words]:
         return f"it does not have {absent[0]}"
     if present := [part for part in rules.get("lacks", ()) if part in text.casefold()]:
@@ -135,16 +142,18 @@ def _format(rules: Rules, answer: str) -> str | None:
 
 
 def _html(rules: Rules, answer: str) -> str | None:
+    """Whether the last block keeps to the rules of ``markup``: what stands before it is a draft."""
     blocks = [text for word, text in fenced(answer) if word in ("", "html", "htm") and "<" in text]
-    return markup.wrong(rules, max(blocks, key=len) if blocks else answer)
+    return markup.wrong(rules, blocks[-1] if blocks else answer)
 
 
 def _code(rules: Rules, answer: str) -> str | None:
     """Whether the function gives what is expected for each case. It runs in the sandbox, without those results."""
     function, cases = rules["function"], rules["cases"]
     blocks = [text for _, text in fenced(answer)]
-    defined = [text for text in blocks if re.search(rf"^[ \t]*def {function}\b", text, re.MULTILINE)]
-    code = (defined or blocks or [answer])[-1]
+    names = rf"def[ \t]+{function}\b|{function}[ \t]*=(?!=)|from[ \t]+[\w.]+[ \t]+import[ \t][^\n]*\b{function}\b"
+    defined = [text for text in blocks if re.search(rf"^[ \t]*(?:{names})", text, re.MULTILINE)]
+    code = textwrap.dedent((defined or blocks or [answer])[-1])  # a block in a list is indented
     ran = sandbox.run(code, function, [case["args"] for case in cases])
     right = 0
     first: str | None = None
@@ -160,9 +169,8 @@ def _code(rules: Rules, answer: str) -> str | None:
 
 def _of_case(case: Mapping[str, Any], result: sandbox.CallResult) -> str | None:
     expected = f"and not {case['raises']}" if "raises" in case else f"and not {_value(case['gives'])}"
-    if result.raised is not None:
-        raised = result.text or result.raised
-        return None if result.raised == case.get("raises") else f"raises {_short(raised)} {expected}"
+    if result.raised:  # an exception of a subclass is one of the class that the task asks for
+        return None if case.get("raises") in result.raised else f"raises {_short(result.text)} {expected}"
     if "gives" in case and exactly(case["gives"], result.value):
         return None
     return f"gives {_value(result.value)} {expected}"

@@ -37,10 +37,13 @@ class SandboxError(ProfileError):
 
 @dataclass(frozen=True, slots=True)
 class CallResult:
-    """What one call gave: a value in the form of JSON, or the name of the exception and its text."""
+    """What one call gave: a value in the form of JSON, or the exception.
+
+    ``raised``: the names of its class and of all classes above it, the class first; empty without an exception.
+    """
 
     value: Any = None
-    raised: str | None = None
+    raised: tuple[str, ...] = ()
     text: str = ""
 
 
@@ -92,7 +95,7 @@ def _command(top: str) -> list[str]:
         raise SandboxError(f"Python is installed in {exposed}, so that code could read the home folder")
     folders = [each for each in dict.fromkeys((*VISIBLE, *own)) if os.path.lexists(each)]
     inside = [each for each in folders if not any(each.startswith(f"{other}/") for other in folders)]
-    return [sys.executable, "-I", "-S", sandboxed.__file__, "build", top, interpreter, *inside]
+    return [sys.executable, "-I", "-S", sandboxed.__file__, "build", str(os.getpid()), top, interpreter, *inside]
 
 
 def _finished(command: Sequence[str], asked: Any, out: Any, told: Any) -> bool:
@@ -122,8 +125,8 @@ def _read(lines: Sequence[str], calls: int, late: bool) -> CodeRun:
         if "failed" in said:
             return CodeRun((), printable(said["failed"], 200))
         raised = said.get("raised")
-        name = None if raised is None else str(raised)
-        results.append(CallResult(said.get("value"), name, str(said.get("text", ""))))
+        names = tuple(map(str, raised)) if isinstance(raised, list) else ()
+        results.append(CallResult(said.get("value"), names, str(said.get("text", ""))))
     if len(results) < calls:
         return CodeRun(tuple(results), TOO_LONG if late else "it takes too much time or memory, or ends the program")
     return CodeRun(tuple(results[:calls]))

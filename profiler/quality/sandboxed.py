@@ -5,7 +5,9 @@ leaves the namespaces of the machine for new ones and becomes ``serve``, which i
 back: its source comes as an argument, since the folder it lies in is not visible there.
 
     build   new namespaces (network, mounts, processes, IPC, host name; users, unless root starts it), in which the
-            file system has the Python installation and system libraries, read-only, and an empty folder in memory
+            file system has the Python installation and system libraries, read-only, and an empty folder in memory.
+            Its child is the first process of the new process namespace, only waits, and is killed with its parent,
+            as that is with the process of ours that started it. With the first process, the kernel kills every other.
     serve   reads {"code", "function", "calls"}, runs the code, calls the function, and writes a line for each result
 
 The expected results are never here, so that no code can look them up.
@@ -17,6 +19,7 @@ import ctypes
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -33,7 +36,7 @@ NEW_NS, NEW_UTS, NEW_IPC, NEW_USER, NEW_PID, NEW_NET = (
 NOSUID, NODEV, BIND, RECURSIVE, PRIVATE = 0x2, 0x4, 0x1000, 0x4000, 0x40000
 MOUNT_SETATTR = 442  # the number of this system call on every architecture (Linux 5.12)
 AT_FDCWD, AT_RECURSIVE, ATTR_READ_ONLY = -100, 0x8000, 0x1
-SET_DEATH_SIGNAL, SET_NO_NEW_PRIVILEGES = 1, 38  # of prctl
+SET_DEATH_SIGNAL, SET_DUMPABLE, SET_NO_NEW_PRIVILEGES = 1, 4, 38  # of prctl
 WORK = "/tmp"  # the only folder that code may write to
 WORK_BYTES, WORK_FILES = 16 << 20, 256
 LIMITS = {  # of each process, soft and hard
@@ -54,11 +57,11 @@ MAX_LINE = 100_000  # characters of a result
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def build(top: str, interpreter: str, source: str, folders: Sequence[str]) -> NoReturn:
+def build(parent: int, top: str, interpreter: str, source: str, folders: Sequence[str]) -> NoReturn:
     """Enter new namespaces below the empty folder ``top`` and run ``serve`` with ``interpreter`` in them.
 
-    ``folders``: what is visible there, read-only, at the same paths. Exits with 1 and a line on stderr if a wall
-    cannot be built.
+    ``parent``: the process of ours that waits; nothing in the namespaces outlives it. ``folders``: what is visible
+    there, read-only, at the same paths. Exits with 1 and a line on stderr if a wall cannot be built.
     """
     root = os.geteuid() == 0
     user, group = os.geteuid(), os.getegid()
@@ -67,25 +70,47 @@ def build(top: str, interpreter: str, source: str, folders: Sequence[str]) -> No
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{NOBODY} {user} 1")
         Path("/proc/self/gid_map").write_text(f"{NOBODY} {group} 1")
-    child = os.fork()  # the first process of the new process namespace: if it ends, so does every other one in it
-    if child:
-        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0x7F)
+    _checked("prctl", libc.prctl, SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before that
+        os._exit(1)
+    watched, kept = os.pipe()  # ends with this process, whose id the first of the namespace does not see
+    first = os.fork()
+    if first:
+        os._exit(_ended(first))
+    os.close(kept)
+    _first(watched, top, folders)
+    code = os.fork()
+    if code:
+        os._exit(_ended(code))
+    if root:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+    _checked("prctl", libc.prctl, SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    for limit, value in LIMITS.items():
+        resource.setrlimit(limit, (value, value))
+    # With another user than root, the capabilities that mounting took are gone after this.
+    os.execve(interpreter, [interpreter, *FLAGS, source, "serve"], ENVIRONMENT)
+
+
+def _first(watched: int, top: str, folders: Sequence[str]) -> None:
+    """Build the walls as the first process of the namespace, which nothing that the code does can free or stop."""
+    _checked("prctl", libc.prctl, SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    if select.select([watched], [], [], 0)[0]:  # the parent ended before that
+        os._exit(1)
     socket.sethostname("sandbox")
     with suppress(OSError):  # older kernels let only root set it
         SHARED_MEMORY.write_text("0")
     _mount(top, folders)
     os.chroot(top)
     os.chdir(WORK)
-    if root:
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-    _checked("prctl", libc.prctl, SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)  # a change of the user clears it
-    _checked("prctl", libc.prctl, SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-    for limit, value in LIMITS.items():
-        resource.setrlimit(limit, (value, value))
-    # With another user than root, the capabilities that mounting took are gone after this.
-    os.execve(interpreter, [interpreter, *FLAGS, source, "serve"], ENVIRONMENT)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # signals from inside reach a first process only if it handles them
+    _checked("prctl", libc.prctl, SET_DUMPABLE, 0, 0, 0, 0)  # no process of the same user can trace it
+
+
+def _ended(child: int) -> int:
+    """Wait for ``child``; its exit code, or the number of the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0x7F
 
 
 def _mount(top: str, folders: Sequence[str]) -> None:
@@ -140,13 +165,14 @@ def serve(asked: str, out: TextIO) -> None:
         try:
             _tell(out, {"value": function(*arguments)})
         except BaseException as error:
-            _tell(out, {"raised": type(error).__name__[:MAX_TEXT], "text": _words(error)})
+            classes = [each.__name__[:MAX_TEXT] for each in type(error).__mro__]
+            _tell(out, {"raised": classes, "text": _words(error)})
 
 
 def _tell(out: TextIO, said: dict[str, Any]) -> None:
     line = json.dumps(said)
     if len(line) > MAX_LINE:
-        line = json.dumps({"raised": "", "text": "its result is too long"})
+        line = json.dumps({"raised": ["object"], "text": "its result is too long"})
     out.write(f"{line}\n")
     out.flush()
 
@@ -173,6 +199,6 @@ if __name__ == "__main__":
         serve(sys.stdin.read(), os.fdopen(os.dup(1), "w", encoding="utf-8"))
         os._exit(0)  # whatever the code has registered for the end
     try:
-        build(sys.argv[2], sys.argv[3], Path(__file__).read_text(encoding="utf-8"), sys.argv[4:])
+        build(int(sys.argv[2]), sys.argv[3], sys.argv[4], Path(__file__).read_text(encoding="utf-8"), sys.argv[5:])
     except OSError as error:
         sys.exit(printed if (printed := error.strerror or str(error)).isprintable() else "the sandbox failed")

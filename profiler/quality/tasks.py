@@ -9,10 +9,10 @@ prompt = "..."
 number = "168"            # what is right, in the form of the kind
 
 arithmetic    number
-code          function, and cases with args and either gives or raises (the name of an exception)
+code          function, and cases with args and either gives or raises (the name of an exception or of its base)
 html          the rules of ``markup.py``
 extraction    fields, and also: other words that are as right for a field; language
-format        exact (the whole text), or lines, line (a regular expression), distinct, words, has, lacks
+format        exact (the whole text), or lines, line (a regular expression), distinct, words, different, has, lacks
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from profiler.foreign import toml_value
 from profiler.quality import sandbox
 from profiler.quality.checkers import KINDS, check
 
-SET = "profile-tasks-1"  # a change of a prompt or of what is right is another set, with another name
+SET = "profile-tasks-2"  # a change of a prompt or of what is right is another set, with another name
 ALL = "all"
 CODE = "code"
 ABOUT = ("name", "prompt", "language")  # what is not part of the rules

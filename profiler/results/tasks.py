@@ -9,7 +9,9 @@
 few tasks and for rates near 0 and 1. It is that of other tasks of the same kinds, as if these were drawn from them.
 
 **Two models** that answered the same tasks are compared on those that only one of them passed, by the exact form of
-McNemar's test: if neither were better, each such task would be a coin toss.
+McNemar's test: if neither were better, each such task would be a coin toss. Of several models, every two are
+compared, and the p-values are corrected for the number of pairs (Holm 1979, Scandinavian Journal of Statistics 6), so
+that the chance of any wrong "they differ" stays at 5%.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, Literal
 
 from profiler.results.quality import Estimate
@@ -29,6 +32,7 @@ COLUMNS = ("kind", "name", "outcome", "reason")
 DERIVED = ("passed", "answered", "rate", "kinds")  # added when a row is printed
 Z = 1.959964  # of a normal distribution, 95% of which is nearer to the mean
 ALPHA = 0.05
+PAIRS_LISTED = 10  # of those that cannot be told apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ class TaskComparison:
         return self.p <= ALPHA
 
 
-def wilson(passed: int, count: int) -> tuple[float, float]:
+def wilson(passed: float, count: int) -> tuple[float, float]:
     """The ends of Wilson's 95% interval of ``passed`` of ``count``."""
     share, weight = passed / count, Z**2 / count
     center = share + weight / 2
@@ -122,6 +126,46 @@ def compared(a: Mapping[str, Sequence[Any]], b: Mapping[str, Sequence[Any]]) -> 
     counts = Counter((x == "passed", y == "passed") for x, y in pairs)
     only_a, only_b = counts[True, False], counts[False, True]
     return TaskComparison(len(pairs), counts[True, True], only_a, only_b, _coin(only_a, only_b))
+
+
+def pairs(named: Sequence[tuple[str, Mapping[str, Sequence[Any]]]]) -> list[tuple[str, str, TaskComparison]]:
+    """Every two of these rows' ``tasks`` that compare, with their names and p-values by Holm's correction."""
+    every = combinations(named, 2)
+    found = [(a, b, pair) for (a, one), (b, other) in every if a != b and (pair := compared(one, other)) is not None]
+    highest, left = 0.0, len(found)
+    corrected = list(found)
+    for number, (a, b, pair) in sorted(enumerate(found), key=lambda each: each[1][2].p):
+        highest = max(highest, min(1.0, left * pair.p))
+        corrected[number] = a, b, replace(pair, p=highest)
+        left -= 1
+    return corrected
+
+
+def pair_lines(found: Sequence[tuple[str, str, TaskComparison]]) -> list[str]:
+    """What ``pairs`` tell, a line each. Of many pairs that cannot be told apart, the last ones are only counted."""
+    lines: list[str] = []
+    alike = 0
+    for a, b, pair in found:
+        alike += not pair.significant
+        if not pair.significant and alike > PAIRS_LISTED:
+            continue
+        words = "they differ" if pair.significant else "too few to tell them apart"
+        corrected = f", corrected for {len(found)} pairs" if len(found) > 1 else ""
+        counts = f"both passed {pair.both}, only {a} {pair.only_a}, only {b} {pair.only_b}"
+        lines.append(f"tasks: {counts}: {words} (p = {pair.p:.2g}{corrected})")
+    if alike > PAIRS_LISTED:
+        lines.append(f"tasks: {alike - PAIRS_LISTED} more pairs: too few to tell them apart")
+    return lines
+
+
+def biased(name: str, found: TaskScore) -> str | None:
+    """What a reader of a pass rate must know about requests that failed; None if none did."""
+    if not found.failed:
+        return None
+    return (
+        f"{name}: {found.failed} of {found.answered + found.failed} tasks have no answer that could be checked. They"
+        " are in no pass rate, which is too high if hard tasks fail more often, as by a timeout."
+    )
 
 
 def _coin(a: int, b: int) -> float:

@@ -439,8 +439,9 @@ def _repeat_timed(phase: Phase, run: TimedCase, session: TimedSession, effort: E
             if stopped is not None:
                 break
             session.watcher.start()
-    if stopped == "cold":
-        samples[0] = replace(samples[0], warmup=False)
+    if samples and all(sample.warmup for sample in samples):  # there was no time for another one
+        stopped = "cold" if len(samples) == 1 else "time"
+        samples[-1] = replace(samples[-1], warmup=False)
     return Measured(tuple(samples), stopped or "time", before, session.meter.pressure())
 
 

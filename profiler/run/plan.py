@@ -176,7 +176,11 @@ class Pace:
         self._budget_s = budget_s
         self._waiting = {task.case: task for task in tasks}
         self._loads = {key: _LoadGroup(load) for key, load in _loads(tasks).items()}
-        self._remaining_s = math.fsum(load.rest_s for load in self._loads.values())
+        self._rest_s = 0.0  # remaining seconds, without those of
+        self._fresh_s = 0.0  # the cases of loads of which none has finished, by their estimates
+        for load in self._loads.values():
+            self._count(load, +1)
+        self._ran_s = self._ran_estimated_s = 0.0  # of all finished cases, as they took and as they were estimated
         self._reserved_s = 0.0  # for the first case of every load that has not started
         self._dearest: list[tuple[float, str]] = []  # a heap of (−seconds, load key); some entries are outdated
         for key in self._loads:
@@ -213,6 +217,8 @@ class Pace:
                 taken -= prepare_s  # a new batch compiles the step again, a new context does not
                 load.ran_s += max(0.0, taken)
                 load.estimated_s += task.run_s
+                self._ran_s += max(0.0, taken)
+                self._ran_estimated_s += task.run_s
 
     def drop(self, case: Case) -> None:
         """Record that a case will not run."""
@@ -224,27 +230,40 @@ class Pace:
         self._last = self._clock()
 
     def remaining_s(self) -> float:
-        """Corrected estimate of the remaining seconds."""
-        return max(0.0, self._remaining_s) if self._waiting else 0.0
+        """The remaining seconds, as finished cases correct the estimates: those of the same load if there are any."""
+        return max(0.0, self._rest_s + self._fresh_s * self._common_ratio) if self._waiting else 0.0
 
     def left_s(self, case: Case) -> float | None:
         """Estimated seconds until the row of ``case``, which is running; None if it takes longer than estimated."""
         task, load = self._waiting.get(case), self._loads[case.load_key]
         if task is None:
             return None
-        needed = (0.0 if load.loaded else load.load_s) + task.run_s * load.ratio
+        needed = (0.0 if load.loaded else load.load_s) + task.run_s * self._ratio(load)
         left = needed - (self._clock() - self._last)
         return left if left > 0 else None
+
+    @property
+    def _common_ratio(self) -> float:
+        """Seconds taken per estimated second, of all finished cases."""
+        return self._ran_s / self._ran_estimated_s if self._ran_estimated_s else 1.0
+
+    def _ratio(self, load: _LoadGroup) -> float:
+        return load.ratio if load.estimated_s else self._common_ratio
+
+    def _count(self, load: _LoadGroup, sign: int) -> None:
+        fresh = 0.0 if load.estimated_s else load.run_s
+        self._rest_s += sign * (load.rest_s - fresh)
+        self._fresh_s += sign * fresh
 
     @contextmanager
     def _changing(self, case: Case) -> Iterator[tuple[_LoadGroup, Task]]:
         """Remove a case from the waiting ones and keep the sums correct while its load changes."""
         key = case.load_key
         load, task = self._loads[key], self._waiting.pop(case)
-        self._remaining_s -= load.rest_s
+        self._count(load, -1)
         load.take(task)
         yield load, task
-        self._remaining_s += load.rest_s
+        self._count(load, +1)
         self._reserve(key)
 
     def _reserve(self, key: str) -> None:
@@ -276,7 +295,7 @@ class _LoadGroup:
         self.ran_s = self.estimated_s = 0.0
         self.reserved_s = 0.0  # reserved in the budget for its first case
         self._waiting = len(tasks)
-        self._run_s = math.fsum(task.run_s for task in tasks)
+        self.run_s = math.fsum(task.run_s for task in tasks)  # of the waiting cases, by their estimates
         self._cheapest = Counter(task.run_s for task in tasks)
         self._by_cost = sorted(self._cheapest, reverse=True)
 
@@ -290,7 +309,7 @@ class _LoadGroup:
         """Estimated seconds of the waiting cases."""
         if not self._waiting:
             return 0.0
-        return (0.0 if self.loaded else self.load_s) + self._run_s * self.ratio
+        return (0.0 if self.loaded else self.load_s) + self.run_s * self.ratio
 
     @property
     def first_s(self) -> float:
@@ -304,7 +323,7 @@ class _LoadGroup:
     def take(self, task: Task) -> None:
         """Remove a waiting task."""
         self._waiting -= 1
-        self._run_s -= task.run_s
+        self.run_s -= task.run_s
         self._cheapest[task.run_s] -= 1
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import combinations
 
 from profiler.backends.endpoint import SLO_SHARE, Percentiles, Users, percentiles
 from profiler.quality.tasks import SET
@@ -12,10 +11,11 @@ from profiler.results.measurement import Caution, Measurement, Phase
 from profiler.run.endpoint import EndpointResult
 from profiler.run.serving import MeasuredResult, load_s, users_at_slo
 from profiler.run.tasks import row as tasks_row
+from profiler.run.tasks import scored
 from profiler.show.answers import verdict_text
 from profiler.show.notes import FIGURE, ranged
 from profiler.show.output import MAX_NOTES, rendered
-from profiler.show.report.blocks import Head, Listing, Page, PageBlock, Section, Table, muted
+from profiler.show.report.blocks import Head, Listing, Page, PageBlock, Section, Table, Text, muted
 from profiler.show.writers import md, table
 from profiler.units import UNKNOWN, bytes_text, printable, rate_text, seconds_text, significant
 
@@ -91,18 +91,15 @@ def _solved(results: Sequence[EndpointResult]) -> list[PageBlock]:
         )
         for kind, each in scores.items()
     )
-    return [Table(tuple(Head(head, right=head != "tasks") for head in heads), rows, f"Tasks of {SET}")]
+    caution = tasks.biased(printable(results[0].model.shown, 60), scores["all"])
+    table = Table(tuple(Head(head, right=head != "tasks") for head in heads), rows, f"Tasks of {SET}")
+    return [table, *([Text(caution)] if caution else [])]
 
 
 def _models_compared(measured: Sequence[MeasuredResult]) -> list[PageBlock]:
     """For every two models, the tasks that only one of them passed."""
     found = [(each.result.model.shown, row) for each in measured if (row := (each.row.serving or {}).get("tasks"))]
-    lines = []
-    for (a, one), (b, other) in combinations(found, 2):
-        if (pair := tasks.compared(one, other)) is not None:
-            words = "they differ" if pair.significant else "too few to tell them apart"
-            counts = f"both passed {pair.both}, only {a} {pair.only_a}, only {b} {pair.only_b}"
-            lines.append(f"tasks: {counts}: {words} (p = {pair.p:.2g})")
+    lines = tasks.pair_lines(tasks.pairs(found))
     return [Listing(tuple(lines))] if lines else []
 
 
@@ -273,11 +270,11 @@ def _legend(results: Sequence[EndpointResult]) -> str:
     )
     if any(result.prompt.conversation for result in results):
         text += " cached: tokens of the prompt that the server had cached."
-    counts = [len(result.tasks) for result in results if result.tasks]
-    if counts:
-        reach = 100 * (tasks.wilson(counts[0] // 2, counts[0])[1] - 0.5)
+    scores = [scored(result.tasks) for result in results if result.tasks]
+    if fewest := min((each.answered for each in scores), default=0):
+        reach = 100 * (tasks.wilson(fewest / 2, fewest)[1] - 0.5)
         text += (
-            f" pass rate: {counts[0]} tasks tell a rate near 50% to ±{reach:.0f} points and do not rank models that"
-            f" are closer; two models differ only if at least {tasks.fewest_apart()} tasks were passed by one alone."
+            f" pass rate: {fewest} tasks tell a rate near 50% to ±{reach:.0f} points; two models differ only if at"
+            f" least {tasks.fewest_apart()} tasks were passed by one alone."
         )
     return f"{text} good/s: requests per second within the limits of --slo." if results[0].slo is not None else text

@@ -231,6 +231,7 @@ class LlamaCase:
         self._session, self._case, self._reserved = session, case, reserved
         self._alone = session.alone(case)
         self._waiting: list[Sample] = []  # decode samples that came with the prefills
+        self._slow = False  # whether the last prefill took all the time of a phase
         self._peaks: dict[Phase, int | None] = {}
         self._row: dict[str, Any] = {}  # the last line of the program
 
@@ -242,6 +243,8 @@ class LlamaCase:
         if phase == "decode" and self._waiting:
             waiting, self._waiting = self._waiting, []
             yield waiting
+            if self._slow:
+                return
         spent = 0.0
         for prefill, decode in self._lines_of_both(phase, count):
             spent += prefill.seconds + decode.seconds
@@ -251,6 +254,7 @@ class LlamaCase:
                     return
             else:
                 self._waiting.append(decode)
+                self._slow = prefill.seconds >= most_s
                 yield [prefill]
 
     def _repeat_alone(self, phase: Phase, count: int, most_s: float) -> Iterator[Sequence[Sample]]:

@@ -2,47 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from profiler.results import tasks
 from profiler.run.tasks import NAME
 from profiler.show.columns import plain
-from profiler.show.report.blocks import MAX_ROWS, Head, Section, Table, muted
+from profiler.show.report.blocks import MAX_ROWS, Head, Listing, PageBlock, Section, Table, muted
 from profiler.show.report.selection import CaseResult, MachineRows
-from profiler.units import UNKNOWN
+
+Scores = dict[str, tasks.TaskScore]  # by kind, and of "all"
 
 
 def sections(machines: Sequence[MachineRows]) -> tuple[Section, ...]:
     """One section, or none without rows of tasks. A set of tasks has a table, since no two sets compare."""
-    sets: dict[tuple[str, str], list[tuple[CaseResult, dict[str, tasks.TaskScore]]]] = {}
+    sets: dict[tuple[str, str], list[tuple[CaseResult, Mapping[str, Any]]]] = {}
     for machine in machines:
         for result in machine.results:
             if result.case.prompt == NAME and (stored := (result.measurement.serving or {}).get("tasks")):
-                scores = {"all": tasks.score(stored["outcome"]), **tasks.by_kind(stored)}
-                sets.setdefault((str(stored.get("set")), stored["hash"]), []).append((result, scores))
+                sets.setdefault((str(stored.get("set")), stored["hash"]), []).append((result, stored))
     if not sets:
         return ()
-    tables = [_table(plain(name, 40), found) for (name, _), found in sets.items()]
     said = (
         "Pass rate and its 95% interval (Wilson). Answers that were cut at the limit of tokens count as not passed."
-        " Models whose intervals overlap are not ranked by these tasks."
+        " Two models are compared by the tasks that only one of them passed (McNemar's exact test, with Holm's"
+        " correction for several pairs). Models that it does not tell apart are not ranked by these tasks."
     )
-    return (Section("tasks", "Which tasks do the models solve?", (*tables, muted(said))),)
+    blocks = [block for (name, _), found in sets.items() for block in _blocks(plain(name, 40), found[:MAX_ROWS])]
+    return (Section("tasks", "Which tasks do the models solve?", (*blocks, muted(said))),)
 
 
-def _table(name: str, found: Sequence[tuple[CaseResult, dict[str, tasks.TaskScore]]]) -> Table:
-    kinds = list(dict.fromkeys(kind for _, scores in found for kind in scores))
-    heads = ("model", "setting", *map(plain, kinds), "cut")
+def _blocks(name: str, found: Sequence[tuple[CaseResult, Mapping[str, Any]]]) -> Iterator[PageBlock]:
+    """The table of a set, what failed requests do to its rates, and which models differ."""
+    scores = [{"all": tasks.score(stored["outcome"]), **tasks.by_kind(stored)} for _, stored in found]
+    yield _table(name, [result for result, _ in found], scores)
+    models = Counter(result.model for result, _ in found)
+    titles = [each.model if models[each.model] == 1 else f"{each.model} {each.group.settings}" for each, _ in found]
+    cautions = (tasks.biased(title, each["all"]) for title, each in zip(titles, scores, strict=True))
+    lines = [caution for caution in cautions if caution is not None]
+    lines += tasks.pair_lines(tasks.pairs(list(zip(titles, (stored for _, stored in found), strict=True))))
+    if lines:
+        yield Listing(tuple(lines))
+
+
+def _table(name: str, found: Sequence[CaseResult], scores: Sequence[Scores]) -> Table:
+    kinds = list(dict.fromkeys(kind for each in scores for kind in each))
+    heads = ("model", "setting", "passed", *map(plain, kinds), "cut", "failed")
     rows = tuple(
         (
             result.model,
             result.group.settings,
-            *(tasks.rate_text(scores.get(kind)) if kind in scores else UNKNOWN for kind in kinds),
-            str(scores["all"].cut),
+            f"{each['all'].passed} of {each['all'].answered}",
+            *(tasks.rate_text(each.get(kind)) for kind in kinds),
+            str(each["all"].cut),
+            str(each["all"].failed),
         )
-        for result, scores in found[:MAX_ROWS]
+        for result, each in zip(found, scores, strict=True)
     )
-    keys = tuple(result.keys for result, _ in found[:MAX_ROWS])
-    count = max(scores["all"].answered for _, scores in found)
+    count = max(each["all"].answered + each["all"].failed for each in scores)
     columns = tuple(Head(head, right=head not in ("model", "setting")) for head in heads)
+    keys = tuple(result.keys for result in found)
     return Table(columns, rows, f"{name}: {count} tasks with exact checkers", keys)

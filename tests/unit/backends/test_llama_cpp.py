@@ -64,6 +64,15 @@ def sweep(model: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     return run
 
 
+def test_a_prefill_that_takes_all_the_time_leaves_a_decode(sweep: Sweep, tmp_path: Path) -> None:
+    """Both come from one run of llama-batched-bench, whose first line is the warm-up of both."""
+    asked = ("-c", "512", "-b", "4", "-n", "1", "--max-phase", f"{4 * 512 * PREFILL_S / 2}s")
+    (row,) = sweep(install(tmp_path / "bin"), *asked)
+    assert row["outcome"] == "ok" and row["prefill"]["tps"]
+    assert row["decode"]["seconds"] == pytest.approx([STEP_S], rel=0.01)
+    assert {"prefill-cold", "decode-cold"} <= {caution["code"] for caution in row["cautions"]}
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_row_has_the_seconds_that_the_program_printed(

@@ -211,6 +211,23 @@ def test_attention_before_it_used_matrix_units_is_not_judged(
     assert (row.counts("prefill"), row.counts("decode")) == (judged, True)
 
 
+@pytest.mark.parametrize(
+    ("changes", "judged"),
+    [
+        ({}, False),
+        ({"engine": "llama.cpp (CUDA) b7941"}, True),
+        ({"quant": "Q4_K_M"}, True),
+        ({"device": "RTX 4090", "device_base": "RTX 4090"}, True),
+    ],
+)
+def test_fp4_before_it_used_units_of_its_own_is_not_judged(
+    published: ModuleType, changes: dict[str, str], judged: bool
+) -> None:
+    old = more(model="gpt-oss-20b", engine="llama.cpp (CUDA, 2025-08)", quant="MXFP4", prefill_tps="9848")
+    row = published.match(FILE, 2, old | changes)
+    assert (row.counts("prefill"), row.counts("decode")) == (judged, True)
+
+
 def test_what_does_not_fit_is_set_aside(published: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [("f", 2, raw(device="RTX 3060 12GB", decode_tps="5")), ("f", 3, raw(notes="PARTIAL CPU OFFLOAD"))]
     monkeypatch.setattr(published, "published", lambda: iter(rows))

@@ -16,6 +16,7 @@ from profiler.backends.endpoint.client import KEY
 from profiler.cli import main
 
 KINDS = "html,arithmetic,extraction,format"
+MODELS = "good,poor,other"
 RIGHT = {"What is 347 × 86?": "Answer: 29842", "Is 91 a prime": "no", "Six machines": "Answer: 24"}
 
 
@@ -113,6 +114,9 @@ def test_a_cut_answer_is_no_wrong_one_and_an_error_of_the_server_no_answer(serve
     assert ended["there-and-back"][0] == "failed" and "CUDA out of memory" in ended["there-and-back"][1]
     assert (tasks["passed"], tasks["answered"]) == (2, 9)
     assert row["outcome"] == "failed" and row["reason"].startswith("1 of 9 requests failed")
+    text = " ".join(run(server.url, "--tasks=arithmetic", "-n", "16").stdout.split())
+    assert "1 of 10 tasks have no answer that could be checked" in text
+    assert "9 tasks tell a rate near 50% to ±27 points" in text  # Wilson's half-width at 4.5 of 9
 
 
 def test_answers_to_tasks_are_kept_with_their_outcome(server: FakeServer, tmp_path: Path) -> None:
@@ -137,6 +141,20 @@ def test_two_models_are_compared_on_the_tasks_that_one_of_them_passed() -> None:
         ran = run(server.url, "-m", "good,poor", "--tasks=arithmetic")
     text = " ".join(ran.stdout.split())
     assert "tasks: both passed 0, only good 2, only poor 0: too few to tell them apart (p = 0.5)" in text
+
+
+def test_a_third_model_corrects_what_two_models_tell() -> None:
+    """Six of ten tasks tell two models apart, but not any two of three."""
+    with FakeServer("vllm", models=("good", "poor", "other")) as server:
+        right = RIGHT | {"Three notebooks": "Answer: 9.35", "A floor": "Answer: 168", "A price": "Answer: 220.8"}
+        solves(server, right | {"A cyclist": "Answer: 15"})
+        tried = server.choose
+        assert tried is not None
+        server.choose = lambda asked, n: tried(asked, n) if asked["model"] == "good" else Script(tokens=("Bread",))
+        said = {names: run(server.url, "-m", names, "--tasks=arithmetic").stdout for names in ("good,poor", MODELS)}
+    two, three = (" ".join(text.split()) for text in said.values())
+    assert "only good 6, only poor 0: they differ (p = 0.031)" in two
+    assert "only good 6, only poor 0: too few to tell them apart (p = 0.094, corrected for 3 pairs)" in three
 
 
 @pytest.mark.parametrize(

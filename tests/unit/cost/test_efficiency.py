@@ -92,6 +92,63 @@ def test_few_tokens_are_multiplied_packed_and_many_after_unpacking() -> None:
     assert seconds(64) == pytest.approx(0.5 + 0.64 * (1 + 32 / 96))
 
 
+def test_a_state_without_chunks_takes_at_least_the_latency_of_its_tokens() -> None:
+    roofline = replace(RATES.roofline, state_token_s=1e-6)
+    latent = replace(RATES, roofline=roofline)
+    assert latent.split(
+        one(Item("gated delta", "state", "state", 0, 1e3, rows=512, count=24))
+    ).total == pytest.approx(24 * 512e-6)
+    assert latent.split(one(Item("gated delta", "state", "state", 0, 1e12, rows=512, count=24))).total == 1.0
+    assert latent.split(one(Item("gated delta", "state", "state", 1e9, 1e3))).total == 1.0  # a step reads it
+
+
+def test_states_of_sequences_in_one_pass_run_side_by_side() -> None:
+    geometry = families.geometry(hub.shipped_config("qwen3.5-9b"))
+    engine = engines.find("llama.cpp")
+    storage = engine.storage(geometry, "q4_k_m", "bf16")
+
+    def tokens_in_turn(context: int, batch: int, ubatch: int) -> float:
+        rules = engine.prefill_rules(geometry, EngineRequest("q4_k_m", context, batch, ubatch=ubatch))
+        done = work.prefill(geometry, storage, context, batch, rules)
+        return sum(item.count * item.rows for item in done.items if item.kind == "state")
+
+    one_sequence = tokens_in_turn(512, 1, 512)
+    assert one_sequence == 24 * 512
+    assert tokens_in_turn(512, 4, 2048) == pytest.approx(one_sequence)
+    assert tokens_in_turn(512, 4, 512) == pytest.approx(4 * one_sequence)
+    assert tokens_in_turn(2048, 1, 512) == pytest.approx(4 * one_sequence)
+
+
+def test_twice_the_matrix_units_do_not_multiply_packed_weights_twice_as_fast() -> None:
+    card = find("a100 80gb")
+    more = replace(card, flops={**card.flops, "int8": 2 * card.flops["int8"]})
+    slow, fast = (cost_rates.rates(each, "llama.cpp", "bf16").roofline.flop_s for each in (card, more))
+    assert slow["q4_k"] / 2 < fast["q4_k"] < slow["q4_k"]
+
+
+def test_a_card_without_products_of_bytes_multiplies_packed_weights_like_plain_ones() -> None:
+    found = cost_rates.rates(find("p100"), "llama.cpp", "fp16").roofline.flop_s
+    assert found["q4_k"] == pytest.approx(found["f16"])
+
+
+def test_fp4_runs_in_its_own_type_where_the_generation_has_it() -> None:
+    def seconds(on: str) -> float:
+        found = cost_rates.rates(find(on), "llama.cpp", "bf16").roofline.flop_s
+        return found["mxfp4"] / found["q4_k"]
+
+    assert seconds("rtx 5090") < 1
+    assert seconds("rtx 4090") == pytest.approx(1)
+
+
+def test_a_batch_has_a_range_of_its_own() -> None:
+    found = cost_rates.rates(find("rtx 4090"), "vllm", "bf16")
+    assert found.step_bounds(1) == found.decode
+    assert found.step_bounds(2) == found.batch
+    assert replace(found, batch=None).step_bounds(2) == found.decode
+    wide = found.wider(2.0)
+    assert wide.step_bounds(2) == pytest.approx((found.step_bounds(2)[0] / 2, found.step_bounds(2)[1] * 2))
+
+
 def test_scheduling_counts_for_every_sequence_of_a_pass() -> None:
     work = replace(one(Item("mlp", "weights", "bf16", 1e9, 0)), sequences=8)
     assert replace(RATES, pass_s=0.1, sequence_s=0.01).split(work).total == pytest.approx(1 + 0.1 + 8 * 0.01)

@@ -76,6 +76,32 @@ def test_unlike_sets_are_not_compared() -> None:
     assert tasks.fewest_apart() == 6
 
 
+def test_several_pairs_are_corrected_by_holm() -> None:
+    """Six tasks that only one of them passed tell two models apart, but not any two of three."""
+    good, poor = stored("++++++++"), stored("++------")
+    (pair,) = tasks.pairs([("good", good), ("poor", poor)])
+    assert pair[2].p == pytest.approx(2 / 64)
+    assert tasks.pair_lines([pair]) == ["tasks: both passed 2, only good 6, only poor 0: they differ (p = 0.031)"]
+    three = tasks.pairs([("good", good), ("also good", good), ("poor", poor)])
+    assert [found.p for _, _, found in three] == pytest.approx([1.0, 3 * 2 / 64, 3 * 2 / 64])
+    assert tasks.pair_lines(three)[1].endswith("too few to tell them apart (p = 0.094, corrected for 3 pairs)")
+    best, worst = stored("+" * 9), stored("-" * 9)
+    stepped = tasks.pairs([("best", best), ("middle", stored("+++------")), ("worst", worst)])
+    assert [found.p for _, _, found in stepped] == pytest.approx([2 * 2 / 64, 3 * 2 / 512, 0.25])  # Holm's steps
+
+
+def test_of_many_pairs_that_are_alike_the_last_are_only_counted() -> None:
+    many = [(f"m{number}", stored("++--")) for number in range(6)]
+    lines = tasks.pair_lines(tasks.pairs(many))
+    assert len(lines) == 11 and lines[-1] == "tasks: 5 more pairs: too few to tell them apart"
+
+
+def test_failed_requests_are_told_because_the_rate_is_without_them() -> None:
+    assert tasks.biased("m", tasks.score(["passed", "wrong"])) is None
+    said = tasks.biased("m", tasks.score(["passed", "failed"]))
+    assert said is not None and said.startswith("m: 1 of 2 tasks have no answer that could be checked.")
+
+
 def test_a_row_adds_the_rates_and_what_is_read_back_has_none() -> None:
     serving = {"requests": 4, "tasks": stored("++-.")}
     public = tasks.content(serving)

@@ -42,9 +42,14 @@ class Walking:
         ran, estimated = self.ran.get(entry.case.load_key, (1.0, 1.0))
         return ran / estimated
 
+    def likely_ratio(self, entry: Task) -> float:
+        if entry.case.load_key in self.ran or not self.ran:
+            return self.ratio(entry)
+        return sum(ran for ran, _ in self.ran.values()) / sum(estimated for _, estimated in self.ran.values())
+
     def remaining_s(self) -> float:
         loads = {e.case.load_key: e.load_s for e in self.waiting.values() if e.case.load_key not in self.loaded}
-        return sum(loads.values()) + sum(e.run_s * self.ratio(e) for e in self.waiting.values())
+        return sum(loads.values()) + sum(e.run_s * self.likely_ratio(e) for e in self.waiting.values())
 
     def refuses(self, entry: Task) -> bool:
         key, left = entry.case.load_key, self.budget_s - self.clock.seconds
