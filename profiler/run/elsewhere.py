@@ -85,5 +85,6 @@ def reaching(
                 )
                 where = ("--on", request.on[0]) if request.on else ()
                 asked = ("--engine", other.name, "--goal", goal_text(request.goal))
-                return told, command("profile", "fit", request.models, where, asked)
+                models = (f"./{name}" if name.startswith("-") else name for name in request.models)  # not an option
+                return told, command("profile", "fit", models, where, asked)
     return None
