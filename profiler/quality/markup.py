@@ -16,7 +16,7 @@
     cells               every row of a table has this many cells
 
 Tags have to be closed in the right order; those that HTML lets a page leave out, such as ``</li>``, may be missing.
-No element may have JavaScript in an attribute, such as ``onclick``.
+No element may have JavaScript in an attribute, such as "onclick".
 """
 
 from __future__ import annotations
