@@ -66,6 +66,7 @@ def fit(
     acceptance: float | None = None,
     goal: str | None = None,
     learned: bool = True,
+    store: Name | None = None,
 ) -> Rows:
     """Predict whether models fit, how fast they run and what limits them, from their config or GGUF header alone.
 
@@ -73,7 +74,7 @@ def fit(
     largest Gemma 4 and Qwen 3.5 that fit; without ``on``, this machine. ``ram`` is host memory that weights may be
     offloaded to, ``ram_bandwidth`` its speed in GB/s. With ``mtp``, a decode step drafts that many tokens with the
     model's multi-token-prediction layer, and ``acceptance`` is the share of them that you expect the model to accept,
-    0 to 1. ``learned=False`` ignores what was measured here. A
+    0 to 1. ``learned=False`` ignores what was measured here, of which the rows are in ``store``. A
     model that cannot be predicted raises if it is the only one; otherwise it is in ``Rows.refused``, with a warning.
 
     Raises NotFound for unknown names, and ProfileError.
@@ -98,6 +99,7 @@ def fit(
                 goal=wish,
                 scenario=None if scenario is None else _path_text("scenario", scenario),
                 learned=_flag("learned", learned),
+                store=_path("store", store),
             )
         )
     rows = [show_fit.row(each, wish) for each in found.predictions]
@@ -453,6 +455,7 @@ FIT_OPTIONS = {
     "--acceptance": "acceptance",
     "--ram-bandwidth": "ram_bandwidth",
     "--no-learned": "learned=False",
+    "--store": "store",
 }
 LOAD_OPTIONS = {"--store": "store"}
 OPTION = re.compile(

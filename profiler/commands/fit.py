@@ -100,6 +100,7 @@ from profiler.show import output as show_output
         "--map", "mapped", is_flag=True, help="Show decode speed and bottleneck as a grid of quantization × context."
     ),
     options.notes(),
+    options.store(),
     show_output.output(),
 )
 def fit(output: str, wish: str | None, mapped: bool, most_notes: int | None, **asked: Any) -> int:

@@ -12,6 +12,7 @@ from profiler.commands import options
 from profiler.commands.options import MeasuringCommand
 from profiler.commands.sweep import llama_cpp_options
 from profiler.console import say
+from profiler.decode_path import EAGER
 from profiler.gate import page
 from profiler.gate import session as gate_session
 from profiler.gate.rule import DELTA, exit_code, worst
@@ -186,7 +187,8 @@ def gate(
 
     Exit codes: 0 PASS, 1 FAIL, 2 usage error, 3 inconclusive, 4 incomparable, 130 interrupted.
     """
-    asked["paths"] = (asked.pop("path"),)
+    path = asked.pop("path")
+    asked["paths"] = () if path == EAGER and backends.find(asked["backend"]).gguf else (path,)
     asked["options"] = {name: asked.pop(name) for name in OF_BACKENDS}
     request = GateRequest(
         SweepRequest(**asked),

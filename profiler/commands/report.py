@@ -40,7 +40,11 @@ from profiler.units import printable
     metavar="FILE",
     help="Quality scores of models, with sources, instead of the built-in ones. --quality is its former name.",
 )
-@click.option("--paths", is_flag=True, help="Show absolute paths in full. They are shortened to names otherwise.")
+@click.option(
+    "--paths",
+    is_flag=True,
+    help="Show absolute paths in full on a page, as in the terminal. They are shortened to names otherwise.",
+)
 @options.store()
 def report(
     names: tuple[str, ...], html: Path | None, md: Path | None, quality: Path | None, paths: bool, store: Path | None
@@ -59,6 +63,7 @@ def report(
     files.check(html, store, md, quality)
     files.check(md, store, quality)
     known = scores.read(quality) if quality else None
+    paths = paths or (html is None and md is None)  # nobody shares what is in the terminal
     with reading.sources(names, store) as (first, *others), collector_paused():
         if first.name:  # no run of the store is named
             first, others = reading.RowSource("", ()), [first, *others]

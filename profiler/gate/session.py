@@ -75,9 +75,14 @@ class GateRequest:
             if any(getattr(self.sweep, name) for name in CASES):
                 raise ProfileError("--rows has its cases already", "Leave out -m, -q, -c, -b and -n.")
         elif self.base is None and self.baseline is None:
+            of_builds = backends.find(self.sweep.backend).find_build is not None
+            bases = (
+                "--base OLD_BUILD_DIR, the folder of another build,"
+                if of_builds
+                else ("--base HEAD~1, --base ../old/.venv,")
+            )
             raise ProfileError(
-                "there is nothing to compare with",
-                "Use --base HEAD~1, --base ../old/.venv, or --baseline FILE (made with --accept).",
+                "there is nothing to compare with", f"Use {bases} or --baseline FILE (made with --accept)."
             )
         elif self.accept and (self.baseline is None or self.base is not None):
             raise ProfileError("--accept writes a baseline: it needs --baseline FILE and no --base")

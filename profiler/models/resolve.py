@@ -233,7 +233,8 @@ def _instead_of(folder: Path) -> str:
     ggufs = [name for name in names if name.casefold().endswith(".gguf")]
     if ggufs:
         which = "its GGUF file" if len(ggufs) == 1 else f"one of its {len(ggufs)} GGUF files, such as"
-        return f"Pass {which}{':' * (len(ggufs) == 1)} {quote(str(folder / ggufs[0]))}"
+        also = "" if len(ggufs) == 1 else "; profile sweep --backend llama.cpp -m takes the folder"
+        return f"Pass {which}{':' * (len(ggufs) == 1)} {quote(str(folder / ggufs[0]))}{also}"
     models = [name for name in names if (folder / name / "config.json").is_file()]
     if models and PIPELINE not in names:
         return f"Pass the folder of a model in it, such as {quote(str(folder / models[0]))}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,20 +22,19 @@ from profiler.models.geometry import DRAFT_LEFT_OUT, Geometry
 from profiler.models.resolve import Model, resolve
 from profiler.models.stored import Stored
 from profiler.quants.base import DTYPE_BYTES
-from profiler.run import choice, grid
+from profiler.run import choice, elsewhere, grid, own_build
 from profiler.run.engine_choice import ChosenEngine, chosen
-from profiler.run.goal import least_loss, ranked, sequence_tps
+from profiler.run.goal import closest, least_loss, ranked
 from profiler.run.grid import counts, model_names, words
 from profiler.run.loss import KnownLoss, KnownLosses
 from profiler.run.prompts import contexts_of
 from profiler.run.quantization import EngineQuant, checked, engine_quants, held
 from profiler.run.refusal import Refusal, accepted, combined_error
-from profiler.shell import Command, command
-from profiler.units import printable, rate_text
+from profiler.shell import Command
+from profiler.units import printable
 
 CONTEXTS, BATCHES = (choice.CONTEXT,), (1,)
 MAP_CONTEXTS = ("2k-128k*4", "256k")
-MUCH = 1.5  # another engine is named if its choice is this many times as fast or as large
 MAX_PREDICTIONS = 20_000  # of one call, because every one is printed
 
 
@@ -108,7 +108,7 @@ class FitPrediction:
 class FitResult:
     """The predictions, and the models that could not be predicted. ``best``: the fastest, if none meets the goal.
     ``reasons``: sentences on what was chosen. ``elsewhere``: where a model is faster that decodes slower than people
-    read, in an engine that nobody named. ``tried``: with a goal, all predictions.
+    read, or meets the goal, in an engine that nobody named. ``tried``: with a goal, all predictions.
     """
 
     predictions: list[FitPrediction]
@@ -126,7 +126,7 @@ def predictions(request: FitRequest) -> FitResult:
     Raises NotFound for unknown names, and ProfileError for invalid options and if every model is refused.
     """
     counted = request.scenario if not request.contexts else None
-    request = _with_scenario(request)
+    request = _with_files(_with_scenario(request))
     targets_asked = [targets.find(text) for text in request.on or (None,)]
     picked = _engine(request, targets_asked)
     engine = picked.engine
@@ -162,17 +162,21 @@ def predictions(request: FitRequest) -> FitResult:
         except ProfileError as error:
             impossible[name, error.message] = Refusal(name, error)
     refused += tuple(impossible.values())
+    if any(each.prediction.machine.target.local for each in found):
+        build = own_build.needed(engine, request.store)
+        found = [replace(each, named=replace(each.named, build=build)) for each in found] if build else found
     if refused and not found and {name for name, _ in models} <= {name for name, _ in impossible}:
         raise combined_error(refused)
     if request.goal is None:
         reasons = (*picked.reasons, *dict.fromkeys(reason for *_, why in plans for reason in why))
-        return FitResult(found, refused, reasons=reasons, elsewhere=_elsewhere(found, request))
+        return FitResult(found, refused, reasons=reasons, elsewhere=elsewhere.faster(found, request))
     if request.goal.kl is not None:
         found = _with_losses(found, resolved, engine, request.store)
     met = ranked(found, request.goal)
     met = met if request.quants else least_loss(met)
-    best = None if met else max(found, key=sequence_tps, default=None)
-    return FitResult(met, refused, best, reasons=picked.reasons, tried=tuple(found), goal=request.goal)
+    best = None if met else closest(found, request.goal)
+    other = None if met else elsewhere.reaching(request, machines, engine, predictions)
+    return FitResult(met, refused, best, picked.reasons, other, tuple(found), request.goal)
 
 
 def _with_losses(
@@ -184,49 +188,6 @@ def _with_losses(
     return [
         replace(each, loss=losses[each.named.source.location].get(each.prediction.request.quant)) for each in found
     ]
-
-
-def _elsewhere(found: Sequence[FitPrediction], request: FitRequest) -> tuple[str, Command] | None:
-    """Where a model is faster, if nobody named an engine: the one that was named, if it is slow or does not fit, or
-    what another engine would choose."""
-    machines = {each.prediction.machine for each in found}
-    if request.engine is not None or request.path is not None or request.quants or len(machines) != 1:
-        return None
-    where, first = ("--on", request.on[0]) if request.on else (), found[0].prediction
-    if not request.models:
-        return _chosen_elsewhere(found, first.machine, where)
-    slow = not any(choice.reads(each.prediction) for each in found)
-    if not slow or len({each.model for each in found}) != 1 or found[0].named.source.kind == "gguf":
-        return None
-    context, batch = first.request.context, first.request.batch
-    other = choice.instead(found[0].geometry, first.machine, context, batch, choice.MOST_BITS)
-    if other is None or other.decode is None or other.engine is first.engine or not choice.reads(other):
-        return None
-    engine, quant = other.engine.name, other.request.quant
-    case = (found[0].named.argument, "--engine", engine, "-q", quant, "-c", str(context))
-    several = ("-b", str(batch)) if batch > 1 else ()
-    told = f"{quant} in {engine} decodes at {rate_text(other.decode.tps.value)} t/s"
-    return told, command("profile", "fit", case, several, where)
-
-
-def _chosen_elsewhere(
-    found: Sequence[FitPrediction], machine: Machine, where: tuple[str, ...]
-) -> tuple[str, Command] | None:
-    """The engine whose choices are no smaller than the predicted ones, and much faster or larger."""
-    here = list({each.model: each for each in found}.values())
-    for engine in choice.measured_engines(machine.target):
-        room = choice.with_room(machine)
-        rankings = [choice.Choices(prefix, engine, room).fast() for prefix in choice.FAMILIES.values()]
-        best = [first for ranking in rankings if (first := next(ranking, None)) is not None]
-        if len(best) != len(here) or engine is here[0].prediction.engine:
-            continue
-        larger = [other.size / choice.dense_size(each.geometry) for other, each in zip(best, here, strict=True)]
-        faster = [other.tps / (sequence_tps(each) or other.tps) for other, each in zip(best, here, strict=True)]
-        if min(larger) >= 1 and (min(faster) >= MUCH or max(larger) >= MUCH):
-            models = " and ".join(f"{each.name} {each.quant}" for each in best)
-            told = f"In {engine.name}, {models} decode at {rate_text(min(e.tps for e in best))} t/s or more"
-            return told, command("profile", "fit", where, "--engine", engine.name)
-    return None
 
 
 def _plan(
@@ -282,6 +243,24 @@ def _with_scenario(request: FitRequest) -> FitRequest:
     )
 
 
+def _with_files(request: FitRequest) -> FitRequest:
+    """The models of a folder of GGUF files instead of the folder, as a sweep of llama.cpp takes it."""
+    names = model_names(request.models)
+    return replace(request, models=tuple(file for name in names for file in _files_of(name))) if names else request
+
+
+def _files_of(name: str) -> list[str]:
+    folder = Path(os.path.expanduser(name))
+    try:
+        if not folder.is_dir() or (folder / "config.json").is_file():
+            return [name]
+        from profiler.run import gguf_files  # which takes a while to import
+
+        return gguf_files.of_folder(name)
+    except (ProfileError, OSError, ValueError):  # reported when the name is resolved
+        return [name]
+
+
 @dataclass(frozen=True, slots=True)
 class OneCase:
     """A single case to explain."""
@@ -327,7 +306,7 @@ def one_case(request: FitRequest) -> OneCase:
     cautions = (*picked.reasons, *model.cautions, *run_as.cautions, *_extrapolated(engine, run_as, machine, request))
     cautions += (*predictor.learned.notes(engine.name), *engine.remarks(model.geometry))
     (context,) = _reached(contexts, model.geometry.max_position, request)
-    named = _named(names[0], model, run_as, request)
+    named = replace(_named(names[0], model, run_as, request), build=own_build.needed(engine, request.store))
     return OneCase(model, named, predictor, context, batches[0], cautions)
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from profiler import folders
 from profiler.backends.llama_cpp import synthetic
 from profiler.case import Task
+from profiler.devices.base import DeviceInfo
 from profiler.errors import NotFound, ProfileError
 from profiler.models import gguf_mix
 from profiler.registry import unknown
-from profiler.run.grid import Subject
+from profiler.run.grid import Subject, words
 from profiler.units import bytes_text, printable
 
 NO_MODEL = re.compile(r"mmproj|-(?!00001)\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)  # a projector, a further part
@@ -40,6 +41,15 @@ def announced(tasks: Sequence[Task], say: Callable[[str], None]) -> list[Task]:
             + (f" in {printable(where)}" if where else "")
         )
     return [replace(task, reason=task.reason or reasons.get((task.case.model_id, task.case.quant))) for task in tasks]
+
+
+def check_options(paths: Sequence[str], options: Mapping[str, Sequence[str]], device: DeviceInfo) -> None:
+    """Raise ProfileError for an option of a sweep that would have no effect."""
+    if paths:
+        raise ProfileError("--path: llama.cpp has a single decode path", "Leave --path out.")
+    layers = words(options.get("gpu_layers", ()))
+    if device.kind == "cpu" and any(value != "0" for value in layers):
+        raise ProfileError(f"--gpu-layers {','.join(layers)}: the device is the CPU", "Leave --gpu-layers out.")
 
 
 def of_folder(name: str, weights: str = "auto") -> list[str]:

@@ -61,6 +61,23 @@ def _by_known_loss(ranked: Sequence[FitPrediction]) -> list[FitPrediction]:
     return ordered
 
 
+def closest(found: Sequence[FitPrediction], goal: Goal) -> FitPrediction | None:
+    """The fastest prediction, of those that are not known to lose too much if there is any."""
+    kept = [each for each in found if goal.kl is None or each.loss is None or each.loss.value < goal.kl]
+    return max(kept or found, key=sequence_tps, default=None)
+
+
+def goal_text(goal: Goal) -> str:
+    """The goal as ``--goal`` takes it."""
+    context = "" if goal.context is None else f" at {context_text(goal.context)}"
+    return f"{goal.tps:g} tok/s{context}{'' if goal.kl is None else f', kl<{goal.kl:g}'}"
+
+
+def context_text(context: int) -> str:
+    """``64k``, ``1,000``."""
+    return f"{context // 1024}k" if context % 1024 == 0 else f"{context:,}"
+
+
 def least_loss(ranked: Sequence[FitPrediction]) -> list[FitPrediction]:
     """The first quantization of each model and case, which is the one with the least loss."""
     first: dict[tuple[object, ...], FitPrediction] = {}

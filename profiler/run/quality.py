@@ -27,6 +27,7 @@ from profiler.quality.definition import DEFINITION
 from profiler.quality.placement import place
 from profiler.quants.base import DTYPE_BYTES
 from profiler.results.measurement import Caution, Measurement
+from profiler.run.refusal import Refusal, accepted
 from profiler.units import printable
 
 if TYPE_CHECKING:  # a worker imports little
@@ -107,6 +108,15 @@ def checked(subject: Subject, wanted: Mapping[str, Any] | None, backend: str) ->
     elif not reads_gguf and stored is not None and stored.quant not in (*DTYPE_BYTES, *PLAIN_FILES):
         raise ProfileError(f"{subject.name}: its weights are themselves quantized ({stored.quant})", NO_REFERENCE)
     return subject
+
+
+def checked_files(
+    subjects: Sequence[Subject], wanted: Mapping[str, Any] | None, backend: str
+) -> tuple[tuple[Subject, ...], tuple[Refusal, ...]]:
+    """The GGUF files that ``checked`` accepts, and the others. Raises ProfileError if it accepts none."""
+    by_name = {each.source.location: each for each in subjects}
+    found, refused = accepted(list(by_name), lambda name: checked(by_name[name], wanted, backend))
+    return tuple(found), refused
 
 
 def with_references(wanted: Mapping[str, Any] | None, subjects: Sequence[Subject]) -> dict[str, Any] | None:

@@ -194,15 +194,17 @@ def _of_files(
         raise ProfileError(
             f"--backend {request.backend} needs -m", "Name a .gguf file, a folder of them, or a model of the catalog."
         )
-    effort = _effort(request)
+    gguf_files.check_options(request.paths, request.options, device)
+    effort, requested = _effort(request), words(request.quants)
     found, refused = accepted(
         [file for name in names for file in gguf_files.of_folder(name, request.weights)],
-        lambda name: quality.checked(_gguf_subject(name, request, say, device), effort.quality, request.backend),
+        lambda name: _gguf_subject(name, request, say, device),
     )
-    subjects, requested = _distinct(found, say), words(request.quants)
+    subjects = _distinct(found, say)
     written = any(each.weights == "synthetic" for each in subjects)
     if requested and any(each.weights == "real" for each in subjects):
         subjects = gguf_files.in_quants(subjects, requested, written)
+    subjects, unscored = quality.checked_files(subjects, effort.quality, request.backend)
     mixes = dict.fromkeys(map(gguf_mix.mix, requested or [GGUF_QUANT])) if written else ()
     axes = replace(_axes(subjects, tuple(map(checkpoint.of_gguf, mixes)), request, device), options=options)
     effort = replace(effort, quality=quality.with_references(effort.quality, subjects))
@@ -211,7 +213,7 @@ def _of_files(
         effort=effort,
         budget_s=request.budget_s,
         subjects=subjects,
-        refused=refused,
+        refused=refused + unscored,
         backend=request.backend,
     )
 

@@ -12,7 +12,7 @@ from profiler.cost.machine import Machine
 from profiler.cost.prediction import LIMITS, Goal, PredictedPhase, Prediction
 from profiler.cost.speculation import Speculation
 from profiler.run.fit import FitPrediction, FitResult
-from profiler.run.goal import answer
+from profiler.run.goal import answer, context_text
 from profiler.shell import Command
 from profiler.show import goal as said
 from profiler.show import output as show_output
@@ -45,7 +45,7 @@ def render(
     if output not in ("table", "md"):
         return show_output.render([row(each, goal) for each in found], dict, output)
     if not found:
-        lines = _wrapped([said.unmet(result, goal) if goal else "nothing to show"], output)
+        lines = _wrapped([said.unmet(result, goal) if goal else "nothing to show", *commands(result)], output)
         return "".join(f"{line}\n" for line in lines)
     return _map(result, output) if mapped else _table(said.first(result, goal), goal, output, most_notes)
 
@@ -300,7 +300,8 @@ def commands(result: FitResult) -> list[str]:
     for _, here in _places(result.predictions):
         runs = _runs(here)
         lines += runs + [line for line in _checks(here) if line not in runs]
-    return lines
+    scoring = said.measuring(result)
+    return lines if scoring is None else [*lines, f"{scoring[0]}:", *command_lines(scoring[1])]
 
 
 def _runs(here: Sequence[FitPrediction]) -> list[str]:
@@ -399,9 +400,9 @@ def _lines(found: Sequence[FitPrediction]) -> list[dict[str, str]]:
         line = lines.setdefault(
             (each.model, request.quant, request.batch),
             {"model": each.model, "quant": request.quant, "batch": str(request.batch)}
-            | {said.context_text(context): "" for context in contexts},
+            | {context_text(context): "" for context in contexts},
         )
-        line[said.context_text(request.context)] = _cell(each)
+        line[context_text(request.context)] = _cell(each)
     return list(lines.values())
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from profiler import backends, registry
+from profiler.backends.base import Backend
 from profiler.cost.prediction import Goal
+from profiler.quants.base import DTYPE_BYTES
 from profiler.run import choice
 from profiler.run.fit import FitPrediction, FitResult
-from profiler.run.goal import MET, answer, same_case, sequence_tps
+from profiler.run.goal import MET, answer, context_text, goal_text, same_case, sequence_tps
 from profiler.run.loss import KnownLoss
+from profiler.run.quality import PLAIN_FILES
+from profiler.shell import Command, command
 from profiler.units import printable, rate_text, significant
 
 MAX_MET, MIN_LEFT_OUT = 5, 2  # cases that meet a goal: the first ones, if there are several more
@@ -44,8 +48,18 @@ def unmet(result: FitResult, goal: Goal) -> str:
     request = best.prediction.request
     rate = rate_text(best.prediction.decode.tps.value / request.batch)
     what = f"{printable(best.model, 40)} {request.quant}"
-    slower = f'--goal "{significant(best.prediction.decode.tps.low / request.batch, 2)} tok/s{context}"'
-    return f"{wish}; the best is {rate} tok/s ({what}). Try a smaller model, another -q, or {slower}"
+    kl = goal.kl
+    if kl is not None and best.loss is not None and best.loss.value >= kl:
+        kl = float(f"{best.loss.value * HIGHER:.2g}")
+    slower = replace(goal, tps=_rounded_down(best.prediction.decode.tps.value / request.batch), kl=kl)
+    told = f"{wish}; the best is {rate} tok/s ({what})"
+    return f'{told}. Try a smaller model, another -q, or --goal "{goal_text(slower)}"'
+
+
+def _rounded_down(rate: float) -> float:
+    """Two significant digits of a rate, which a goal may ask for and still be met."""
+    step = 10.0 ** (math.floor(math.log10(rate)) - 1)
+    return float(f"{math.floor(rate / step) * step:.2g}")
 
 
 def _too_lossy(fast: Sequence[FitPrediction], goal: Goal, context: str) -> str:
@@ -85,7 +99,11 @@ def losses(result: FitResult) -> Iterator[str]:
         )
         more = f" and {len(names) - MAX_UNKNOWN} more" if len(names) > MAX_UNKNOWN else ""
         engine = unknown[0].prediction.engine.name
-        how = "profile sweep --quality measures it" if _measures(engine) else "profile cannot measure it"
+        backend = _measuring(engine)
+        how = "profile cannot measure it"
+        if backend is not None:
+            beside = ", beside an F32, BF16 or F16 file of the model" if backend.gguf else ""
+            how = f"profile sweep --quality measures it{beside}"
         yield (
             f"The loss of {', '.join(names[:MAX_UNKNOWN])}{more} in {engine} is neither measured here nor published"
             f" as a mean divergence, so {'they come' if len(names) > 1 else 'it comes'} last; {how}"
@@ -99,10 +117,47 @@ def _range(loss: KnownLoss | None) -> str:
     return f" ({significant(loss.low, 2)}–{significant(loss.high, 2)})"
 
 
-def _measures(engine: str) -> bool:
-    """Whether a backend of an engine measures quality."""
+def _measuring(engine: str) -> Backend | None:
+    """The backend of an engine that measures quality; None if there is none."""
     known = (backends.find(name) for name in registry.names(backends.FOLDER))
-    return any(backend.engine == engine and backend.quality is not None for backend in known)
+    return next((each for each in known if each.engine == engine and each.quality is not None), None)
+
+
+def measuring(result: FitResult) -> tuple[str, Command] | None:
+    """The command that measures the first unknown loss of a goal that limits it, and what the command does."""
+    if result.goal is None or result.goal.kl is None:
+        return None
+    for each in result.predictions:
+        backend, check = _measuring(each.prediction.engine.name), each.verify
+        if each.loss is None and backend is not None and check is not None and check.words[0] == "profile":
+            words, blanks = (_of_file if backend.gguf else _of_weights)(each, check)
+            told = f"To measure the loss of {printable(each.model, 40)} {each.prediction.request.quant}"
+            return told, command("profile", "sweep", words, "--quality", **blanks)
+    return None
+
+
+def _of_file(each: FitPrediction, check: Command) -> tuple[tuple[str, ...], Mapping[str, str]]:
+    """The GGUF file that a sweep would measure; a blank for a file that is not here."""
+    file, blanks, quant = each.named.argument, check.blanks, each.prediction.request.quant.upper()
+    if each.named.source.kind != "gguf" and not any(blank.endswith(".gguf") for blank in blanks):
+        blanks = {**blanks, f"MODEL-{quant}.gguf": f"a GGUF file of {each.named.title} in {quant}"}
+    file = next((blank for blank in blanks if blank.endswith(".gguf")), file)
+    build = ("--llama-cpp", check.words[check.words.index("--llama-cpp") + 1]) if "--llama-cpp" in check.words else ()
+    return ("--backend", each.prediction.engine.name, *build, "-m", file), blanks
+
+
+def _of_weights(each: FitPrediction, check: Command) -> tuple[tuple[str, ...], Mapping[str, str]]:
+    """The weights that a sweep of transformers would measure, and the model that quantized ones are compared with."""
+    model, blanks = each.named.argument, dict(check.blanks)
+    if each.named.source.kind == "catalog":
+        model, blanks = "MODEL", {"MODEL": f"the Hugging Face id of {each.named.title}, or its folder"}
+    downloaded = ("--weights", "real") if each.named.source.kind in ("catalog", "hub") else ()
+    stored = each.checkpoint_format
+    quant = () if stored is not None and each.named.as_stored else ("-q", each.prediction.request.quant)
+    original: tuple[str, ...] = ()
+    if stored is not None and stored.quant not in (*DTYPE_BYTES, *PLAIN_FILES):
+        original, blanks["ORIGINAL"] = ("--reference", "ORIGINAL"), "the model that it was made from"
+    return ("-m", model, *downloaded, *quant, *original), blanks
 
 
 def traded(result: FitResult) -> Iterator[str]:
@@ -133,6 +188,23 @@ def traded(result: FitResult) -> Iterator[str]:
             f"{printable(each.model, 40)} {_falls_short(each, result.goal, named=True)}" for each in nearest_first
         )
         yield f"Larger models do not meet the goal: {'; '.join(told)}"
+    yield from _left_out(result, {*reached, *larger})
+
+
+def _left_out(result: FitResult, told: Collection[str]) -> Iterator[str]:
+    """Models that are fast enough for the goal and lose too much, which none of ``told`` is."""
+    lossy: dict[str, FitPrediction] = {}
+    for each in result.tried:
+        if each.model in told or each.loss is None or result.goal is None or not result.predictions:
+            continue
+        if result.goal.met(each.prediction) in MET:
+            known = lossy.get(each.model)
+            if known is None or known.loss is None or each.loss.value < known.loss.value:
+                lossy[each.model] = each
+    words = [f"{printable(each.model, 40)} {_falls_short(each, result.goal, named=True)}" for each in lossy.values()]
+    if words:
+        more = f"; and {len(words) - MAX_TRADED} more" if len(words) > MAX_TRADED else ""
+        yield f"Left out: {'; '.join(words[:MAX_TRADED])}{more}"
 
 
 def _weights(found: FitPrediction) -> float:
@@ -156,8 +228,3 @@ def _falls_short(found: FitPrediction, goal: Goal | None, named: bool = False) -
     if found.loss is None:
         return f"has no known loss{in_quant}"
     return f"loses {significant(found.loss.value, 2)} nats{in_quant}"
-
-
-def context_text(context: int) -> str:
-    """``64k``, ``1,000``."""
-    return f"{context // 1024}k" if context % 1024 == 0 else f"{context:,}"

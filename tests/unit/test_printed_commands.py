@@ -240,7 +240,31 @@ def test_commands_of_every_engine_setting_are_taken(engine: str, on: tuple[str, 
         printed.check(words)
 
 
-def test_a_quantization_that_nobody_has_a_file_of_is_a_blank_with_the_way_to_it(gguf: Path) -> None:
+def test_a_build_that_a_sweep_would_not_find_is_named(gguf: Path, tmp_path: Path) -> None:
+    """As the newest run named it, if it is still there; otherwise it is a blank."""
+
+    def check() -> tuple[str, Any]:
+        (row,) = json.loads(run("fit", str(gguf), "-c", "64", "-o", "json").stdout)
+        assert run("explain", str(gguf), "-c", "64").stdout.partition("To check it:\n  ")[2].startswith(row["verify"])
+        return row["verify"].partition("-m ")[0], row["verify_blanks"]
+
+    blank = "profile sweep --backend llama.cpp --llama-cpp DIR "
+    told = {"DIR": "the folder of a build of llama.cpp, since none is found here"}
+    assert check() == (blank, told)
+    older, newer = (llama_cpp.install(tmp_path / name) for name in ("older", "newer"))
+    with Store.open() as store:
+        for argv in (["--llama-cpp", str(older)], [f"--llama-cpp={newer}"], ["-m", "x"]):
+            store.start_run(["sweep", *argv], {})
+    assert check() == (f"profile sweep --backend llama.cpp --llama-cpp {newer} ", {})
+    shutil.rmtree(newer)
+    assert check() == (f"profile sweep --backend llama.cpp --llama-cpp {older} ", {})
+
+
+def test_a_quantization_that_nobody_has_a_file_of_is_a_blank_with_the_way_to_it(
+    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(llama_cpp.install(tmp_path / "bin")))
+
     def said(*more: str) -> dict[str, Any]:
         (row,) = json.loads(run("fit", str(gguf), "--engine", "llama.cpp", "-c", "64", *more, "-o", "json").stdout)
         assert isinstance(row, dict)

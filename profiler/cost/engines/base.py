@@ -44,6 +44,9 @@ class EngineRequest:
     flash: bool | None = None  # flash attention; None: the engine's default
 
 
+BUILD_BLANK = "DIR"  # stands for the folder of a build that nobody has named
+
+
 @dataclass(frozen=True, slots=True)
 class Named:
     """A model as the user named it, for the command that measures it."""
@@ -52,6 +55,7 @@ class Named:
     source: Source
     as_stored: bool = True  # the user asked for no other quantization than that of the file
     measurable: bool = True  # `profile sweep` can run the weights as they are predicted
+    build: str | None = None  # folder of the engine's programs, where a sweep does not find them by itself
 
     @property
     def title(self) -> str:

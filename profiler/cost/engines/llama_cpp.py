@@ -18,7 +18,17 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from profiler.cost.engines.base import GGUF, Engine, EngineRequest, Named, Placement, Serving, Terms, spread
+from profiler.cost.engines.base import (
+    BUILD_BLANK,
+    GGUF,
+    Engine,
+    EngineRequest,
+    Named,
+    Placement,
+    Serving,
+    Terms,
+    spread,
+)
 from profiler.cost.engines.transformers import swept
 from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine
@@ -162,10 +172,14 @@ class LlamaCpp(Engine):
         if not swept(target) or (several and machine.split != "layer"):
             return _batched(model, request, machine, placed)
         named, blanks = _measured(model, request.quant)
+        if model.build == BUILD_BLANK and target.local:
+            blanks = {BUILD_BLANK: "the folder of a build of llama.cpp, since none is found here", **blanks}
         kv = request.kv if _quantized(request) else None
         whole = placed.layers + 1 - placed.on_host
         return command(
-            ("profile", "sweep", "--backend", self.name, *named),
+            ("profile", "sweep", "--backend", self.name),
+            ("--llama-cpp", model.build) if model.build and target.local else (),
+            named,
             ("-c", str(request.context), "-b", str(request.batch)),
             ("--ubatch", str(request.ubatch)) if request.ubatch else (),
             ("--kv", kv, "--flash-attn", "on") if kv else (),

@@ -74,11 +74,15 @@ class NextCase:
 
 
 def section(
-    machines: Sequence[MachineRows], forecasts: Sequence[Forecast], typed: Mapping[str, str] | None = None
+    machines: Sequence[MachineRows],
+    forecasts: Sequence[Forecast],
+    typed: Mapping[str, str] | None = None,
+    build: str | None = None,
 ) -> Section:
     """A paragraph and a picture for each machine, and the rule behind it.
 
-    ``typed``: what named a model on the command line, by its name; None if no command line is known.
+    ``typed``: what named a model on the command line, by its name; None if no command line is known. ``build``: the
+    folder of llama.cpp that the newest command line with one named.
     """
     several = len(machines) > 1
     blocks: list[PageBlock] = []
@@ -92,7 +96,7 @@ def section(
         blocks.append(Text(f"{where}{opening}", lead=True))
         found = _next(machine, forecast, best)
         if found is not None:
-            told = _sweep(found, forecast, typed or {})
+            told = _sweep(found, forecast, typed or {}, build)
             blocks.append(Text(_why_next(found, best, told)))
             blocks += [Code((str(told),))] if told is not None else []
         blocks += [bars] if bars is not None else []
@@ -230,7 +234,7 @@ def _why_next(found: NextCase, best: CaseResult | None, told: Command | None) ->
     )
 
 
-def _sweep(found: NextCase, forecast: Forecast, typed: Mapping[str, str]) -> Command | None:
+def _sweep(found: NextCase, forecast: Forecast, typed: Mapping[str, str], build: str | None) -> Command | None:
     """The command that measures a predicted case; None if the file that it needs is not known."""
     like = found.line.like
     assert like is not None  # _next
@@ -239,7 +243,7 @@ def _sweep(found: NextCase, forecast: Forecast, typed: Mapping[str, str]) -> Com
     gguf = _needs_gguf(like)
     if name is None or (gguf and like.weights == "real"):
         return None
-    where = ("--backend", like.backend) if gguf else ()
+    where = ("--backend", like.backend, *(("--llama-cpp", build) if build else ())) if gguf else ()
     target = forecast.machine.target if forecast.machine is not None else None
     usual = EAGER if target is None else usual_path(target)
     path = ("--path", forecast.path) if not gguf and forecast.path != usual else ()

@@ -12,6 +12,7 @@ from profiler import backends
 from profiler.results.measurement import Measurement
 from profiler.results.reading import RowSource
 from profiler.results.store import Run
+from profiler.run.own_build import named
 from profiler.show.columns import plain
 from profiler.show.report import advice, appendix, ceiling, divergence, energy, memory, quality, speed, tasks
 from profiler.show.report.blocks import Page, Section, muted
@@ -58,8 +59,10 @@ def page(
     doubted = {model for forecast in forecasts for model in forecast.doubted}
     known = [score for score in quality.shipped() if score.model not in doubted] if scores is None else scores
     every_run = [*(each for other in others for each in other.runs), *runs]
+    folder = next(named(every_run), None)
+    build = folder if paths or folder is None else appendix.local_name(folder)
     sections = (
-        advice.section(shown, forecasts, appendix.typed_models(every_run, paths)),
+        advice.section(shown, forecasts, appendix.typed_models(every_run, paths), build),
         memory.map_section(shown, forecasts),
         speed.section(shown),
         *filter(None, [divergence.section(shown)]),

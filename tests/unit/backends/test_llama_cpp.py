@@ -235,6 +235,8 @@ def test_shares_of_gpus_in_the_words_of_each_program(tmp_path: Path) -> None:
         (("--backend", "llama.cpp", "--kv", "q7"), "--kv: 'q7' is not one of f16"),
         (("--backend", "llama.cpp", "--flash-attn", "maybe"), "--flash-attn: 'maybe' is not on, off or auto"),
         (("--backend", "llama.cpp", "--gpu-layers", "all"), "is not a number of layers"),
+        (("--backend", "llama.cpp", "--gpu-layers", "0,10", "--device", "cpu"), "--gpu-layers 0,10: the device is"),
+        (("--backend", "llama.cpp", "--path", "eager"), "--path: llama.cpp has a single decode path"),
     ],
 )
 def test_an_option_that_the_backend_does_not_have_is_one_line(
@@ -275,6 +277,17 @@ def test_a_folder_is_swept_by_quantization_without_its_projector(sweep: Sweep, t
         ("tiny-q4_0", "q4_0"),
         ("tiny-q8_0", "q8_0"),
     ]
+
+
+def test_a_file_in_another_quantization_is_not_refused_for_its_quality(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    stored.gguf(folder / "tiny-f16.gguf", "f16")
+    stored.gguf(folder / "other-q8_0.gguf", "q8_0", context_length=4096)  # no plain file of it is there
+    asked = ("sweep", "--backend", "llama.cpp", "--llama-cpp", str(install(tmp_path / "bin")), "-m", str(folder))
+    for quants, refused in (("f16", 0), ("f16,q8_0", 1)):
+        ran = CliRunner().invoke(main, [*asked, "--quality", "--dry-run", "-q", quants])
+        assert ran.exit_code == ran.stderr.count("refused: ") == refused, ran.stderr
 
 
 def test_a_folder_lists_the_first_part_of_a_split_model_and_no_projector(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import csv
 import io
 import json
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from fakes import llama_cpp
 from fakes.reported import measured, scored
 from fakes.tiny import CONFIGS
 from gguf import GGUFReader
@@ -63,6 +65,17 @@ def test_a_gguf_file_is_predicted_in_its_own_quantization_to_the_byte(
     assert row["weights_bytes"] == {"value": nbytes, "low": nbytes, "high": nbytes, "basis": "exact"}
     assert row["stored"] == {"quant": quant, "bytes": nbytes, "from": "headers"}
     assert f"-m {path} " in row["verify"] and f"-m {path} " in row["serve"]
+
+
+def test_a_folder_of_gguf_files_stands_for_all_of_them(tmp_path: Path, own_cache: None) -> None:
+    for quant in ("q8_0", "q4_0"):
+        gguf(tmp_path / f"tiny-{quant}.gguf", quant)
+    assert [(row["engine"], row["quant"]) for row in rows(str(tmp_path))] == [
+        ("llama.cpp", "q4_0"),
+        ("llama.cpp", "q8_0"),
+    ]
+    swept = CliRunner().invoke(main, ["sweep", "-m", str(tmp_path), "--dry-run"])
+    assert "profile sweep --backend llama.cpp -m takes the folder" in " ".join(swept.stderr.split())
 
 
 def test_what_only_transformers_has_is_predicted_in_transformers(tmp_path: Path, own_cache: None) -> None:
@@ -475,6 +488,47 @@ def test_a_limit_that_nothing_meets_is_told_with_the_least_loss() -> None:
     assert text.startswith("nothing reaches 20 tok/s at 8k and loses less than 0.001 nats: qwen3.5-27b q4_k_m loses")
     (wider,) = re.findall(r'--goal "([^"]*)"', text)
     assert [row["quant"] for row in rows(*words, wider)] == ["q4_k_m"]
+
+
+def test_a_model_that_loses_too_much_is_named_with_its_loss() -> None:
+    keep(("nf4", 0.2))
+    text = fit("qwen3.5-9b", "qwen3.5-27b", "--on", "h100", "-q", "nf4", "--goal", "5 tok/s at 8k, kl<0.1").stdout
+    assert "Left out: qwen3.5-9b loses 0.20 nats in nf4." in " ".join(text.split())
+
+
+def test_an_unknown_loss_ends_in_the_command_that_measures_it(
+    tmp_path: Path, own_cache: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(llama_cpp.install(tmp_path / "bin")))
+    goal = ("--goal", "0.001 tok/s at 1k, kl<0.05")
+    file = gguf(tmp_path / "tiny-q8_0.gguf", "q8_0")
+    text = fit(str(file), *goal).stdout
+    assert "beside an F32, BF16 or F16 file of the model" in " ".join(text.split())
+    assert text.splitlines()[-1].split() == [
+        *("profile", "sweep", "--backend", "llama.cpp", "-m", str(file), "--quality")
+    ]
+    asked = ("gemma-3-270m", "--on", "h100", *goal)
+    assert fit(*asked, "--engine", "llama.cpp", "-q", "q4_0").stdout.endswith(
+        "  profile sweep --backend llama.cpp -m MODEL-Q4_0.gguf --quality\n"
+        "  # MODEL-Q4_0.gguf: a GGUF file of gemma-3-270m in Q4_0\n"
+    )
+    assert "  profile sweep -m MODEL --weights real -q nf4 --quality\n" in fit(*asked, "-q", "nf4").stdout
+
+
+def test_a_goal_that_another_engine_meets_ends_in_its_command() -> None:
+    asked = ("gemma-4-31b", "--on", "rtx 4090", "--goal", "30 tok/s at 64k, kl<0.1")
+    text = fit(*asked).stdout
+    assert text.startswith("nothing reaches 30 tok/s at 64k: nothing fits")
+    (line,) = [line for line in text.splitlines() if line.startswith("  profile fit ")]
+    assert "gemma-4-31b" in [row["model"] for row in rows(*shlex.split(line)[2:])]
+
+
+def test_the_goal_that_is_proposed_keeps_the_limit_of_the_loss_and_is_met() -> None:
+    asked = ("gemma-4-e2b", "--on", "t4", "-q", "nf4", "--goal")
+    text = fit(*asked, "5000 tok/s at 8k, kl<0.1").stdout
+    (slower,) = re.findall(r'--goal "([^"]*)"', text)
+    assert slower.endswith(" tok/s at 8k, kl<0.1")
+    assert [row["goal"] for row in rows(*asked, slower)] == ["unknown"]
 
 
 def test_a_table_with_losses_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,6 +179,7 @@ def test_pairs_that_cannot_decide_exit_with_3_unless_told_otherwise(
     ("arguments", "said"),
     [
         ((), "nothing to compare with"),
+        (("--backend", "llama.cpp"), "Use --base OLD_BUILD_DIR, the folder of another build,"),
         (("--accept", "--base", "{}"), "--accept writes a baseline"),
         (("--candidate", "{}"), "nothing to compare with"),
         (("--base", "{}", "--delta", "5"), "needs a percent sign"),

@@ -125,6 +125,7 @@ def test_files_and_other_stores_stand_beside_the_store_and_say_which_is_which(sw
 
 
 def test_a_page_shows_paths_in_full_only_if_asked(sweep, profile, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["profile", "sweep", "-m", str(tmp_path / "model")])
     sweep("-c", "64", "-n", "4", "--weights", "synthetic")
     store = Store.open()
     with store:
@@ -133,4 +134,5 @@ def test_a_page_shows_paths_in_full_only_if_asked(sweep, profile, tmp_path, monk
     page = tmp_path / "page.html"
     assert profile("report", "--html", str(page)).code == 0
     assert str(tmp_path) not in page.read_text()
+    assert str(tmp_path) in profile("report").out.split("How do I repeat it?")[1]
     assert profile("report", "--html", str(page), "--paths").code == 0

@@ -155,6 +155,18 @@ def test_a_model_of_the_catalog_comes_with_the_command_that_says_how_llama_cpp_r
             printed.check(line.split())
 
 
+def test_what_to_measure_next_in_llama_cpp_names_the_build_of_the_newest_run():
+    slow = measured(
+        **OWN | {"backend": "llama.cpp", "weights": "synthetic", "quant": "q8_0"}, decode=(2.0, 2.01, 1.99)
+    )
+    runs = [run("sweep", "-m", "./mine", "--llama-cpp", "/opt/old"), run("sweep", "--llama-cpp=/opt/bin")]
+    for paths, folder in ((False, "./bin"), (True, "/opt/bin")):
+        page = report_page.page([slow], "r", runs, configs={"x": E2B}, paths=paths)
+        words = next(block.lines[0] for block in page.sections[0].blocks if isinstance(block, Code)).split()
+        assert words[words.index("--llama-cpp") + 1] == folder
+        printed.check(words)
+
+
 def test_a_predicted_case_that_people_can_read_along_is_what_to_measure_next():
     """Nothing measured is fast enough, but the map predicts a quantization that is: the advice must not deny it."""
     slow = measured(**OWN, decode=(2.0, 2.01, 1.99))
