@@ -578,6 +578,7 @@ def composed(name: str, rows: Sequence[Measurement]) -> Section:
         "runs": (),
         "run": None,
         "typed": {},
+        "build": None,
         "paths": False,
     }
     return SECTIONS[name](*(given[parameter] for parameter in inspect.signature(SECTIONS[name]).parameters))
