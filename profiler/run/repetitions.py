@@ -258,8 +258,8 @@ def _disturbances(phase: Phase, measured: Measured, cores: int, threads: int | N
 
 def disturbed_caution(phase: Phase, other: Disturbance, helps: str) -> Caution:
     """That other work disturbed a phase. If it took too much, the code withholds the figures (``stats.busy``)."""
-    code = "busy" if other.lacked > BUSY_SHARE else "cpu-pressure"
-    return Caution(f"{phase}-{code}", f"{phase}: {other.text}", helps)
+    told = f"{phase}: {other.text}", helps
+    return Caution(f"{phase}-busy", *told) if other.lacked > BUSY_SHARE else Caution(f"{phase}-cpu-pressure", *told)
 
 
 def overview_cautions(seen: Overview, device: str) -> list[Caution]:
