@@ -292,11 +292,16 @@ class _Gate:
             now = numerics.predictor(bench, candidate, self._device, self._effort)
             try:
                 own = predict(task, None)["kept"]
-                found += numerics.verdicts(
+                judged = numerics.verdicts(
                     task.case.label, task, partial(numerics.kept, task, predict, own), own, now
                 )
             except ProfileError as error:
                 self.result.notes.append(f"predictions of {task.case.label}: unknown, because {error.message}")
+                continue
+            found += judged
+            for each in judged:  # at once, because times take minutes
+                if each.word == "FAIL":
+                    self._say(f"{printable(task.case.label)}: {each.metric}: FAIL: {each.reason}")
         self.result.notes += [f"{each.metric}: {each.reason}" for each in found if each.word == "PASS"]
         return found
 

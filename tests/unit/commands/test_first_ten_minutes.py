@@ -13,9 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from profiler import console, settings
+from profiler.backends.llama_cpp import build
 from profiler.cli import main
 from profiler.devices import cpu, cuda
 from profiler.devices.base import DeviceInfo
+from profiler.errors import ProfileError
 from profiler.models import hub
 from profiler.units import GIB
 
@@ -45,9 +47,14 @@ def laptop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "width", lambda: WIDTH)
     monkeypatch.setattr(console, "size", lambda: (WIDTH, LINES))
     monkeypatch.setenv("PROFILER_STORE", str(tmp_path / "none" / "store.sqlite"))
+    monkeypatch.setattr(build, "find", no_build)
     (tmp_path / "my-model").mkdir()
     (tmp_path / "my-model" / "config.json").write_text(json.dumps(hub.shipped_config("qwen3-8b")))
     monkeypatch.chdir(tmp_path)
+
+
+def no_build() -> build.Build:
+    raise ProfileError("llama.cpp is not found", "Build llama-bench.")
 
 
 def run(line: str) -> Result:
