@@ -381,7 +381,8 @@ def test_a_repetition_has_the_cpu_time_of_the_program(sweep: Sweep, tmp_path: Pa
     (row,) = sweep(install(tmp_path / "idle", "b9993", fault("repetition", "sleep", 0.3)), "-c", "64", "-r", "2")
     assert all(spent < 0.1 for spent in row["decode"]["cpu_seconds"])
     (row,) = sweep(install(tmp_path / "old", "b3800"), "-c", "128", "-r", "2")  # without --progress
-    assert all(spent < 0.1 for spent in row["decode"]["cpu_seconds"])  # between lines of llama-batched-bench
+    # Between two lines of llama-batched-bench, which end so soon that the second may find no process to ask.
+    assert all(spent is None or spent < 0.1 for spent in row["decode"]["cpu_seconds"])
 
 
 def test_the_cpu_time_of_several_sequences_is_divided_between_the_phases(sweep: Sweep, tmp_path: Path) -> None:
