@@ -14,8 +14,9 @@ from profiler import folders
 from profiler.run import ceilings
 
 # By pytest, by the first command that looks for GPUs, and by the first compilation with torch's inductor.
-SET_ONCE = {"PYTEST_CURRENT_TEST", "CUDA_DEVICE_ORDER", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"}
-SET_ONCE |= {"TORCHINDUCTOR_CACHE_DIR"}
+SET_ONCE = {
+    "PYTEST_CURRENT_TEST", "CUDA_DEVICE_ORDER", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR", "TORCHINDUCTOR_CACHE_DIR",
+}  # fmt: skip
 NOWHERE = "http://127.0.0.1:9"  # the discard port, where nothing listens
 
 # huggingface_hub and transformers read these once, when they are imported; workers of ours inherit them.

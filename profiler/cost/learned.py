@@ -33,7 +33,7 @@ from profiler.cost.interval import Interval, exact
 from profiler.devices.base import DeviceInfo, kind_of
 from profiler.devices.target import Target
 from profiler.errors import StoreError
-from profiler.quants.base import DTYPE_BYTES
+from profiler.quants.base import PLAIN_QUANTS
 from profiler.settings import existing_results
 
 if TYPE_CHECKING:  # what reads rows takes as long to import as all of a prediction
@@ -61,7 +61,6 @@ MAX_ROWS_READ = 200  # rows of the store that are looked at, the newest
 Z_90 = 1.645  # standard deviations on either side that hold 90% of a normal distribution
 MAD = 0.6745  # the median absolute error of a normal distribution, in standard deviations
 RATES = ("prefill_tps", "decode_tps")
-PLAIN_QUANTS = frozenset({*DTYPE_BYTES, "f32", "f16"})
 HARMLESS = frozenset({"few", "cold", "imprecise", "power-capped", "retained", "launch-bound"})  # endings of codes
 DISTURBED = "other work disturbed them, or their repetitions differ too much"
 OTHER_SOFTWARE = "they are of other versions of libraries or of llama.cpp"

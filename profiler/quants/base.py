@@ -15,6 +15,7 @@ from profiler.devices.base import DeviceInfo
 from profiler.models.layers import Role, Weight
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+PLAIN_QUANTS = frozenset({*DTYPE_BYTES, "f32", "f16"})  # that quantize nothing, as PyTorch and GGUF files call them
 
 
 @dataclass(frozen=True, slots=True, eq=False)

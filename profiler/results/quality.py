@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from profiler.quants.base import PLAIN_QUANTS
 from profiler.results.stats import quantile
 
 BLOCK = 1024  # tokens: a long document is several blocks
@@ -39,7 +40,6 @@ TEXTS = ("kind", "document")
 DERIVED = ("tokens", "kl", "top1", "ppl", "kinds")  # added when a row is printed
 ALL = "all"  # the name of the whole set in ``tails``
 GGUF_DTYPES = {"f32": "fp32", "f16": "fp16"}  # as references are called that are GGUF files
-PLAIN_DTYPES = ("fp32", "bf16", "fp16")
 SAME_REFERENCE = 0.001  # nats of mean −log p, an assumption: what rounding to bf16 loses, and far less than a model
 
 
@@ -98,7 +98,7 @@ def scale(stored: Mapping[str, Any] | None) -> KlScale | None:
         str(reference.get("model") or "an unnamed model"),
         int(stored["window"]),
         dtype,
-        reference.get("packed") or (None if dtype in PLAIN_DTYPES else dtype),
+        reference.get("packed") or (None if dtype in PLAIN_QUANTS else dtype),
         str(reference.get("model_id")),
         tuple(columns["tokens"]),
         text.get("tokens_hash"),

@@ -103,7 +103,8 @@ def _measured(rows: Iterable[Measurement], model: Model, engine: Engine) -> dict
         scale = quality.scale(row.quality)
         if scale is None or not _is_of(row, scale, own, model) or _engine(row) != engine.name:
             continue
-        if scale.packed is not None or "kv" in options_of(row.case.options):
+        kv = options_of(row.case.options).get("kv", engine.default_kv)
+        if scale.packed is not None or kv != engine.default_kv:
             continue  # a loss beside that of another quantization, or by the cache, too
         known = next((known for other, known in scales if quality.unlike(scale, other) is None), None)
         if known is None:

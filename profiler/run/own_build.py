@@ -47,11 +47,11 @@ def named(runs: Iterable[Run]) -> Iterator[str]:
 
 
 def _runs(path: Path | None) -> Sequence[Run]:
-    from profiler.results.store import Store
-
     place = existing_results(path)
     if place is None:
         return ()
+    from profiler.results.store import Store
+
     try:
         with Store.read_only(place) as store:
             return store.runs(counted=False)

@@ -25,7 +25,7 @@ from profiler.foreign import open_file
 from profiler.quality import texts
 from profiler.quality.definition import DEFINITION
 from profiler.quality.placement import place
-from profiler.quants.base import DTYPE_BYTES
+from profiler.quants.base import PLAIN_QUANTS
 from profiler.results.measurement import Caution, Measurement
 from profiler.run.refusal import Refusal, accepted
 from profiler.units import printable
@@ -105,7 +105,7 @@ def checked(subject: Subject, wanted: Mapping[str, Any] | None, backend: str) ->
     elif reads_gguf and _beside(subject.source.location) is None:
         quant = "" if stored is None else f" ({stored.quant})"
         raise ProfileError(f"{subject.name}: its weights are themselves quantized{quant}", NO_PLAIN_FILE)
-    elif not reads_gguf and stored is not None and stored.quant not in (*DTYPE_BYTES, *PLAIN_FILES):
+    elif not reads_gguf and stored is not None and stored.quant not in PLAIN_QUANTS:
         raise ProfileError(f"{subject.name}: its weights are themselves quantized ({stored.quant})", NO_REFERENCE)
     return subject
 

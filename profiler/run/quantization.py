@@ -346,7 +346,7 @@ def _another(model: Model, stored: Stored, engine: Engine, quant: str) -> Engine
     if stored.gguf and GGUF not in engine.reads:
         return _unpacked_gguf(stored, quant)
     if not stored.gguf and stored.quant in AS_GGUF_PACKED and GGUF in engine.reads:
-        # bartowski's page of gpt-oss-20b: all its files keep the feed-forward weights in MXFP4
+        # All files on bartowski's page of gpt-oss-20b keep the feed-forward weights in MXFP4.
         kept = AS_GGUF_PACKED[stored.quant]
         told = f"predicted as {quant} in every layer; published files of this name keep the experts in {kept}"
         return EngineQuant(quant, cautions=(f"{told}, which -q {kept} predicts",))

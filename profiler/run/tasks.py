@@ -67,7 +67,7 @@ def refuse(asked: EndpointRequest) -> None:
         "--prompt": (asked.prompt, "every task has its own prompt"),
         "--scenario": (asked.scenarios, "every task has its own prompt"),
         "--cached": (asked.cached, "every task is sent once"),
-        "-r": (asked.reps, "every task is sent once, since greedy answers are the same again"),
+        "-r": (asked.reps, "every task is sent once"),
     }
     for option, (given, why) in others.items():
         if given:

@@ -9,12 +9,11 @@ from dataclasses import replace
 from profiler import backends, registry
 from profiler.backends.base import Backend
 from profiler.cost.prediction import Goal
-from profiler.quants.base import DTYPE_BYTES
+from profiler.quants.base import PLAIN_QUANTS
 from profiler.run import choice
 from profiler.run.fit import FitPrediction, FitResult
 from profiler.run.goal import MET, answer, context_text, goal_text, same_case, sequence_tps
 from profiler.run.loss import KnownLoss
-from profiler.run.quality import PLAIN_FILES
 from profiler.shell import Command, command
 from profiler.units import printable, rate_text, significant
 
@@ -155,7 +154,7 @@ def _of_weights(each: FitPrediction, check: Command) -> tuple[tuple[str, ...], M
     stored = each.checkpoint_format
     quant = () if stored is not None and each.named.as_stored else ("-q", each.prediction.request.quant)
     original: tuple[str, ...] = ()
-    if stored is not None and stored.quant not in (*DTYPE_BYTES, *PLAIN_FILES):
+    if stored is not None and stored.quant not in PLAIN_QUANTS:
         original, blanks["ORIGINAL"] = ("--reference", "ORIGINAL"), "the model that it was made from"
     return ("-m", model, *downloaded, *quant, *original), blanks
 

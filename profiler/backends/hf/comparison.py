@@ -22,7 +22,8 @@ from profiler.results.quality import ALL, BLOCK, Block, columns
 from profiler.results.stats import percentile
 
 LOGITS_BYTES = 128 << 20  # of logits at a time, counted as fp32
-SUM_BLOCK = {"cpu": 1 << 16}  # logits of which the exponentials are summed at a time: 256 KiB stay in a core's cache
+# Logits of which the exponentials are summed at a time: 256 KiB stay in a core's cache, and a GPU gets few launches.
+SUM_BLOCK, OTHER_SUM_BLOCK = {"cpu": 1 << 16}, 1 << 22
 LEAST = -1e30  # largest logit of a block whose tokens are all impossible (−∞), so that differences stay numbers
 Rows = Callable[[int, torch.Tensor], None]  # takes the first position and the logits ``[rows, vocabulary]``
 
@@ -58,18 +59,18 @@ def summed(logits: torch.Tensor) -> Summed:
     The sum is over blocks of the vocabulary, each relative to its own largest logit, so that logits are read once and
     converted to float32 in a core's cache. A copy of all of them would take longer to allocate than to compute.
     """
-    width = max(1, SUM_BLOCK.get(logits.device.type, logits.numel()) // len(logits))
-    tops, places, sums = [], [], []
-    for number, part in enumerate(torch.split(logits, width, dim=1)):
+    width = max(1, SUM_BLOCK.get(logits.device.type, OTHER_SUM_BLOCK) // len(logits))
+    tops, sums = [], []
+    for part in torch.split(logits, width, dim=1):
         part = part.float()
-        top, place = part.max(dim=-1, keepdim=True)
-        tops.append(top.clamp_(min=LEAST))
-        places.append(place + number * width)
-        sums.append((part - top).exp_().sum(dim=-1, keepdim=True).double())
-    top, place = torch.cat(tops, dim=1), torch.cat(places, dim=1)
+        tops.append(part.amax(dim=-1, keepdim=True).clamp_(min=LEAST))
+        sums.append((part - tops[-1]).exp_().sum(dim=-1, keepdim=True).double())
+    top = torch.cat(tops, dim=1)
     most, block = top.max(dim=1, keepdim=True)
+    places = (block * width + torch.arange(width, device=logits.device)).clamp_(max=logits.shape[1] - 1)
+    best = places.gather(1, logits.gather(1, places).argmax(dim=1, keepdim=True))
     total = (torch.cat(sums, dim=1) * (top - most).double().exp()).sum(dim=1, keepdim=True)
-    return Summed(most, place.gather(1, block), total.log())
+    return Summed(most, best, total.log())
 
 
 def log_probabilities(logits: torch.Tensor, at: torch.Tensor, sums: Summed) -> torch.Tensor:

@@ -41,8 +41,7 @@ from profiler.quality import references, texts
 from profiler.quality.definition import DEFINITION
 from profiler.quality.placement import DISK_CHUNK, DTYPES, place
 from profiler.quality.texts import TextWindow
-from profiler.quants.base import DTYPE_BYTES
-from profiler.results.quality import GGUF_DTYPES
+from profiler.quants.base import PLAIN_QUANTS
 from profiler.units import printable
 
 FIRST_TO_GO = "1000"  # oom_score_adj of a process whose weights do not fit: the kernel kills it before any other
@@ -110,7 +109,7 @@ def measure(session: Any, case: Case, source: Source, wanted: Mapping[str, Any],
 def _packed(other: Mapping[str, Any] | None) -> dict[str, str]:
     """The quantization of a named reference's own weights, if they are quantized."""
     own = None if other is None else other["quant"]
-    return {} if own is None or own in (*DTYPE_BYTES, *GGUF_DTYPES) else {"packed": own}
+    return {} if own is None or own in PLAIN_QUANTS else {"packed": own}
 
 
 def _provenance(names: Sequence[str]) -> dict[str, Any]:
@@ -255,7 +254,9 @@ def _names(model: ReferenceModel, dtype: str, cut: Sequence[TextWindow]) -> list
 
 
 def _name(model_id: str, dtype: str, window: TextWindow) -> str:
-    """The name of the reference of a window, which is that of the libraries: other versions may compute otherwise."""
+    """The name under which the reference of a window is stored. It depends on the versions of torch and transformers,
+    because another version may compute other logits.
+    """
     by = f"{dtype} torch {torch.__version__} transformers {transformers.__version__}"
     return references.key(model_id, by, window.tokens, window.unscored)
 

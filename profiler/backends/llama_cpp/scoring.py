@@ -149,7 +149,9 @@ class FileComparison:
         ]
 
     def _name(self, window: TextWindow) -> str:
-        """The name of the reference of a window, which is that of a build: another one may round otherwise."""
+        """The name under which the reference of a window is stored. It depends on the build, because another one may
+        round differently.
+        """
         by = f"{self._reference.quant} {self._version}"
         return references.key(self._reference.model_id, by, window.tokens, window.unscored)
 

@@ -328,25 +328,13 @@ class LlamaCase:
                 if (row["pp"], row["tg"], row["pl"]) != (case.context, case.steps, case.batch):
                     raise ShapeMismatch(f"{builds.BATCHED} measured {row}")
                 self._session.beat(f"{phase} {done}")
-                warm = done == 0
-                yield (
-                    Sample(
-                        "prefill",
-                        row["t_pp"],
-                        case.batch * case.context,
-                        cpu_s=cores and cores * row["t_pp"],
-                        warmup=warm,
-                        ended_s=line.at_s - row["t_tg"],
-                    ),
-                    Sample(
-                        "decode",
-                        row["t_tg"],
-                        case.batch * case.steps,
-                        cpu_s=cores and cores * row["t_tg"],
-                        warmup=warm,
-                        ended_s=line.at_s,
-                    ),
+                prefill = Sample("prefill", row["t_pp"], case.batch * case.context, ended_s=line.at_s - row["t_tg"])
+                decode = Sample("decode", row["t_tg"], case.batch * case.steps, ended_s=line.at_s)
+                prefill, decode = (
+                    replace(sample, warmup=done == 0, cpu_s=cores and cores * sample.seconds)
+                    for sample in (prefill, decode)
                 )
+                yield prefill, decode
                 done += 1
             program.end()
         finally:
@@ -382,7 +370,7 @@ class LlamaCase:
 
     @property
     def threads(self) -> int | None:
-        """CPU threads that the program says it used."""
+        """CPU threads that the program says it used, or those that the case asks for if it does not say."""
         found = self._row.get("n_threads")
         return found if isinstance(found, int) else self._case.threads
 
