@@ -85,8 +85,8 @@ class Commands(click.Group):
             return _say(error.message, error.hint, error.exit_code)
         except click.ClickException as error:
             return _say(printable(error.format_message(), 500), _help(error), error.exit_code)
-        except (KeyboardInterrupt, click.Abort):
-            return INTERRUPTED
+        except (KeyboardInterrupt, click.Abort) as error:
+            return _say(str(error.__cause__ or error) or "interrupted", None, INTERRUPTED)
         except BrokenPipeError:  # from printing the help
             return 0
         except Exception as error:
@@ -137,7 +137,7 @@ def main(ctx: click.Context, on: str | None) -> None:
 
 
 def _say(message: str, hint: str | None, code: int) -> int:
-    click.echo(f"Error: {message}", err=True)
+    click.echo(message if code == INTERRUPTED else f"Error: {message}", err=True)
     if hint:
         click.echo(f"  {hint}", err=True)
     return code

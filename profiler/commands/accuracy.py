@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from profiler import devices
+from profiler import console, devices
 from profiler.commands import options
 from profiler.console import say
 from profiler.cost.cases import host_of
@@ -64,7 +64,7 @@ def accuracy(run: str | None, store: Path | None, output: str) -> int:
     if left_out:
         speeds = "1 speed is" if left_out == 1 else f"{left_out} speeds are"
         lines.append(f"{speeds} left out because other processes disturbed the measurement")
-    for line in lines:
+    for line in show_output.wrapped(lines, console.width()):
         click.echo(line, err=output != "table")
     return 0
 

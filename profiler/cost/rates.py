@@ -32,6 +32,8 @@ OWN_ROWS = {
 }  # the limits of ``calibrated.OwnKernels``: kernels/patches.py, cuda.py
 PLAIN = ("fp32", "bf16", "fp16", "f32", "f16")
 OF_CHECKPOINTS = ("int8", "fp8", "nvfp4", "int4")  # types that checkpoint weights are read like: ``Scheme.rate``
+CALIBRATED_CPU = "calibrated CPU"  # a key of tables by vendor
+WIDE_VECTORS = "avx512f"  # the feature of CPUs whose fp32 figure is for vectors of 512 bits
 MAX_BANDWIDTH_SHARE = 0.95  # of a data sheet's: refresh and turning the bus around take the rest
 EXTRAS = {  # of ``Roofline``, their names in the file, and their values without an entry
     "idle_rows": ("idle_rows", 0.0),
@@ -210,9 +212,14 @@ class Efficiency:
     def value(self, name: str, otherwise: float) -> float:
         """A figure of the engine: one number, or one for each vendor."""
         found = self.own.get(name, otherwise)
-        if isinstance(found, Mapping):
-            found = found.get(self.maker, found.get("other", otherwise))
-        return float(found)
+        return self._of_maker(found, otherwise) if isinstance(found, Mapping) else float(found)
+
+    def _of_maker(self, table: Mapping[str, float], otherwise: float) -> float:
+        """The figure of the device's vendor. A CPU whose rates were measured may have one of its own: measured rates
+        are two to three times those that are assumed for other CPUs.
+        """
+        names = (*((CALIBRATED_CPU,) if self.maker == "CPU" and self.target.ceilings else ()), self.maker, "other")
+        return float(next((table[name] for name in names if name in table), otherwise))
 
     def factor(self, what: str) -> float:
         """How much more than its vendor's devices this one reaches: by its generation, and by its own rows."""
@@ -221,7 +228,7 @@ class Efficiency:
 
     def bandwidth(self) -> float:
         """Bytes per second at which weights are read."""
-        share = self.content["bandwidth"][self.maker] * self.own["bandwidth"] * self.factor("bandwidth")
+        share = self.content["bandwidth"][self.maker] * self.value("bandwidth", 1.0) * self.factor("bandwidth")
         most = 1.0 if self.maker == "CPU" else MAX_BANDWIDTH_SHARE
         return float(self.target.bandwidth_bytes_s * min(share, most))
 
@@ -264,11 +271,13 @@ class Efficiency:
 
     def per_slot(self) -> float:
         """Products of packed weights and few tokens per instruction slot of the vector units."""
-        known = self.content["multiply"]["per_slot"]
-        return float(known.get(self.maker, known["other"]))
+        return self._of_maker(self.content["multiply"]["per_slot"], 0.0)
 
     def bounds(self, phase: str, experts: bool, basis: Basis) -> Bounds:
         """Measured ÷ predicted seconds, for 90% of devices that the fit left out; wider where it had no rows."""
+        if self.maker == "CPU" and self.target.ceilings and "spread_calibrated_cpu" in self.own:
+            low, high = self.own["spread_calibrated_cpu"][phase]
+            return low, high
         known = self.own["spread"]
         plain = known.get(phase, known["decode"])
         low, high = known.get(f"{phase}_experts", plain) if experts else plain
@@ -305,6 +314,8 @@ def multiply_slots(target: Target, content: Mapping[str, Any]) -> float:
     named = {target.name, target.generation}
     if named & set(rule["scalar"]):  # no instruction for four byte products at once (dp4a)
         return vector / float(rule["dp4a_gain"])
+    if WIDE_VECTORS in target.features:  # llama.cpp multiplies quantized weights in vectors of 256 bits
+        return vector / 2
     return vector if named & set(rule["full"]) or target.vendor in rule["full_makers"] else vector / 2
 
 

@@ -162,7 +162,7 @@ SERVING: Form = {
     **dict.fromkeys(("server", "server_version", "url", "prompt", "scenario", "language", "tokens_by"), TEXT),
     **dict.fromkeys(("requests", "failed", "wall_s", "cold_ttft_s", "client_delay_s"), NUMBER),
     **dict.fromkeys(("total_tps", "requests_per_s", "goodput_per_s", "slo_met", "slowest_stream_tps"), NUMBER),
-    **dict.fromkeys(("loaded_context", "max_context", "file_bytes", "vram_bytes", "client_delay_s"), NUMBER),
+    **dict.fromkeys(("loaded_context", "max_context", "slots", "file_bytes", "vram_bytes", "client_delay_s"), NUMBER),
     "tokens_per_1000_characters": NUMBER,
     **dict.fromkeys(("prompt_tokens", "output_tokens", "reasoning_tokens", "cached_tokens"), LIST),
     **dict.fromkeys(("first_byte_s", "ttft_s", "ttft_reasoning_s", "ttft_answer_s", "itl_s"), PERCENTILES),

@@ -101,6 +101,8 @@ def _run(device: DeviceInfo, trait: str, limit_s: float, on_tick: OnTick) -> dic
         except (TimeoutError, subprocess.TimeoutExpired):
             text = f"measuring {device.name} took more than {seconds_text(limit_s)}"
             raise ProfileError(text, "Is the machine busy?") from None
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted while measuring {device.name}; nothing of it was stored") from None
         finally:
             process.kill()
         errors.seek(0)

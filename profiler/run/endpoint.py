@@ -405,7 +405,8 @@ class _Bench:
         context, needed = self.model.context, (prompt.tokens or 0) + prompt.answer_tokens
         if context is None or self.server.native or needed <= context:
             return None
-        return f"the model is loaded with a context of {context:,} tokens; prompt and answer take {needed:,}"
+        text = f"the model is loaded with a context of {self.model.context_text}"
+        return f"{text}; prompt and answer take {needed:,} tokens"
 
     async def _send(
         self,

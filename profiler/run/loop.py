@@ -130,6 +130,7 @@ class SharedPhases:
     prefill: Measured
     footprint: Footprint  # of the prefill
     decode: Measured
+    static: bool = False  # whether it decoded with a cache of a fixed size
 
     def first_steps(self, case: Case) -> Measured | None:
         """Decode as if it had ended after the steps of ``case``; None if it was shorter, or if steps were timed on
@@ -278,13 +279,18 @@ def measure(session: Session, case: Case, repeater: Repeater, known: KnownPhases
     phases: dict[Phase, Measured] = {}
     prefill = Footprint(NO_PEAK, NO_PEAK, None)
     shared = None if known is None else known.get(replace(case, steps=1))
+    decode_before = None if shared is None else shared.first_steps(case)
     if case.fill == "synthetic":
         repeater.beat("fill")
         generation.fill()
         _check_length(generation, case.context, "fill")
     elif shared is not None:
-        repeater.beat("prefill for decode")
-        prefill_once(UNWATCHED)
+        if decode_before is not None and shared.static:  # only its memory is measured, whatever the cache contains
+            repeater.beat("fill")
+            generation.fill()
+        else:
+            repeater.beat("prefill for decode")
+            prefill_once(UNWATCHED)
         phases["prefill"], prefill = shared.prefill, shared.footprint
     else:
         meter.reset_peak()
@@ -292,17 +298,18 @@ def measure(session: Session, case: Case, repeater: Repeater, known: KnownPhases
         prefill = footprint(meter, generation)
         book.enter("prefill", phases["prefill"].samples, partial(prefill_once, UNWATCHED))
     generation.save()
-    decode_before = None if shared is None else shared.first_steps(case)
     if decode_before is not None:
-        repeater.beat("decode once")
-        decode_once(UNWATCHED)
+        if not _is_static(generation):  # the cache grows with each step
+            repeater.beat("decode once")
+            decode_once(UNWATCHED)
         phases["decode"] = decode_before
     else:
         warm = partial(_few_steps, generation, case) if _is_brief(generation, repeater) else None
         phases["decode"] = repeater.repeat("decode", partial(decode_once, session.watcher), meter, warm)
         book.enter("decode", phases["decode"].samples, partial(decode_once, UNWATCHED))
         if known is not None and case.fill != "synthetic":
-            known[replace(case, steps=1)] = SharedPhases(case.steps, phases["prefill"], prefill, phases["decode"])
+            found = SharedPhases(case.steps, phases["prefill"], prefill, phases["decode"], _is_static(generation))
+            known[replace(case, steps=1)] = found
     after = generation.cache()
     decode = step_footprint(meter, generation)
     info = session.info
@@ -385,8 +392,13 @@ def _is_brief(generation: Generation, repeater: Repeater) -> bool:
     """Whether a few steps warm up decode. With transformers' own cache, every step has a new shape, for which some
     libraries prepare a kernel, so a whole repetition is needed.
     """
+    return repeater.brief("decode") and _is_static(generation)
+
+
+def _is_static(generation: Generation) -> bool:
+    """Whether decode steps write into a cache of a fixed size, so that all of them have one shape."""
     path = generation.path()
-    return repeater.brief("decode") and path is not None and path.ran != EAGER
+    return path is not None and path.ran != EAGER
 
 
 def _few_steps(generation: Generation, case: Case) -> None:

@@ -276,6 +276,10 @@ def server_cautions(result: EndpointResult) -> Iterator[Caution]:
     if (other := result.use.disturbance) is not None:
         yield from (disturbed_caution(phase, other, "a quieter machine") for phase in PHASES)
     yield from _clocks(result)
+    slots = result.model.slots
+    if slots and result.streams > slots:
+        queued = f"the server answers {slots} requests at a time and lets others wait, which is part of their TTFT"
+        yield Caution("queued", queued, f"--concurrency {slots}, or more slots (llama-server -np)")
     median = summary.itl.p50 if summary.itl else None
     if median and result.delay_s and result.delay_s > OUR_DELAY * median:
         late = f"this client itself may have been late by more than {OUR_DELAY:.0%} of ITL: its machine is busy"
@@ -346,6 +350,7 @@ def served(result: EndpointResult, results: Sequence[EndpointResult] = ()) -> di
         "model": model.name,
         "loaded_context": model.context,
         "max_context": model.max_context,
+        "slots": model.slots,
         "file_bytes": model.file_bytes,
         "vram_bytes": model.vram_bytes,
         "prompt": result.prompt.name,

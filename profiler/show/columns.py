@@ -32,7 +32,7 @@ UNSPREAD_DIGITS = 2  # significant digits of a figure measured once, whose sprea
 MIN_DIGITS = 2  # of any other figure: a single digit looks like a mistake, and the interval shows its uncertainty
 MAX_DIGITS = 4
 
-STAYS = 9  # the ``worth`` of a column that is never dropped
+STAYS = 10  # the ``worth`` of a column that is never dropped
 SOME_WASTE = 1.01  # bytes read ÷ bytes needed by attention, above which the ratio is shown
 MODELS_NAMED = 6
 RatedRow = tuple[Summary, Measurement]
@@ -198,10 +198,10 @@ class Column:
 def figures(cells: Sequence[str], measurements: Sequence[Measurement]) -> list[Column]:
     """The columns of the table, the most important first; ``cells`` are those of the column for notes."""
     noted = {id(measurement): cell for measurement, cell in zip(measurements, cells, strict=True)}
-    distinct = _distinct(measurements)
+    distinct = distinct_settings(measurements)
     columns = [
         Column("quant", lambda m: plain(m.case.quant), STAYS, right=False),
-        *(column for column in SETTINGS if len({column.cell(m) for m in distinct}) > 1),
+        *(column for column in _settings(distinct) if len({column.cell(m) for m in distinct}) > 1),
         Column("context", context_cell, STAYS),
         Column("batch", lambda m: f"{m.case.batch:,}", STAYS),
         Column("prefill t/s", lambda m: rate_cell(m, "prefill"), 6),
@@ -225,57 +225,38 @@ def figures(cells: Sequence[str], measurements: Sequence[Measurement]) -> list[C
 
 def heading(run: str | None, measurements: Sequence[Measurement]) -> list[str]:
     """What all rows have in common: the run, the device and the shared settings."""
-    distinct = _distinct(measurements)
+    distinct = distinct_settings(measurements)
     parts = ["FAKE FIGURES"] if any(backends.simulated(m.case.backend) for m in distinct) else []
     parts += [f"run {plain(run)}"] if run else []
     devices = dict.fromkeys(device_title(m) for m in distinct)
     parts += [title for title in devices if title]
     parts += list(dict.fromkeys(title for m in distinct if (title := server_title(m.environment))))
-    for column in SETTINGS:
+    if shared := _shared_options(distinct):
+        parts.append(" ".join(shared))
+    for column in _settings(distinct):
         values = {column.cell(m) for m in distinct}
         if len(values) == 1 and column.words and not values & {UNKNOWN, column.usual}:
             parts.append(column.words.format(values.pop()))
     return parts
 
 
-def legend(measurements: Sequence[Measurement]) -> str | None:
-    """Explanations of ±, ranges and joules, if the rows have them."""
-    summaries = [summary for m in measurements for phase in PHASES if (summary := stats.rate(m, phase))]
-    parts = []
-    if any(summary.low is not None and not summary.busy for summary in summaries):
-        served = [m.case.server is not None for m in _distinct(measurements)]
-        parts += [] if all(served) else ["t/s: median of the repetitions, all sequences together"]
-        parts += ["t/s of a server: median of the requests, per stream; prefill from TTFT"] if any(served) else []
-        between = any(summary.between for summary in summaries)
-        included = ", which includes process-to-process variation" if between else ""
-        parts.append(f"±: distance from the median to the farther end of its 95% interval{included}")
-    words = dict.fromkeys(noisy_word(each) for each in summaries if each.wide)
-    if BUSY in words:
-        del words[BUSY]
-        parts.append(f"{BUSY}: measured while other processes held the CPU; the range is not the model's speed")
-    if words:
-        what = " or ".join(words)
-        parts.append(f"{what}: the interval exceeds ±{stats.WIDE:.0%}; the range is that of the repetitions")
-    bases = dict.fromkeys(used["basis"] for m in measurements if (used := m.expected.get("utilization")))
-    if bases:
-        whose = " or ".join(BASES.get(basis, plain(basis)) for basis in bases)
-        parts.append(f"MFU, MBU: FLOPs of prefill and bytes of decode ÷ seconds ÷ the device's rate {whose}")
-    if references := dict.fromkeys(dtype for m in measurements if (dtype := quality.reference_dtype(m.quality))):
-        whose = " or ".join(plain(dtype) for dtype in references)
-        parts.append(f"KL: how far predictions are from those of the reference in {whose}, mean over a set of texts")
-        scales = filter(None, (quality.scale(m.quality) for m in measurements))
-        if differ := quality.apart(scales):
-            parts[-1] += (
-                f"; compare only rows with the same {' and '.join(what.removeprefix('the ') for what in differ)}"
-            )
-    scopes = dict.fromkeys(m.energy.scope for m in measurements if m.energy and m.energy.scope)
-    if scopes:
-        whose = " or of ".join(SCOPES.get(scope, plain(scope)) for scope in scopes)
-        parts.append(f"J: energy per prompt token and per output token of {whose}, idle power included")
-    return "; ".join(parts) or None
+def _settings(measurements: Sequence[Measurement]) -> list[Column]:
+    """The columns of ``SETTINGS``; that of the options has only those in which these rows differ."""
+    shared = _shared_options(measurements)
+
+    def own(measurement: Measurement) -> str:
+        return " ".join(word for word in _options(measurement.case).split() if word not in shared)
+
+    return [replace(column, cell=own) if column is OPTIONS else column for column in SETTINGS]
 
 
-def _distinct(measurements: Sequence[Measurement]) -> list[Measurement]:
+def _shared_options(measurements: Sequence[Measurement]) -> list[str]:
+    """The options that all of these rows have, in the order of the first."""
+    first, *others = ([_options(m.case).split() for m in measurements]) or [[]]
+    return [word for word in first if all(word in each for each in others)]
+
+
+def distinct_settings(measurements: Sequence[Measurement]) -> list[Measurement]:
     """One row for each combination of environment and settings, of which a run has few."""
     return list({(id(row.environment), *SHOWN_SETTINGS(row.case)): row for row in measurements}.values())
 
@@ -371,11 +352,6 @@ BASES = {  # of the ceilings behind MFU and MBU
     "quick": "as measured in seconds (profile calibrate is more exact)",
     "data sheet": "by its data sheet",
 }
-SCOPES = {  # what the energy figures cover
-    "gpu-board": "the GPU's board alone",
-    "cpu-package": "the CPU alone, without memory and other parts",
-    "fake": "a simulated device",
-}
 
 WEIGHTS = (  # shown unless all rows are of servers, which state neither
     Column("weights", lambda m: bytes_text(m.memory.weights_bytes), 4),
@@ -393,17 +369,18 @@ ENERGY = (  # shown if a row has energy figures
 QUALITY = (Column("KL, nats", quality_cell, 7),)  # shown if a row has it
 TASKS = (Column("tasks", lambda m: tasks.rate_text(tasks.score_of(m.serving)), 8),)  # shown if a row has them
 
+OPTIONS = Column("options", lambda m: _options(m.case), STAYS, usual="", right=False)
 SETTINGS = (  # in the heading if all rows agree, otherwise columns
     Column("source", lambda m: plain(m.case.weights), 7, words="{} weights", right=False),
-    Column("compute", lambda m: stated(m.case.backend, m.case.dtype), 8, words="compute {}", right=False),
-    Column("device", lambda m: plain(m.case.device), 8, words="{}", right=False),
-    Column("backend", lambda m: plain(m.case.backend), 8, words="{}", right=False),
-    Column("path", lambda m: stated(m.case.backend, m.case.path), 8, words="{}", right=False),
+    Column("compute", lambda m: stated(m.case.backend, m.case.dtype), 9, words="compute {}", right=False),
+    Column("device", lambda m: plain(m.case.device), 9, words="{}", right=False),
+    Column("backend", lambda m: plain(m.case.backend), 9, words="{}", right=False),
+    Column("path", lambda m: stated(m.case.backend, m.case.path), 9, words="{}", right=False),
     Column("fill", lambda m: plain(m.case.fill), 7, words="{} fill", usual="prefill", right=False),
     Column("steps", lambda m: f"{m.case.steps:,}", 7, words="{} steps"),
-    Column("server", lambda m: plain(m.case.server or UNKNOWN), 8, right=False),  # the heading has its version too
+    Column("server", lambda m: plain(m.case.server or UNKNOWN), 9, right=False),  # the heading has its version too
     Column("prompt", lambda m: plain(m.case.prompt or UNKNOWN), STAYS, words="prompt {}", right=False),
-    Column("options", lambda m: _options(m.case), 8, words="{}", usual="", right=False),
+    OPTIONS,
 )
 SHOWN_SETTINGS = attrgetter("weights", "dtype", "device", "backend", "path", "fill", "steps", "options")
 

@@ -196,7 +196,7 @@ def title(result: EndpointResult) -> str:
     parts = [
         model.shown,
         model.quant,
-        f"context {model.context:,}" if model.context else None,
+        f"context {model.context_text}" if model.context else None,
         f"{bytes_text(model.vram_bytes)} VRAM" if model.vram_bytes else None,
         f"loaded in {seconds_text(load)}" if load else None,
     ]

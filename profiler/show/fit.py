@@ -272,7 +272,8 @@ def _reclaimable(found: Sequence[FitPrediction]) -> list[str]:
     if not most:
         return []
     up_to = "up to " if len(found) > 1 else ""
-    return [f"peak: with {up_to}{bytes_text(most)} of the file, which the system can take back after repacking."]
+    return [f"peak: with {up_to}{bytes_text(most)} of the file, which do not decide the verdict: the system can take "
+            "them back after repacking."]  # fmt: skip
 
 
 def _problems(found: Sequence[FitPrediction]) -> list[str]:

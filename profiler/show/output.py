@@ -93,8 +93,8 @@ def fitted(columns: Columns, width: int | None, drop: Sequence[str] = (), prose:
     """The columns that fit a terminal of ``width`` characters; all of them if it is None.
 
     Columns of ``drop`` go first, in that order, until names of ``SHORTEST_NAME`` characters would fit. Then the
-    longest text is shortened in the middle; a column ``prose`` is wrapped instead. Figures stay whole, so that a
-    table without anything more to drop or to shorten can be too wide.
+    longest text is shortened, so that different cells still look different; a column ``prose`` is wrapped instead.
+    Figures stay whole, so that a table without anything more to drop or to shorten can be too wide.
     """
     if width is None:
         return columns
@@ -115,9 +115,26 @@ def fitted(columns: Columns, width: int | None, drop: Sequence[str] = (), prose:
             break
         caps[longest] -= 1
     return {
-        name: [textwrap.fill(cell, caps[name]) if name == prose else shortened(cell, caps[name]) for cell in cells]
-        for name, cells in kept.items()
+        name: [textwrap.fill(cell, cap) for cell in kept[name]] if name == prose else shortened_cells(kept[name], cap)
+        for name, cap in caps.items()
     }
+
+
+def shortened_cells(cells: Sequence[str], length: int) -> list[str]:
+    """The cells in ``length`` characters each, or in as many more as it takes for different ones to look different.
+
+    If the ends of the texts do not tell them apart, the part where they begin to differ is shown.
+    """
+    different = [*dict.fromkeys(cells)]
+    begin = next((at for at, found in enumerate(zip(*different, strict=False)) if len(set(found)) > 1), 0)
+    for room in range(length, max(map(len, different), default=0)):
+        shown = [shortened(cell, room) for cell in different]
+        for before in range(min(begin, room // 2), -1, -1):
+            if len(set(shown)) == len(different):
+                known = dict(zip(different, shown, strict=True))
+                return [known[cell] for cell in cells]
+            shown = [_from(cell, begin - before, room) for cell in different]
+    return list(cells)
 
 
 def shortened(text: str, length: int) -> str:
@@ -126,6 +143,14 @@ def shortened(text: str, length: int) -> str:
         return text
     end = (length - 1) // 2
     return f"{text[: length - 1 - end]}…{text[len(text) - end :]}"
+
+
+def _from(text: str, start: int, length: int) -> str:
+    """``text`` from about ``start``, with ``…`` where something is left out."""
+    start = max(0, min(start, len(text) - length))
+    found = text[start : start + length]
+    found = f"…{found[1:]}" if start else found
+    return f"{found[:-1]}…" if start + length < len(text) else found
 
 
 def wrapped(lines: Sequence[str], width: int | None) -> list[str]:

@@ -40,11 +40,15 @@ def show_live(text: str) -> None:
 
 
 class Watched:
-    """Context manager around something that takes about ``usual_s``: says so, and follows it on a terminal."""
+    """Context manager around something that takes about ``usual_s``: says so, and follows it on a terminal.
+
+    A log gets a line when it starts and one each time that it has taken as long again.
+    """
 
     def __init__(self, what: str, usual_s: float) -> None:
         self._what, self._usual_s = what, usual_s
         self._start, self._shown_at, self._now = time.monotonic(), -math.inf, ""
+        self._lines = 0  # that a log got, after the first
 
     def __enter__(self) -> Watched:
         if not sys.stderr.isatty():
@@ -54,11 +58,16 @@ class Watched:
     def tick(self, now: str) -> None:
         """Show what is being done, the time since the start and the time left. An empty ``now`` keeps the text."""
         at = time.monotonic()
-        if not sys.stderr.isatty() or (at - self._shown_at < REFRESH_S and now in ("", self._now)):
-            return
-        self._shown_at, self._now = at, now or self._now
-        elapsed_s = at - self._start
+        elapsed_s, before, self._now = at - self._start, self._now, now or self._now
         doing = f"{self._what}: {self._now}" if self._now else self._what
+        if not sys.stderr.isatty():
+            if elapsed_s > (self._lines + 1) * self._usual_s:
+                self._lines = int(elapsed_s / self._usual_s)
+                console.say(f"{doing}; {whole_seconds_text(elapsed_s)} so far, which is longer than usual")
+            return
+        if at - self._shown_at < REFRESH_S and self._now == before:
+            return
+        self._shown_at = at
         show_live(f"{doing} · {whole_seconds_text(elapsed_s)} · {left_text(self._usual_s - elapsed_s)}")
 
     def __exit__(self, *error: object) -> None:

@@ -19,6 +19,7 @@ from profiler.case import Case, Source
 from profiler.devices.cpu import process_bytes
 from profiler.errors import ProfileError
 from profiler.models import families
+from profiler.results.measurement import SHARED_DECODE
 from profiler.run.loop import measure
 from profiler.run.repetitions import Effort, Repeater
 
@@ -362,6 +363,18 @@ def test_a_sliding_layer_retains_its_whole_prefill_chunk_until_the_first_step(ti
     asked = case(context=96, batch=1, steps=1, ubatch=96)
     result = measure(session(folder, asked), asked, Repeater(Effort(reps=1)))
     assert result.memory.retained_bytes == sliding * (96 - 31) * token
+
+
+@pytest.mark.parametrize("path", ["static", "eager"])
+def test_a_case_that_shares_the_steps_of_another_has_its_own_memory(any_tiny_model: Path, path: str) -> None:
+    longer, shorter = (case(path=path, steps=steps) for steps in (STEPS, 2))
+    opened, known = session(any_tiny_model, longer), {}
+    measure(opened, longer, Repeater(Effort(reps=1)), known)
+    shared = measure(opened, shorter, Repeater(Effort(reps=1)), known)
+    alone = measure(opened, shorter, Repeater(Effort(reps=1)))
+    assert SHARED_DECODE in [caution.code for caution in shared.cautions]
+    for part in ("cache_bytes", "growing_cache_bytes", "window_cache_bytes", "recurrent_bytes", "weights_bytes"):
+        assert getattr(shared.memory, part) == getattr(alone.memory, part), part
 
 
 @pytest.mark.parametrize("name", ["gemma3_270m", "smollm2"])

@@ -52,7 +52,7 @@ class ServedModel:
     name: str
     loaded: bool | None = None
     quant: str | None = None
-    context: int | None = None  # tokens, as loaded
+    context: int | None = None  # tokens, as loaded; of each slot
     max_context: int | None = None
     file_bytes: int | None = None
     vram_bytes: int | None = None
@@ -60,6 +60,7 @@ class ServedModel:
     digest: str | None = None  # of its content, by the server
     engine: str | None = None  # that runs it, where it is not the server's usual one
     host: str | None = None  # the other machine that runs it for this server
+    slots: int | None = None  # requests that are answered at the same time; others wait
 
     @property
     def shown(self) -> str:
@@ -67,6 +68,12 @@ class ServedModel:
         path = PureWindowsPath(self.name)  # which knows both kinds of slashes
         is_path = path.root or path.suffix.lower() == ".gguf"
         return printable(path.name if is_path and path.name else self.name, 60)
+
+    @property
+    def context_text(self) -> str:
+        """``8,192``, or ``4,096 for each of 2 slots``: llama-server may divide its context among them."""
+        each = f" for each of {self.slots} slots" if self.slots and self.slots > 1 else ""
+        return f"{self.context or 0:,}{each}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +316,7 @@ def _llama_server(said: Said, client: Client) -> Server | None:
     if "default_generation_settings" not in props and not any(each.get("owned_by") == "llamacpp" for each in listed):
         return None
     context = _whole(_dict(props.get("default_generation_settings")).get("n_ctx"))
-    path = props.get("model_path")
+    slots, path = _whole(props.get("total_slots")), props.get("model_path")
     models = []
     for each in listed:
         meta, name = _dict(each.get("meta")), _name(each["id"], client)
@@ -325,6 +332,7 @@ def _llama_server(said: Said, client: Client) -> Server | None:
                 max_context=_whole(meta.get("n_ctx_train")),
                 file_bytes=_whole(meta.get("size")),
                 path=path if isinstance(path, str) and len(listed) == 1 else None,
+                slots=slots if len(listed) == 1 else None,
             )
         )
     version = _word(props.get("build_info"), client)

@@ -67,6 +67,7 @@ class Stopwatch:
         self.end = time.perf_counter() + self.kind.sizes.calm_s / duty_cycle
         self._throttled = duty_cycle < 1 and self.kind.is_host
         self._has_quota, self.tries = duty_cycle < 1, TRIES
+        self._doing = ""
 
     def time(self, run: Callable[[], object], seconds: float) -> Times:
         """Repeat ``run`` for ``seconds`` after one warm-up. Once ``BenchmarkSizes.calm_s`` have passed, it runs only
@@ -86,10 +87,16 @@ class Stopwatch:
             if lacked <= MAX_WAIT:
                 return times
             least = min(least, lacked)
+            self._tell(f"{self._doing} again, because other processes took {lacked:.0%} of the CPU time")
         raise Busy(f"other processes took {least:.0%} or more of the CPU time that we needed")
 
     def doing(self, what: str) -> None:
         """Print what is timed from now on, for whoever started this process."""
+        self._doing = what
+        self._tell(what)
+
+    @staticmethod
+    def _tell(what: str) -> None:
         print(json.dumps({"doing": what}), flush=True)
 
     def _times(self, run: Callable[[], object], seconds: float, runs: int) -> Times:

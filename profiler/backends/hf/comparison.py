@@ -21,9 +21,9 @@ from profiler.quality.texts import DECODED_TOKENS, TextWindow
 from profiler.results.quality import ALL, BLOCK, Block, columns
 from profiler.results.stats import percentile
 
-LOGITS_BYTES = 128 << 20  # of logits at a time, counted as fp32
-# Logits of which the exponentials are summed at a time: 256 KiB stay in a core's cache, and a GPU gets few launches.
-SUM_BLOCK, OTHER_SUM_BLOCK = {"cpu": 1 << 16}, 1 << 22
+LOGITS_BYTES = 128 << 20  # of logits that are compared at a time, counted as fp32
+# Logits of which the exponentials are summed at a time: 1 MiB stays in the cores' caches. A GPU gets few launches.
+SUM_BLOCK, OTHER_SUM_BLOCK = {"cpu": 1 << 18}, 1 << 22
 LEAST = -1e30  # largest logit of a block whose tokens are all impossible (−∞), so that differences stay numbers
 Rows = Callable[[int, torch.Tensor], None]  # takes the first position and the logits ``[rows, vocabulary]``
 
@@ -57,14 +57,16 @@ def summed(logits: torch.Tensor) -> Summed:
     """The largest of ``logits [rows, vocabulary]``, and the logarithm of their sum.
 
     The sum is over blocks of the vocabulary, each relative to its own largest logit, so that logits are read once and
-    converted to float32 in a core's cache. A copy of all of them would take longer to allocate than to compute.
+    converted to float32 in one buffer, which stays in the cores' caches. New memory would take longer to allocate
+    than the sum to compute.
     """
     width = max(1, SUM_BLOCK.get(logits.device.type, OTHER_SUM_BLOCK) // len(logits))
+    buffer = torch.empty((len(logits), min(width, logits.shape[1])), device=logits.device)
     tops, sums = [], []
     for part in torch.split(logits, width, dim=1):
-        part = part.float()
-        tops.append(part.amax(dim=-1, keepdim=True).clamp_(min=LEAST))
-        sums.append((part - tops[-1]).exp_().sum(dim=-1, keepdim=True).double())
+        block = buffer[:, : part.shape[1]].copy_(part)
+        tops.append(block.amax(dim=-1, keepdim=True).clamp_(min=LEAST))
+        sums.append(block.sub_(tops[-1]).exp_().sum(dim=-1, keepdim=True).double())
     top = torch.cat(tops, dim=1)
     most, block = top.max(dim=1, keepdim=True)
     places = (block * width + torch.arange(width, device=logits.device)).clamp_(max=logits.shape[1] - 1)

@@ -255,9 +255,9 @@ def _names(model: ReferenceModel, dtype: str, cut: Sequence[TextWindow]) -> list
 
 def _name(model_id: str, dtype: str, window: TextWindow) -> str:
     """The name under which the reference of a window is stored. It depends on the versions of torch and transformers,
-    because another version may compute other logits.
+    because another version may compute other logits, as may a head that computes more or fewer of them at a time.
     """
-    by = f"{dtype} torch {torch.__version__} transformers {transformers.__version__}"
+    by = f"{dtype} {text_pass.HEAD_BYTES} torch {torch.__version__} transformers {transformers.__version__}"
     return references.key(model_id, by, window.tokens, window.unscored)
 
 

@@ -2,9 +2,10 @@
 
 **Bounded memory.** The logits of 8,192 positions over a vocabulary of 262,144 would take 8.6 GB. A window is read in
 chunks of ``CHUNK`` tokens after what the cache holds, as a prefill is; only the hidden states of a chunk are kept,
-and the output head turns ``LOGITS_BYTES`` of them at a time into logits, from which the figures of these positions
-follow (``profiler/quality/definition.py``). The head is the model's own: its class computes the logits with the
-hidden states in place of its decoder's, so that scaling and soft capping are included, whatever the family.
+and the output head turns as many of them at a time into logits as take ``HEAD_BYTES``. The figures of their positions
+follow from ``LOGITS_BYTES`` of logits at a time (``profiler/quality/definition.py``). The head is the model's own:
+its class computes the logits with the hidden states in place of its decoder's, so that scaling and soft capping are
+included, whatever the family.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from profiler.kernels.versions import with_cache
 from profiler.quality.texts import DECODED_TOKENS
 
 CHUNK = 512  # tokens of a pass, whatever --ubatch: sums in another order would not be equal to the last bit
+HEAD_BYTES = 512 << 20  # of logits that the head computes at a time, counted as fp32: fewer rows take it longer
 _NOTHING = object()  # stands for an attribute that is not set
 
 
@@ -95,14 +97,18 @@ def decoder_of(model: PreTrainedModel) -> Any:
 
 def _through_head(model: PreTrainedModel, output: ModelOutput, at: int, take: Rows) -> None:
     """Give ``take`` the logits of hidden states, ``LOGITS_BYTES`` at a time."""
-    rows = max(1, LOGITS_BYTES // (4 * model.config.get_text_config().vocab_size))
+    row_bytes = 4 * model.config.get_text_config().vocab_size
+    rows, taken = (max(1, nbytes // row_bytes) for nbytes in (HEAD_BYTES, LOGITS_BYTES))
     own, hidden = vars(decoder_of(model)), output.last_hidden_state
     before = own.get("forward", _NOTHING)
     try:
         for start in range(0, hidden.shape[1], rows):
             part = hidden[:, start : start + rows]
             own["forward"] = partial(_instead, type(output)(last_hidden_state=part))
-            take(at + start, model(inputs_embeds=part, use_cache=False).logits[0])
+            logits = model(inputs_embeds=part, use_cache=False).logits[0]
+            for number, some in enumerate(logits.split(taken)):
+                take(at + start + number * taken, some)
+            del logits, some  # before the head computes more of them
     finally:
         if before is _NOTHING:
             del own["forward"]

@@ -105,7 +105,7 @@ class Terms:
 
     @property
     def peak(self) -> Interval:
-        """All terms together: decides whether a case fits."""
+        """All terms together, as a process shows it."""
         return self.loaded + self.cache + self.buffers
 
 

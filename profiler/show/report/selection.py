@@ -29,9 +29,9 @@ from profiler.show.columns import (
     noisy_text,
     plain,
     server_title,
-    suffixes,
 )
 from profiler.show.report.blocks import Tone
+from profiler.show.report.models import tell_models_apart
 from profiler.units import UNKNOWN
 
 _CASE = attrgetter(*IDENTITY)
@@ -303,7 +303,7 @@ def machines(
                 cases = places[place] = found.setdefault((source, *_identity(row)), _Cases(source))
                 kept.append(row.environment)
             cases.add(row)
-    _tell_models_apart([group for cases in found.values() for group in cases.groups.values()])
+    tell_models_apart([group for cases in found.values() for group in cases.groups.values()])
     titles = Counter[str]()
     machines = []
     for cases in found.values():
@@ -314,19 +314,6 @@ def machines(
         titles[title] += 1
         machines.append(MachineRows(title if titles[title] == 1 else f"{title} #{titles[title]}", results))
     return machines
-
-
-def _tell_models_apart(groups: Iterable[CaseGroup]) -> None:
-    """Tell models of one name apart: a GGUF file from another kind by "(GGUF)", otherwise by the start of an id."""
-    ids: dict[tuple[str, str], dict[str, list[CaseGroup]]] = {}
-    for group in groups:
-        case = group.case
-        ids.setdefault((case.model, case.weights), {}).setdefault(case.model_id, []).append(group)
-    for by_id in ids.values():
-        added = suffixes({model_id: any(group.is_gguf for group in mine) for model_id, mine in by_id.items()})
-        for model_id, mine in by_id.items():
-            for group in mine if added[model_id] else ():
-                group.names = f"{group.names[0]}{added[model_id]}", group.names[1]
 
 
 class _Cases:

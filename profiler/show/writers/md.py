@@ -11,7 +11,8 @@ from functools import singledispatch
 from urllib.parse import quote
 
 from profiler.results.measurement import Measurement
-from profiler.show.columns import Column, fastest, figures, heading, legend, path_lines, plain, told_apart
+from profiler.show.columns import Column, fastest, figures, heading, path_lines, plain, told_apart
+from profiler.show.legend import legend
 from profiler.show.notes import few, notes, rows_of_models
 from profiler.show.report.blocks import Bars, Code, Figures, Listing, Map, MapCell, Page, PageBlock, Table, Text
 from profiler.show.writers.table import blocks

@@ -18,11 +18,11 @@ from profiler.show.columns import (
     fastest,
     figures,
     heading,
-    legend,
     path_lines,
     plain,
     told_apart,
 )
+from profiler.show.legend import legend
 from profiler.show.notes import Note, few, notes, rows_of_models
 from profiler.show.output import MAX_NOTES
 from profiler.show.output import fitted as fitted_columns

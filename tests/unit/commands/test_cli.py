@@ -116,7 +116,8 @@ def test_ctrl_c_before_anything_runs_is_130(profile: Any, monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     monkeypatch.setattr(devices, "listed", interrupted)
-    assert profile("devices").code == 130
+    ran = profile("devices")
+    assert (ran.code, ran.err.strip()) == (130, "interrupted")
 
 
 def start(command_line: list[str], *arguments: str) -> subprocess.Popen[str]:

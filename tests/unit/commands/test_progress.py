@@ -197,6 +197,22 @@ def test_a_log_has_one_line_about_something_long(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == "calibrating cpu, which takes about 50 s\n"
 
 
+def test_a_log_says_that_something_takes_longer_than_usual_and_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    with Watched("calibrating cpu", 50.0) as watched:
+        for now[0] in (10.0, 60.0, 70.0, 101.0):
+            watched.tick("attention again, because other processes took 40% of the CPU time")
+    _, *lines = capsys.readouterr().err.splitlines()
+    assert [line.partition("; ")[2] for line in lines] == [
+        "1m 00s so far, which is longer than usual",
+        "1m 41s so far, which is longer than usual",
+    ]
+    assert all("attention again, because other processes took 40%" in line for line in lines)
+
+
 def test_a_line_about_a_case_on_a_busy_machine_has_no_figures() -> None:
     row = replace(measured(), cautions=(Caution("decode-busy", "the CPU was busy"),))
     assert "prefill 8.0 t/s, decode busy: 2.0," in Progress(1, lambda: 0.0, shown=False)._finished(row, 1.0)

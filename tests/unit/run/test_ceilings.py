@@ -59,6 +59,16 @@ def test_a_program_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> 
         ceilings.measure_quick(CPU)
 
 
+def test_ctrl_c_says_what_it_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ceilings, "_program", lambda trait: (sys.executable, "-c", "import time; time.sleep(60)"))
+    monkeypatch.setattr(ceilings, "_lines", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="interrupted while measuring cpu; nothing of it was stored"):
+        ceilings.measure_quick(CPU)
+
+
 def test_the_first_sweep_measures_two_ceilings_and_says_so_and_no_later_one_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

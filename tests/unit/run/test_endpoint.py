@@ -128,8 +128,19 @@ def test_a_prompt_of_ones_own_that_the_server_cut_is_one_too(server: FakeServer,
 def test_a_prompt_that_cannot_fit_is_not_sent(server: FakeServer) -> None:
     """lmstudio-bug-tracker#2339: a prompt longer than the loaded context gets an empty answer."""
     (found,) = measure(server, contexts=("10k",))
-    assert found.failure == "the model is loaded with a context of 8,192 tokens; prompt and answer take 10,256"
+    assert found.failure == "the model is loaded with a context of 8,192; prompt and answer take 10,256 tokens"
     assert len(server.requests) == WARM_UP
+
+
+def test_slots_of_a_server_are_told_where_they_matter() -> None:
+    """llama-server divides its context among its slots, and lets requests wait that find none."""
+    with FakeServer("llama-server", Script(gap_s=0.001)) as server:
+        (found,) = measure(server, contexts=("10k",))
+        text = "the model is loaded with a context of 8,192 for each of 4 slots; prompt and answer take 10,256 tokens"
+        assert found.failure == text
+        few, many = measure(server, contexts=("64",), concurrency=("4,5",), reps=1)
+    queued = "the server answers 4 requests at a time and lets others wait, which is part of their TTFT"
+    assert queued not in texts(few) and queued in texts(many)
 
 
 def test_failed_requests_are_part_of_no_figure(server: FakeServer) -> None:

@@ -185,7 +185,7 @@ def test_a_quick_look_takes_fewer_decode_steps_from_a_longer_decode() -> None:
         assert part.step_s == whole.step_s[:3] and part.seconds == pytest.approx(sum(part.step_s))
         assert (whole.tokens, part.tokens) == (16, 6)
     assert shorter.memory.cache_bytes is not None and longer.memory.cache_bytes is not None
-    assert shorter.memory.cache_bytes < longer.memory.cache_bytes  # it decodes once, for its own memory
+    assert shorter.memory.cache_bytes < longer.memory.cache_bytes  # its own memory
     assert [each.code for each in shorter.cautions] == [SHARED_PREFILL, SHARED_DECODE]
     assert longer.cautions == ()
 

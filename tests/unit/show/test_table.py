@@ -9,7 +9,7 @@ from profiler.case import Case
 from profiler.results.measurement import Caution, Measurement, Sample
 from profiler.show.columns import figure, heading, rate_cell, token_cell
 from profiler.show.notes import few, notes
-from profiler.show.output import rendered
+from profiler.show.output import rendered, shortened_cells
 from profiler.show.writers import table
 
 
@@ -110,6 +110,35 @@ def test_divergences_stay_in_a_narrow_table_that_says_which_can_be_compared():
     assert "KL, nats" in text and max(map(len, text.splitlines())) <= 80
     assert "compare only rows with the same window" in " ".join(text.split())
     assert "compare only" not in table.render("r", rows[:1])
+
+
+def test_rows_that_differ_only_in_options_look_different_at_eighty_columns():
+    used = {"prefill_s": 1e-3, "step_s": 1e-3, "basis": "data sheet"}
+    options = [f"flash-attn=on kv={kv} n-cpu-moe=4 ubatch=512" for kv in ("f16", "q8_0", "q4_0")]
+    rows = [replace(measured(backend="llama.cpp", options=each), expected={"utilization": used}) for each in options]
+    lines = table.fitted("r", rows, 80, 5).splitlines()
+    assert "flash-attn=on n-cpu-moe=4 ubatch=512" in " ".join(lines[:2])
+    assert [line.split()[1] for line in lines if line.startswith("  bf16")] == ["kv=f16", "kv=q8_0", "kv=q4_0"]
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("cells", "shown"),
+    [
+        (
+            ["gemma-3-270m-UD-Q4_K_XL", "gemma-3-270m-UD-Q5_K_XL"],
+            ["gemma-3-…Q4_K_XL", "gemma-3-…Q5_K_XL"],
+        ),
+        (["fa=on kv=q8_0 ub=512", "fa=on kv=q4_0 ub=512"], ["…on kv=q8_0 ub=…", "…on kv=q4_0 ub=…"]),
+        (["the same long text"] * 2, ["the same…ng text"] * 2),
+        ([f"{'a' * 20}{x}{'b' * 30}{y}{'c' * 20}" for x in "xy" for y in "xy"], None),
+        ([], []),
+    ],
+)
+def test_texts_that_are_shortened_look_different_if_they_are(cells: list[str], shown: list[str] | None) -> None:
+    found = shortened_cells(cells, 16)
+    assert len(set(found)) == len(set(cells))
+    assert shown is None or found == shown
 
 
 def test_a_note_names_few_cases_and_counts_the_rest(measurements):

@@ -54,7 +54,9 @@ def test_each_kind_is_recognised_with_its_models(server: FakeServer) -> None:
         ("ollama", ServedModel("tiny-Q4_K_M", True, "Q4_K_M", 8192, None, 241410208, 290_000_000, digest="b0c1")),
         (
             "llama-server",
-            ServedModel("tiny-Q4_K_M", True, "Q4_K_M", 8192, 32768, 241410208, path="/models/tiny-Q4_K_M.gguf"),
+            ServedModel(
+                "tiny-Q4_K_M", True, "Q4_K_M", 8192, 32768, 241410208, path="/models/tiny-Q4_K_M.gguf", slots=4
+            ),
         ),
         ("vllm", ServedModel("tiny-Q4_K_M", True, "Q4_K_M", 8192, 8192)),
         ("transformers", ServedModel("tiny-Q4_K_M", None, "Q4_K_M")),

@@ -99,3 +99,30 @@ def test_the_energy_of_a_server_is_that_of_whole_requests() -> None:
     assert (public["request_j"], public["request_j_per_token"], public["request_w"]) == (64.0, 0.5, 120.0)
     unknown = replace(row, serving={"server": "llama-server", "unknown": {"energy": "no RAPL here"}})
     assert "No energy figures: no RAPL here" in str(energy.section(machines([unknown])))
+
+
+def _file(quant: str, model_id: str, model: str = "tiny-{}", parameters: int = 7, **more: Any) -> Measurement:
+    stated = {"backend": "llama.cpp", "quant": quant, "dtype": "unknown", "path": "unknown"}
+    row = measured(model=model.format(quant.upper()), model_id=model_id, **stated | more)
+    return replace(row, checkpoint={"parameters": parameters})
+
+
+def _models(*rows: Measurement) -> list[str]:
+    return [name for machine in machines(rows) for name in machine.models]
+
+
+def test_gguf_files_of_one_model_are_one_model_beside_its_folder() -> None:
+    files = _file("q8_0", "a"), _file("q4_k_m", "b"), _file("f16", "c")
+    assert _models(*files) == ["tiny"]
+    (machine,) = machines(files)
+    assert [group.series for group in machine.groups] == ["q8_0", "q4_k_m", "f16"]
+    assert _models(*files, measured(model="tiny", model_id="folder")) == ["tiny (GGUF)", "tiny"]
+    assert _models(files[0], served(model="tiny-Q8_0", model_id="a", quant="q8_0"), files[1]) == ["tiny"]
+
+
+def test_gguf_files_that_may_be_of_other_models_stay_apart() -> None:
+    assert _models(_file("q8_0", "a")) == ["tiny-Q8_0"]
+    assert _models(_file("q8_0", "a"), _file("q4_0", "b", parameters=8)) == ["tiny-Q8_0", "tiny-Q4_0"]
+    twice = _models(_file("q8_0", "a"), _file("q4_0", "b"), _file("q4_0", "c"))
+    assert twice == ["tiny-Q8_0", "tiny-Q4_0 #b", "tiny-Q4_0 #c"]
+    assert _models(_file("q8_0", "a", "one"), _file("q4_0", "b", "one")) == ["one #a", "one #b"]

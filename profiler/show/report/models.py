@@ -1,0 +1,63 @@
+"""The names of the models of a report: one for all GGUF files of a model, and different ones for different models."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+from profiler.case import Case
+from profiler.show.columns import suffixes
+
+if TYPE_CHECKING:
+    from profiler.show.report.selection import CaseGroup
+
+_SERIES = attrgetter("quant", "weights", "dtype", "device", "backend", "path", "fill", "options", "threads")
+
+
+def tell_models_apart(groups: Sequence[CaseGroup]) -> None:
+    """Tell models of one name apart: a GGUF file from another kind by "(GGUF)", otherwise by the start of an id."""
+    shared = _models_of_files(groups)
+    ids: dict[tuple[str, str], dict[str, list[CaseGroup]]] = {}
+    for group in groups:
+        case = group.case
+        name = shared.get(case.model_id)
+        if name is not None:
+            group.names = name, group.names[1]
+        model_id = case.model_id if name is None else name
+        ids.setdefault((group.names[0], case.weights), {}).setdefault(model_id, []).append(group)
+    for by_id in ids.values():
+        added = suffixes({model_id: any(group.is_gguf for group in mine) for model_id, mine in by_id.items()})
+        for model_id, mine in by_id.items():
+            for group in mine if added[model_id] else ():
+                group.names = f"{group.names[0]}{added[model_id]}", group.names[1]
+
+
+def _models_of_files(groups: Iterable[CaseGroup]) -> dict[str, str]:
+    """The name of the model, by the ids of GGUF files that are quantizations of one: ``gemma-3-270m`` for its files
+    ``gemma-3-270m-Q8_0`` and ``gemma-3-270m-Q4_K_M``.
+
+    Files whose sizes differ, and several of one quantization, keep their own names: they may be of other weights.
+    """
+    of_file: dict[str, list[CaseGroup]] = {}
+    for group in groups:
+        of_file.setdefault(group.case.model_id, []).append(group)
+    files: dict[tuple[str, int | None], list[str]] = {}
+    for model_id, mine in of_file.items():
+        base = next((found for group in mine if group.is_gguf and (found := _without_quant(group.case))), None)
+        if base is not None:
+            files.setdefault((base, mine[0].parameters), []).append(model_id)
+    alike = Counter(base for base, _ in files)
+    names: dict[str, str] = {}
+    for (base, _), model_ids in files.items():
+        series = [(*_SERIES(group.case), model_id) for model_id in model_ids for group in of_file[model_id]]
+        if len(model_ids) > 1 and alike[base] == 1 and len(set(series)) == len({each[:-1] for each in series}):
+            names |= dict.fromkeys(model_ids, base)
+    return names
+
+
+def _without_quant(case: Case) -> str | None:
+    """The name of a file without the quantization at its end; None if that is not there."""
+    base, quant = case.model[: -len(case.quant)], case.model[-len(case.quant) :]
+    return base.rstrip("-._") or None if quant.casefold() == case.quant.casefold() and base[-1:] in "-._" else None
