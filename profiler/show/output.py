@@ -126,7 +126,8 @@ def shortened_cells(cells: Sequence[str], length: int) -> list[str]:
     If the ends of the texts do not tell them apart, the part where they begin to differ is shown.
     """
     different = [*dict.fromkeys(cells)]
-    begin = next((at for at, found in enumerate(zip(*different, strict=False)) if len(set(found)) > 1), 0)
+    cut = (cell for cell in different if len(cell) > length)
+    begin = next((at for at, found in enumerate(zip(*cut, strict=False)) if len(set(found)) > 1), 0)
     for room in range(length, max(map(len, different), default=0)):
         shown = [shortened(cell, room) for cell in different]
         for before in range(min(begin, room // 2), -1, -1):

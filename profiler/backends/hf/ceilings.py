@@ -87,7 +87,8 @@ class Stopwatch:
             if lacked <= MAX_WAIT:
                 return times
             least = min(least, lacked)
-            self._tell(f"{self._doing} again, because other processes took {lacked:.0%} of the CPU time")
+            if tried + 1 < self.tries:
+                self._tell(f"{self._doing} again, because other processes took {lacked:.0%} of the CPU time")
         raise Busy(f"other processes took {least:.0%} or more of the CPU time that we needed")
 
     def doing(self, what: str) -> None:

@@ -186,6 +186,8 @@ def test_a_quick_look_takes_fewer_decode_steps_from_a_longer_decode() -> None:
         assert (whole.tokens, part.tokens) == (16, 6)
     assert shorter.memory.cache_bytes is not None and longer.memory.cache_bytes is not None
     assert shorter.memory.cache_bytes < longer.memory.cache_bytes  # its own memory
+    (alone,) = served(Effort(quick=True, precision=0.05), cases[1], noise=0.01)
+    assert shorter.memory == alone.memory
     assert [each.code for each in shorter.cautions] == [SHARED_PREFILL, SHARED_DECODE]
     assert longer.cautions == ()
 

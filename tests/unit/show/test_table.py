@@ -130,6 +130,7 @@ def test_rows_that_differ_only_in_options_look_different_at_eighty_columns():
             ["gemma-3-…Q4_K_XL", "gemma-3-…Q5_K_XL"],
         ),
         (["fa=on kv=q8_0 ub=512", "fa=on kv=q4_0 ub=512"], ["…on kv=q8_0 ub=…", "…on kv=q4_0 ub=…"]),
+        (["", "fa=on kv=q8_0 ub=512", "fa=on kv=q4_0 ub=512"], ["", "…on kv=q8_0 ub=…", "…on kv=q4_0 ub=…"]),
         (["the same long text"] * 2, ["the same…ng text"] * 2),
         ([f"{'a' * 20}{x}{'b' * 30}{y}{'c' * 20}" for x in "xy" for y in "xy"], None),
         ([], []),

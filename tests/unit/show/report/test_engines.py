@@ -117,7 +117,9 @@ def test_gguf_files_of_one_model_are_one_model_beside_its_folder() -> None:
     (machine,) = machines(files)
     assert [group.series for group in machine.groups] == ["q8_0", "q4_k_m", "f16"]
     assert _models(*files, measured(model="tiny", model_id="folder")) == ["tiny (GGUF)", "tiny"]
-    assert _models(files[0], served(model="tiny-Q8_0", model_id="a", quant="q8_0"), files[1]) == ["tiny"]
+    by_server = served(model="tiny-Q8_0", model_id="a", quant="q8_0")
+    for rows in ((files[0], by_server, files[1]), (by_server, *files[:2])):
+        assert _models(*rows) == ["tiny"]
 
 
 def test_gguf_files_that_may_be_of_other_models_stay_apart() -> None:
