@@ -84,7 +84,7 @@ class Generation(Protocol):
         """
 
     def skip(self, steps: int) -> None:
-        """Bring a cache of a fixed size to its state after ``steps`` more decode steps, whose tokens do not matter."""
+        """Bring a cache of a fixed size to its state after ``steps`` more decode steps, whatever their tokens."""
 
     def cache(self) -> CacheState:
         """Length and memory of the cache now."""

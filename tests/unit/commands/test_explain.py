@@ -127,7 +127,7 @@ def test_a_page_fits_the_terminal_except_for_its_commands(store: Path, monkeypat
     for path in ("eager", "static"):
         keep(store, replace(row, case=replace(row.case, path=path)))
     monkeypatch.setattr(console, "width", lambda: 80)
-    for words in (("gemma-3-270m", "-q", "fp32", "-c", "128", "--path", "eager"), ("gpt-oss-20b", "-q", "nf4")):
+    for words in (("gemma-3-270m", "-q", "fp32", "-c", "128", "--path", "eager"), ("gemma-4-26b-a4b", "-q", "nf4")):
         text = run("explain", *words, "--on", "cpu").stdout
         lines = [line for line in text.splitlines() if not line.startswith(("  profile", "  llama", "  #"))]
         assert max(map(len, lines)) <= 80
