@@ -92,8 +92,9 @@ def render(
 def fitted(columns: Columns, width: int | None, drop: Sequence[str] = (), prose: str | None = None) -> Columns:
     """The columns that fit a terminal of ``width`` characters; all of them if it is None.
 
-    Columns of ``drop`` go first, in that order, until names of ``SHORTEST_NAME`` characters would fit. Then the
-    longest text is shortened, so that different cells still look different; a column ``prose`` is wrapped instead.
+    Columns of ``drop`` go first, in that order, until names of ``SHORTEST_NAME`` characters would fit, or as many more
+    as it takes for different ones to look different. Then the longest text is shortened; a column ``prose`` is wrapped
+    instead.
     Figures stay whole, so that a table without anything more to drop or to shorten can be too wide.
     """
     if width is None:
@@ -102,7 +103,7 @@ def fitted(columns: Columns, width: int | None, drop: Sequence[str] = (), prose:
     shortest = {
         name: wide
         if _is_figures(columns[name])
-        else max(len(name), min(wide, SHORTEST_PROSE if name == prose else SHORTEST_NAME))
+        else max(len(name), min(wide, SHORTEST_PROSE) if name == prose else _widest(columns[name], SHORTEST_NAME))
         for name, wide in widths.items()
     }
     for name in drop:
@@ -123,12 +124,15 @@ def fitted(columns: Columns, width: int | None, drop: Sequence[str] = (), prose:
 def shortened_cells(cells: Sequence[str], length: int) -> list[str]:
     """The cells in ``length`` characters each, or in as many more as it takes for different ones to look different.
 
-    If the ends of the texts do not tell them apart, the part where they begin to differ is shown.
+    Options lose characters of their names. If the ends of other texts do not tell them apart, the part where they
+    begin to differ is shown.
     """
     different = [*dict.fromkeys(cells)]
     cut = (cell for cell in different if len(cell) > length)
     begin = next((at for at, found in enumerate(zip(*cut, strict=False)) if len(set(found)) > 1), 0)
     for room in range(length, max(map(len, different), default=0)):
+        if (brief := _brief_options(different, room)) is not None:
+            return [brief[cell] for cell in cells]
         shown = [shortened(cell, room) for cell in different]
         for before in range(min(begin, room // 2), -1, -1):
             if len(set(shown)) == len(different):
@@ -136,6 +140,29 @@ def shortened_cells(cells: Sequence[str], length: int) -> list[str]:
                 return [known[cell] for cell in cells]
             shown = [_from(cell, begin - before, room) for cell in different]
     return list(cells)
+
+
+def _widest(cells: Sequence[str], length: int) -> int:
+    return max(map(len, shortened_cells(cells, length)), default=0)
+
+
+def _brief_options(different: Sequence[str], length: int) -> dict[str, str] | None:
+    """``fla…=on n-c…=4`` for ``flash-attn=on n-cpu-moe=4``: options of at most ``length`` characters by those that are
+    given; None if they are no options or would not look different.
+    """
+    words = {cell: [word.partition("=") for word in cell.split()] for cell in different}
+    if not all(sign and value for each in words.values() for _, sign, value in each):
+        return None
+    for most in range(max((len(name) for each in words.values() for name, _, _ in each), default=0), 1, -1):
+        shown = {
+            cell: " ".join(
+                f"{name if len(name) <= most else f'{name[: most - 1]}…'}={value}" for name, _, value in each
+            )
+            for cell, each in words.items()
+        }
+        if max(map(len, shown.values())) <= length:
+            return shown if len(set(shown.values())) == len(different) else None
+    return None
 
 
 def shortened(text: str, length: int) -> str:

@@ -62,7 +62,7 @@ def render(
         lines += _wrap(plain(group[0].case.model) or "(no name)", width, "")
         lines += body[: len(group)]
         body = body[len(group) :]
-    meaning = legend(grouped)
+    meaning = legend(grouped, titles)
     lines += ["", *_wrap(meaning, width, "")] if meaning else []
     total = rows_of_models(grouped)
     for note in found_notes:
