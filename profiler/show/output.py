@@ -92,9 +92,9 @@ def render(
 def fitted(columns: Columns, width: int | None, drop: Sequence[str] = (), prose: str | None = None) -> Columns:
     """The columns that fit a terminal of ``width`` characters; all of them if it is None.
 
-    Columns of ``drop`` go first, in that order, until names of ``SHORTEST_NAME`` characters would fit, or as many more
-    as it takes for different ones to look different. Then the longest text is shortened; a column ``prose`` is wrapped
-    instead.
+    Columns of ``drop`` go first, in that order, until names of ``SHORTEST_NAME`` characters would fit, or of as many
+    more as it takes for different ones to look different. Then the longest text is shortened; a column ``prose`` is
+    wrapped instead.
     Figures stay whole, so that a table without anything more to drop or to shorten can be too wide.
     """
     if width is None:
@@ -147,8 +147,8 @@ def _widest(cells: Sequence[str], length: int) -> int:
 
 
 def _brief_options(different: Sequence[str], length: int) -> dict[str, str] | None:
-    """``fla…=on n-c…=4`` for ``flash-attn=on n-cpu-moe=4``: options of at most ``length`` characters by those that are
-    given; None if they are no options or would not look different.
+    """``fla…=on n-c…=4`` for ``flash-attn=on n-cpu-moe=4``: options of at most ``length`` characters, by those that
+    are given; None if they are no options or would not look different.
     """
     words = {cell: [word.partition("=") for word in cell.split()] for cell in different}
     if not all(sign and value for each in words.values() for _, sign, value in each):

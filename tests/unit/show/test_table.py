@@ -132,7 +132,7 @@ def test_columns_make_room_for_options_that_would_look_alike():
     ]
     lines = table.fitted("r", rows, 80, 5).splitlines()
     shown = [" ".join(line.split()[1:4]) for line in lines if line.startswith("  q4_k_m")]
-    assert len(set(shown)) == len(rows) and all("kv=" in each and "=4" in each or "=12" in each for each in shown)
+    assert len(set(shown)) == len(rows) and all(("kv=" in each and "=4" in each) or "=12" in each for each in shown)
     assert max(map(len, lines)) <= 80
     assert "MBU" not in "".join(lines)  # there was no room for it, so nothing explains it
 
