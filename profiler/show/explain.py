@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,13 +69,13 @@ def render(
             for text in (_heading(phase, prediction, measured), _sentence(cause(phase)))
         )
         lines += [*heading, "", _table(phase, output), *why, ""]
-    lines += _wrapped(memory_lines(found, measured, output, prediction), width)
+    lines += show_output.folded(memory_lines(found, measured, output, prediction), width)
     if about.serving is not None:
         lines += ["", "To run it, as predicted:", *fit.serving_lines(about.serving)]
     if about.check is not None and measured is None:
         lines += ["", "To check it:", *fit.command_lines(about.check)]
     if others := _others(stored, predicted):
-        lines += ["", "measurements with other decode paths:", *_wrapped(others, width)]
+        lines += ["", "measurements with other decode paths:", *show_output.folded(others, width)]
     return "\n".join(lines) + "\n"
 
 
@@ -150,14 +149,6 @@ def _others(stored: Sequence[Measurement], predicted: str) -> list[str]:
 
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
-
-
-def _wrapped(lines: Sequence[str], width: int | None) -> list[str]:
-    """Lines in ``width`` columns; what does not fit is indented further. Tables stay as they are."""
-    if width is None:
-        return list(lines)
-    parts = ([line] if "\n" in line else textwrap.wrap(line, width, subsequent_indent="    ") for line in lines)
-    return [part for each in parts for part in each or [""]]
 
 
 def _heading(phase: PhaseParts, prediction: Prediction, measured: Measurement | None) -> str:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # lists, predictions and the overview do without measurements
 FORMATS = ("table", "md", "csv", "json", "jsonl")
 MAX_NOTES = 5  # below a table, unless all are wanted: more than a person reads at once
 SHORTEST_NAME = 16  # characters: a shorter name in a narrow terminal is hard to recognize
+LONGEST_NAME = 32  # characters that a name gets, at the expense of other columns, to differ from others
 SHORTEST_PROSE = 18  # characters of a line in a column of prose
 GAP = 2  # blanks between columns
 JsonRow = Mapping[str, Any]
@@ -92,9 +93,9 @@ def render(
 def fitted(columns: Columns, width: int | None, drop: Sequence[str] = (), prose: str | None = None) -> Columns:
     """The columns that fit a terminal of ``width`` characters; all of them if it is None.
 
-    Columns of ``drop`` go first, in that order, until names of ``SHORTEST_NAME`` characters would fit, or of as many
-    more as it takes for different ones to look different. Then the longest text is shortened; a column ``prose`` is
-    wrapped instead.
+    Columns of ``drop`` go first, in that order, until names of ``SHORTEST_NAME`` characters would fit, or of up to
+    ``LONGEST_NAME`` if it takes as many for different ones to look different. Then the longest text is shortened; a
+    column ``prose`` is wrapped instead.
     Figures stay whole, so that a table without anything more to drop or to shorten can be too wide.
     """
     if width is None:
@@ -103,7 +104,7 @@ def fitted(columns: Columns, width: int | None, drop: Sequence[str] = (), prose:
     shortest = {
         name: wide
         if _is_figures(columns[name])
-        else max(len(name), min(wide, SHORTEST_PROSE) if name == prose else _widest(columns[name], SHORTEST_NAME))
+        else max(len(name), min(wide, SHORTEST_PROSE) if name == prose else _needed(columns[name]))
         for name, wide in widths.items()
     }
     for name in drop:
@@ -116,7 +117,7 @@ def fitted(columns: Columns, width: int | None, drop: Sequence[str] = (), prose:
             break
         caps[longest] -= 1
     return {
-        name: [textwrap.fill(cell, cap) for cell in kept[name]] if name == prose else shortened_cells(kept[name], cap)
+        name: [textwrap.fill(cell, cap) for cell in kept[name]] if name == prose else _within(kept[name], cap)
         for name, cap in caps.items()
     }
 
@@ -142,8 +143,16 @@ def shortened_cells(cells: Sequence[str], length: int) -> list[str]:
     return list(cells)
 
 
-def _widest(cells: Sequence[str], length: int) -> int:
-    return max(map(len, shortened_cells(cells, length)), default=0)
+def _within(cells: Sequence[str], length: int) -> list[str]:
+    """The cells in ``length`` characters each, even if different ones then look alike."""
+    found = shortened_cells(cells, length)
+    return found if all(len(cell) <= length for cell in found) else [shortened(cell, length) for cell in cells]
+
+
+def _needed(cells: Sequence[str]) -> int:
+    """The characters that the cells of a column need in a narrow table."""
+    found = max(map(len, shortened_cells(cells, SHORTEST_NAME)), default=0)
+    return found if found <= LONGEST_NAME else SHORTEST_NAME
 
 
 def _brief_options(different: Sequence[str], length: int) -> dict[str, str] | None:
@@ -186,6 +195,14 @@ def wrapped(lines: Sequence[str], width: int | None) -> list[str]:
     if width is None:
         return list(lines)
     return [part for line in lines for part in ([line] if line[:1] in ("", " ") else textwrap.wrap(line, width))]
+
+
+def folded(lines: Sequence[str], width: int | None) -> list[str]:
+    """Lines in ``width`` columns; what does not fit is indented further. Tables stay as they are."""
+    if width is None:
+        return list(lines)
+    parts = ([line] if "\n" in line else textwrap.wrap(line, width, subsequent_indent="    ") for line in lines)
+    return [part for each in parts for part in each or [""]]
 
 
 def constant(columns: Columns, *names: str) -> list[str]:
