@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import product
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,7 @@ from profiler.results import stats
 from profiler.results.measurement import Measurement, Phase
 from profiler.results.store import Store
 from profiler.show import output as show_output
-from profiler.show.columns import Column
-from profiler.show.report.selection import NAMED
+from profiler.show.settings import SETTINGS, differing
 from profiler.units import UNKNOWN, bytes_text, printable, rate_text
 
 WORDS = {
@@ -35,7 +33,6 @@ WORDS = {
 FIGURES = tuple(WORDS)
 LEARNED = ("plain", "plain_error", "learned", "learned_error", "learned_covered")
 PHASES = {"prefill_tps": "prefill", "decode_tps": "decode", "peak_bytes": "memory", "load_peak_bytes": ""}
-ALIKE = attrgetter("case.model", "case.quant", "case.context", "case.batch")  # what a table has of a case
 DROPPED = ("basis", "machine", "range")  # by a terminal that is too narrow, the first first
 
 
@@ -60,7 +57,7 @@ def accuracy(run: str | None, store: Path | None, output: str) -> int:
     found = sorted(with_learned(rows(measured), measured), key=lambda row: -abs(row["error"]))
     if not found:
         say("no stored row has a prediction")
-    text = render(found, output, told_apart(measured))
+    text = render(found, output, differing(measured))
     if text:  # printing "" would write a byte order mark in UTF-16
         click.echo(text, nl=False)
     lines = summary(found)
@@ -73,27 +70,12 @@ def accuracy(run: str | None, store: Path | None, output: str) -> int:
     return 0
 
 
-def told_apart(measured: Iterable[Measurement]) -> dict[str, str]:
-    """By key, the settings that tell a case from others of its model, quantization, context and batch."""
-    alike: dict[tuple[Any, ...], list[Measurement]] = {}
-    for row in measured:
-        alike.setdefault(ALIKE(row), []).append(row)
-    differing = [c for c in NAMED if any(len({c.cell(row) for row in mine}) > 1 for mine in alike.values())]
-    return {row.case.key: _settings(row, differing) for mine in alike.values() for row in mine} if differing else {}
-
-
-def _settings(row: Measurement, differing: Sequence[Column]) -> str:
-    cells = ((column, column.cell(row)) for column in differing)
-    words = (f"{cell} steps" if column.title == "steps" else cell for column, cell in cells if cell != UNKNOWN)
-    return " ".join(word for word in words if word)
-
-
 def render(found: Sequence[dict[str, Any]], output: str, settings: Mapping[str, str] | None = None) -> str:
     """The rows in a format of ``output.FORMATS``; a table has ``settings`` by key, if there are any."""
     several = len({row["machine"] for row in found}) > 1
     taught = any(row.get("learned_error") is not None for row in found)
-    same_batch = len({row["batch"] for row in found}) <= 1
-    drop = (*DROPPED, *["batch"] * same_batch, "predicted", "measured", "settings")  # the error says the most
+    same = [name for name in ("batch", "context", "quant") if len({row[name] for row in found}) <= 1]
+    drop = (*DROPPED, *same, "predicted", "measured", SETTINGS)  # the error says the most
     return show_output.render(found, lambda row: _cells(row, several, taught, settings), output, drop)
 
 
@@ -213,7 +195,7 @@ def _cells(
     return ({"machine": machine} if several else {}) | {
         "model": printable(row["model"], 40),
         "quant": printable(row["quant"], 40),
-        **({"settings": settings[row["key"]]} if settings else {}),
+        **({SETTINGS: settings[row["key"]]} if settings else {}),
         "context": f"{row['context']:,}",
         "batch": f"{row['batch']:,}",
         "figure": WORDS[row["figure"]],
