@@ -36,6 +36,7 @@ NARROWEST = 40
 MAX_ROWS = 16  # rows of a table in the report, so that it fits on a screen
 NARROWEST_CELL = 16  # of text; figures are never wrapped
 GAP = 2  # columns between cells
+MOST_LEADING = 2 / 3  # of the width, for the columns that tell rows apart
 MIN_BLOCKS, MAX_BLOCKS = 8, 30  # characters of a bar
 
 
@@ -173,7 +174,7 @@ def _cell(cell: MapCell) -> str:
 def _grid(
     titles: Sequence[str], rows: Sequence[Sequence[str]], alignments: Sequence[str], caption: str | None, width: int
 ) -> str:
-    """A table in which text wraps. Columns that do not fit are put below, together with the first column."""
+    """A table in which text wraps. Columns that do not fit are put below, together with those that tell rows apart."""
     shown = [list(titles), *map(list, rows[:MAX_ROWS])]
     caps = _caps(shown, alignments, width)
     cells = [
@@ -192,7 +193,7 @@ def _grid(
             colalign=[alignments[place] for place in chosen],
             disable_numparse=True,
         )
-        for chosen in _groups(caps, width)
+        for chosen in _groups(caps, width, _leading(shown, caps, width))
     ]
     if len(rows) > MAX_ROWS:
         parts.append(f"and {len(rows) - MAX_ROWS:,} more lines with --html or --md")
@@ -216,13 +217,24 @@ def _caps(rows: Sequence[Sequence[str]], alignments: Sequence[str], width: int) 
     return wanted
 
 
-def _groups(widths: Sequence[int], width: int) -> list[list[int]]:
-    """Groups of columns that fit side by side; each group starts with the first column."""
-    groups, used = [[0]], widths[0]
-    for place in range(1, len(widths)):
-        if used + GAP + widths[place] > width and len(groups[-1]) > 1:
-            groups.append([0])
-            used = widths[0]
+def _leading(rows: Sequence[Sequence[str]], widths: Sequence[int], width: int) -> int:
+    """How many of the first columns tell the rows apart; 1 if they would leave little room for others."""
+    for count in range(1, len(widths)):
+        if sum(widths[:count]) + GAP * count > MOST_LEADING * width:
+            break
+        if len({tuple(row[:count]) for row in rows}) == len(rows):
+            return count
+    return 1
+
+
+def _groups(widths: Sequence[int], width: int, leading: int) -> list[list[int]]:
+    """Groups of columns that fit side by side; each group starts with the ``leading`` first columns."""
+    first, start = list(range(leading)), sum(widths[:leading]) + GAP * (leading - 1)
+    groups, used = [[*first]], start
+    for place in range(leading, len(widths)):
+        if used + GAP + widths[place] > width and len(groups[-1]) > leading:
+            groups.append([*first])
+            used = start
         groups[-1].append(place)
         used += GAP + widths[place]
     return groups
