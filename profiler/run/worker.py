@@ -6,7 +6,8 @@ the kernel kills this process, and a guard process kills the rest of its process
 
 **Memory limit.** RLIMIT_DATA, not RLIMIT_AS: a CUDA build of PyTorch reserves many times the machine's memory as
 address space. The kernel counts private writable mappings when they are created, not when they are touched, and does
-not count files or shared memory. For those the supervisor watches the resident size and kills the worker.
+not count files or shared memory. For those the supervisor watches the resident size and kills the worker. That is the
+only limit of programs that time themselves: llama.cpp maps half a GiB for the logits of a batch and touches one row.
 
 **No orphans.** The kernel kills the worker itself (``PR_SET_PDEATHSIG``), so the worker cannot clean up; nor could
 one of its threads while C code holds the interpreter lock. Therefore a small process in the worker's group waits for
@@ -101,6 +102,12 @@ def limit_memory(max_bytes: int) -> None:
     mapped, anonymous, resident = (process_bytes(field) for field in ("VmData", "RssAnon", "VmRSS"))
     untouched, files = max(0, mapped - anonymous), resident - anonymous
     _set(max(0, max_bytes - files + untouched))
+
+
+def _limit(case: Case, max_bytes: int | None) -> None:
+    """Apply ``--max-memory`` to this process, unless other programs do the work."""
+    if max_bytes is not None and not backends.find(case.backend).times_itself:
+        limit_memory(max_bytes)
 
 
 def lift_limit() -> None:
@@ -260,8 +267,7 @@ def serve(tasks: Iterator[SentTask], wire: Wire) -> None:
                 failed = quality.prepare(task.case, task.source, effort.quality, wire.beat)
                 session, cost = load(task, max_memory_bytes, wire)
                 wire.send({"type": "loaded", "load": cost.to_json()})
-            if max_memory_bytes is not None:
-                limit_memory(max_memory_bytes)
+            _limit(task.case, max_memory_bytes)
             if effort.agreement is not None:
                 row = agreement_row(session, task, effort.agreement, wire)
             else:
@@ -302,8 +308,7 @@ def load(task: Task, max_memory_bytes: int | None, wire: Wire) -> tuple[Session 
     before = meter_of(task.case)
     before.reset_peak()
     baseline, start = before.peak().process_bytes, before.now()
-    if max_memory_bytes is not None:
-        limit_memory(max_memory_bytes)
+    _limit(task.case, max_memory_bytes)
     session = opened(task.case, task.source, wire.beat)
     seconds, peak = session.meter.now() - start, session.meter.peak()
     memory = Memory(
