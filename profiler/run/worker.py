@@ -47,7 +47,7 @@ from profiler.case import Case, Task
 from profiler.devices import allowance
 from profiler.devices.base import Meter, kind_of
 from profiler.devices.cpu import process_bytes
-from profiler.errors import ProfileError
+from profiler.errors import ProfileError, flat
 from profiler.results.encoding import collector_paused
 from profiler.results.measurement import PHASES, Caution, Measurement, Memory, Outcome, Phase
 from profiler.run import quality
@@ -132,7 +132,7 @@ def one_line(error: BaseException, typed: bool = True) -> str:
     if inner is None or (isinstance(error, ProfileError) and link == "after"):  # its message already says it
         return _text(error, typed, ALONE)
     outer, beneath = _text(error, typed, OUTER), _text(inner, True, INNER)
-    words = " ".join(str(inner).split())
+    words = flat(inner)
     if beneath in outer or (words and words in outer):
         return outer
     return f"{outer.rstrip('.')}; {link} {beneath}"
@@ -167,7 +167,7 @@ def _innermost(error: BaseException) -> tuple[str, BaseException | None]:
 
 
 def _text(error: BaseException, typed: bool, limit: int) -> str:
-    words = " ".join(str(error).split()) or ("" if isinstance(error, ProfileError) else _place(error))
+    words = flat(error) or ("" if isinstance(error, ProfileError) else _place(error))
     notes = " ".join(" ".join(getattr(error, "__notes__", ())).split())
     text = printable(f"{words} ({notes})" if notes else words, limit)
     if not typed or isinstance(error, ProfileError):

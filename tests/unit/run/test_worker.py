@@ -75,7 +75,7 @@ def test_heap_settings_of_the_user_are_kept(name: str) -> None:
         (MemoryError(), "oom", "out of memory in prefill: MemoryError"),
         (OSError(errno.ENOMEM, "no"), "oom", "out of memory in prefill: [Errno 12] no"),
         (OSError(errno.EIO, "lost"), "failed", "prefill failed: OSError: [Errno 5] lost"),
-        (ProfileError("no such file", "look\nthere"), "failed", "no such file look there"),
+        (ProfileError("no such file", "look\nthere"), "failed", "no such file. look there"),
         (ValueError("a\x1b[2J\n  b" + "c" * 9999), "failed", None),
     ],
 )
