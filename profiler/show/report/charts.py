@@ -59,6 +59,7 @@ TICKS = 5  # about so many on an axis
 SYMBOL_WIDTH, LEGEND_LETTERS, LEGEND_LINE = 24.0, 40, 16
 BAR = 0.68  # width of a bar ÷ distance of the bars
 LARGEST, SMALLEST = 2.0, 0.6  # of points whose area says something ÷ usual size
+BELOW_AXIS = 7  # pixels between the axis and the figures below it, where a label may end
 LINE_BOX = 3  # pixels of a line between two boxes that keep labels away
 LABEL_PLACES = (  # of the label of a point: steps to the right and down, and the end of the text that is there
     *((1, 0, "start"), (0.7, 0.7, "start"), (-1, 0, "end"), (-0.7, -0.7, "end")),
@@ -109,7 +110,7 @@ class Mark:
     pale: bool = False
     keys: Keys | None = None
     label: str = ""  # beside a point, where there is room
-    area: float = 1.0  # of a point ÷ that of the largest one
+    area: float | None = None  # of a point ÷ that of the largest one; None: of the usual size
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,11 @@ def curves(marks: Sequence[Mark], x: str, y: str, series: Palette) -> Plot:
 
 
 def stacks(
-    bars: Sequence[tuple[str, Mark]], names: Palette, limit: float | None, ticks: Sequence[tuple[str, Mark]] = ()
+    bars: Sequence[tuple[str, Mark]],
+    names: Palette,
+    x: str,
+    limit: float | None,
+    ticks: Sequence[tuple[str, Mark]] = (),
 ) -> Plot:
     """Bars in GiB by the label of their place, stacked in the given order; ``ticks`` are short lines, ``limit`` is a
     dashed line.
@@ -166,7 +171,7 @@ def stacks(
         marks.append(replace(mark, x=labels.index(label), y=heights[label], base=base))
     marks += [replace(mark, x=labels.index(label), shape="tick") for label, mark in ticks]
     top = max([*(mark.y for mark in marks), limit or 0]) * 1.05
-    across = Axis("context", -0.5, len(labels) - 0.5, ticks=tuple(enumerate(labels)))
+    across = Axis(x, -0.5, len(labels) - 0.5, ticks=tuple(enumerate(labels)))
     lines = () if limit is None else (Polyline(((-0.5, limit), (len(labels) - 0.5, limit)), None, dashed=True),)
     return Plot(across, Axis("GiB", 0, top), names, tuple(marks), lines, zooms=False)
 
@@ -209,7 +214,7 @@ def losses(marks: Sequence[Mark], x: str, y: str, series: Palette) -> Plot:
     first -= nothing
     steps = (1, 2, 5) if last - first - nothing <= 2 else (1,)
     values = [step * 10.0**power for power in range(first + nothing, last + 1) for step in steps]
-    ticks = [(value, f"{value:.4g}") for value in values if value <= 10.0**last]
+    ticks = [(value, f"{value:.10f}".rstrip("0").rstrip(".")) for value in values if value <= 10.0**last]
     ticks = [(10.0**first, "0"), *ticks] if nothing else ticks
     across = Axis(x, 0, max(mark.x for mark in marks) * HEADROOM)
     best = [
@@ -353,18 +358,22 @@ def _mark(plot: Plot, mark: Mark, label: str) -> str:
 
 def _scale(mark: Mark) -> float:
     """The size of a point ÷ that of its shape."""
-    return max(SMALLEST, LARGEST * math.sqrt(mark.area))
+    return 1.0 if mark.area is None else max(SMALLEST, LARGEST * math.sqrt(mark.area))
 
 
 def _labels(plot: Plot) -> list[str]:
-    """The label of each mark, empty if it has none or if there is no room: its figures are also its ``<title>``."""
+    """The label of each mark, empty if it has none or if there is no room: its figures are also its ``<title>``.
+
+    Pale marks come last, because they matter least.
+    """
     taken: list[Box] = []
     for mark in filter(lambda mark: mark.label, plot.marks):
         (x, y), radius = _place(plot, mark.x, mark.y), 4 * _scale(mark)
         taken.append((x - radius, y - radius, x + radius, y + radius))
     if taken:
         taken += [box for line in plot.lines for box in _along(plot, line)]
-    return [_label(plot, mark, taken) if mark.label else "" for mark in plot.marks]
+    drawn = {id(mark): _label(plot, mark, taken) for mark in sorted(plot.marks, key=lambda m: m.pale) if mark.label}
+    return [drawn.get(id(mark), "") for mark in plot.marks]
 
 
 def _along(plot: Plot, line: Polyline) -> list[Box]:
@@ -386,7 +395,7 @@ def _label(plot: Plot, mark: Mark, taken: list[Box]) -> str:
         dx, dy = across * away, down * (away + 4) + 4
         left = x + dx - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
         box = (left, y + dy - 9, left + wide, y + dy + 2)
-        inside = box[0] > 2 and box[2] < WIDTH + RIGHT and box[1] > 0 and box[3] < HEIGHT
+        inside = box[0] > 2 and box[2] < WIDTH + RIGHT and box[1] > 0 and box[3] < HEIGHT + BELOW_AXIS
         if inside and not any(_meet(box, other) for other in taken):
             taken.append(box)
             place = f'x="{dx:.1f}" y="{dy:.1f}" fill="{INK}" text-anchor="{anchor}"'

@@ -9,7 +9,7 @@ one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from profiler.quants.base import DTYPE_BYTES
@@ -26,6 +26,9 @@ PLAIN = ("bf16", *(name for name in DTYPE_BYTES if name != "bf16"), "f16", "f32"
 # A loss that counts as none: three to five times what rounding to bf16 loses (0.0009 to 0.0014 nats in the models of
 # docs/quality.md). It changes the perplexity by about 0.5%.
 LOSSLESS_KL = 0.005
+SMALL_KL = 0.01  # a loss for which nobody runs weights in 32 bits, which decode at half the speed of 16 at best
+IN_32_BITS = ("fp32", "f32")
+WORTH = 1.1  # a faster case is named if it is at least this many times as fast
 MAX_CHARTS = 6
 NO_CHART = "There is no chart, because no two cases whose losses can be compared have comparable decode rates."
 MAX_SAID = 5  # quantizations of a chart that are described in words
@@ -71,9 +74,9 @@ def section(machines: Sequence[MachineRows]) -> Section | None:
     dots += " another case is at least as good as a pale one in speed, memory and loss."
     drawn: list[PageBlock] = [Figures(tuple(most)), muted(dots)] if most else [muted(NO_CHART)]
     words: list[PageBlock] = [Listing(tuple(said))] if said else []
-    scales = [group.scale for _, mine in found for group in mine]
+    every = [group for _, mine in found for group in mine]
     left = [muted(f"{len(figures) - MAX_CHARTS} more charts are left out.")] if len(figures) > MAX_CHARTS else []
-    return Section("quality", TITLE, (*drawn, *left, *words, *blocks, muted(_legend(scales))), SHORT)
+    return Section("quality", TITLE, (*drawn, *left, *words, *blocks, muted(_legend(every))), SHORT)
 
 
 def groups(machine: MachineRows) -> list[LossGroup]:
@@ -182,15 +185,20 @@ def _worst(packed: Sequence[CaseResult], rated: Sequence[CaseResult]) -> str:
 
 def least_loss(best: CaseResult, fast: Sequence[CaseResult], machine: MachineRows) -> CaseResult:
     """The case of ``fast`` that loses least by its divergence, of those that have the scale of ``best``; the fastest
-    if several lose at most ``LOSSLESS_KL``. ``best`` itself if it has no divergence.
+    if several lose at most ``LOSSLESS_KL``, and weights in 32 bits only if all others lose more than ``SMALL_KL``.
+    ``best`` itself if it has no divergence.
     """
     known = known_kl(best, fast, machine)
     candidates = [result for result in fast if series(result) in known]
-    return min(
-        candidates,
-        key=lambda result: (max(known[series(result)].kl or 0.0, LOSSLESS_KL), -(result.decode_tps or 0.0)),
-        default=best,
-    )
+
+    def order(result: CaseResult) -> tuple[float, float]:
+        return max(known[series(result)].kl or 0.0, LOSSLESS_KL), -(result.decode_tps or 0.0)
+
+    chosen = min(candidates, key=order, default=best)
+    if chosen.case.quant not in IN_32_BITS:
+        return chosen
+    smaller = [each for each in candidates if each.case.quant not in IN_32_BITS and order(each)[0] <= SMALL_KL]
+    return min(smaller, key=order, default=chosen)
 
 
 def known_kl(best: CaseResult, others: Iterable[CaseResult], machine: MachineRows) -> dict[Series, CaseResult]:
@@ -223,7 +231,7 @@ def loses_more(model: str, settings: str, best: CaseResult, machine: MachineRows
 
 
 def traded(best: CaseResult, usable: Sequence[CaseResult], machine: MachineRows) -> Iterator[str]:
-    """What the recommended case loses and gains, and what a faster one would lose, in sentences."""
+    """What the recommended case loses and gains, and what faster ones would lose, in sentences."""
     alike = [each for each in usable if size_of(each) == size_of(best)]
     known = known_kl(best, alike, machine)
     mine = known.get(series(best))
@@ -233,12 +241,23 @@ def traded(best: CaseResult, usable: Sequence[CaseResult], machine: MachineRows)
     peers = [each for each in alike if each.model == best.model or series(each) in known]
     base = counterpart(best, peers)
     yield f"{what} and decodes {times(base, best, peers)}." if base is not None else f"{what}."
-    faster = [each for each in alike if series(each) in known and (each.decode_tps or 0) > (best.decode_tps or 0)]
-    if faster:
-        other = max(faster, key=lambda each: each.decode_tps or 0.0)
-        loss = nats(known[series(other)])
+    for other in _faster(best, [each for each in alike if series(each) in known], known):
         ratio = comparison.pair(best.measurement, other.measurement).rates["decode"]
+        loss = nats(known[series(other)])
         yield f"{named(other, peers)} loses {loss} and decodes {ratio_text(ratio, ' as fast')}."
+
+
+def _faster(best: CaseResult, others: Sequence[CaseResult], known: Mapping[Series, CaseResult]) -> list[CaseResult]:
+    """Of the cases that are faster, the one that loses least and the fastest; none that another beats in both."""
+    rates = [(each.decode_tps or 0.0, -(known[series(each)].kl or 0.0), each) for each in others]
+    faster = [(tps, loss, each) for tps, loss, each in rates if tps >= WORTH * (best.decode_tps or 0.0)]
+    unbeaten = [
+        (tps, each)
+        for tps, loss, each in faster
+        if not any(t >= tps and o >= loss and (t, o) != (tps, loss) for t, o, _ in faster)
+    ]
+    ordered = [each for _, each in sorted(unbeaten, key=lambda one: one[0])]
+    return list(dict.fromkeys([*ordered[:1], *ordered[-1:]]))
 
 
 def size_of(result: CaseResult) -> tuple[int, int, int]:
@@ -359,11 +378,14 @@ def _over(scale: KlScale) -> str:
     return f", over {plain(scale.title, 60)} (hash {plain(scale.text, 8)}), from {plain(scale.dtype, 20)}"
 
 
-def _legend(scales: Sequence[KlScale]) -> str:
+def _legend(found: Sequence[LossGroup]) -> str:
     """What the figures are of, and what must not be compared."""
-    texts = dict.fromkeys((plain(scale.title, 60), plain(scale.dtype, 20), sum(scale.tokens)) for scale in scales)
-    of = selection.several([f"the {tokens:,} tokens of {title} from {dtype}" for title, dtype, tokens in texts], 4)
-    differ = quality.apart(scales)
+    texts: dict[tuple[str, str], dict[int, list[str]]] = {}
+    for group in found:
+        of_text = texts.setdefault((plain(group.scale.title, 60), plain(group.scale.dtype, 20)), {})
+        of_text.setdefault(sum(group.scale.tokens), []).append(group.title)
+    of = selection.several([_tokens(title, dtype, counts) for (title, dtype), counts in texts.items()], 4)
+    differ = quality.apart([group.scale for group in found])
     apart = ""
     if differ:
         apart = f" Cases that differ in {selection.joined(differ)} cannot be compared, so they do not share a chart."
@@ -371,3 +393,11 @@ def _legend(scales: Sequence[KlScale]) -> str:
         f"KL divergence: how far predictions are from those of the reference; 0 is no loss. It is the mean over {of},"
         f" with its 95% interval. Top-1: the share of tokens at which both predict the same token first.{apart}"
     )
+
+
+def _tokens(title: str, dtype: str, counts: Mapping[int, Sequence[str]]) -> str:
+    """``the 9,760 tokens of my-texts from fp32``, with the models if their tokenizers count differently."""
+    if len(counts) == 1:
+        return f"the {next(iter(counts)):,} tokens of {title} from {dtype}"
+    each = [f"{tokens:,} for {selection.several(list(dict.fromkeys(names)), 3)}" for tokens, names in counts.items()]
+    return f"the tokens of {title} ({selection.several(each, 4)}) from {dtype}"

@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from profiler.case import Case
-from profiler.show.columns import suffixes
+from profiler.show.columns import OF_GGUF, suffixes
 
 if TYPE_CHECKING:
     from profiler.show.report.selection import CaseGroup
@@ -32,13 +32,25 @@ def tell_models_apart(groups: Sequence[CaseGroup]) -> None:
         for model_id, mine in by_id.items():
             for group in mine if added[model_id] else ():
                 group.names = f"{group.names[0]}{added[model_id]}", group.names[1]
+    # Letters of another size, as in smollm2-135m and SmolLM2-135M-Q8_0.gguf, tell nobody which of two is which.
+    others = {group.names[0].casefold() for group in groups if not group.is_gguf}
+    for group in groups:
+        if group.is_gguf and group.names[0].casefold() in others:
+            group.names = f"{group.names[0]}{OF_GGUF}", group.names[1]
+
+
+def without_kind(model: str) -> str:
+    """The name of a model without what tells its GGUF files from others, for counting models."""
+    return model.removesuffix(OF_GGUF).casefold()
 
 
 def _models_of_files(groups: Iterable[CaseGroup]) -> dict[str, str]:
     """The name of the model, by the ids of GGUF files that are quantizations of one: ``gemma-3-270m`` for its files
     ``gemma-3-270m-Q8_0`` and ``gemma-3-270m-Q4_K_M``.
 
-    Files whose sizes differ, and several of one quantization, keep their own names: they may be of other weights.
+    The name of a single file is shortened, too, because the quantization names its lines anyway, and predicted lines
+    have others. Files whose sizes differ, and several of one quantization, keep their own names: they may be of other
+    weights.
     """
     of_file: dict[str, list[CaseGroup]] = {}
     for group in groups:
@@ -52,7 +64,7 @@ def _models_of_files(groups: Iterable[CaseGroup]) -> dict[str, str]:
     names: dict[str, str] = {}
     for (base, _), model_ids in files.items():
         series = [(*_SERIES(group.case), model_id) for model_id in model_ids for group in of_file[model_id]]
-        if len(model_ids) > 1 and alike[base] == 1 and len(set(series)) == len({each[:-1] for each in series}):
+        if alike[base] == 1 and len(set(series)) == len({each[:-1] for each in series}):
             names |= dict.fromkeys(model_ids, base)
     return names
 

@@ -32,7 +32,7 @@ from profiler.quality import published
 from profiler.quants.base import DTYPE_BYTES
 from profiler.run.request import OF_CHECKPOINTS
 from profiler.show.columns import plain
-from profiler.show.report import charts, selection
+from profiler.show.report import charts, divergence, selection
 from profiler.show.report.blocks import MAX_ROWS, Chart, Figures, Head, PageBlock, Section, Table, muted
 from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import GIB, UNKNOWN, bytes_text, printable, significant
@@ -205,6 +205,8 @@ def section(machines: Sequence[MachineRows], scores: Sequence[Score]) -> Section
             figures.append(_quality(judged, benchmark, at))
         blocks.append(_table(best, benchmark if judged else None, at))
         blocks.append(muted(_said(judged, benchmark, mine, where)))
+        if machine.scored:
+            blocks.append(muted(f"What each quantization loses{where} is in the section {divergence.SHORT}."))
     shown: list[PageBlock] = [Figures(tuple(figures))] if figures else []
     return Section("frontier", TITLE, (*shown, *blocks, *_sources(used)), SHORT)
 
@@ -277,6 +279,7 @@ def _points(rated: Sequence[FrontierCase], best: Sequence[FrontierCase], up: Any
             f"{selection.case(one.result)}: {selection.rate(one.result.decode)} t/s, {bytes_text(one.nbytes)}",
             pale=id(one) not in chosen,
             keys=one.result.keys,
+            label=one.result.group.settings if id(one) in chosen else "",
         )
         for one in rated
     ]
@@ -321,7 +324,7 @@ def _said(judged: Sequence[FrontierCase], benchmark: str, scores: dict[tuple[str
             " score. The chart leaves out quantizations without a score."
         )
     if not scores:
-        why = "there are no scores for these models"
+        why = "there are no published scores of these models"
     elif judged:
         why = f"there is a score only for {judged[0].result.model}"
     else:

@@ -18,6 +18,7 @@ from profiler.results.cautions import cautions
 from profiler.results.measurement import Caution, Measurement, Memory, Phase
 from profiler.results.quality import KlScale
 from profiler.results.stats import MedianRange, Summary
+from profiler.run.choice import bits
 from profiler.show.columns import (
     BASES,
     SETTINGS,
@@ -339,12 +340,20 @@ class _Cases:
         self.results[key] = _result(row, group)
 
     def in_order(self) -> list[CaseResult]:
-        """Results by model and quantization in order of first appearance, then by size."""
+        """Results by model and quantization in order of first appearance, then by size.
+
+        GGUF files are in the order of their names, so those of a model are ordered by their bits, most of them first.
+        """
         by_names: dict[tuple[str, str], list[CaseResult]] = {}
         for result in self.results.values():
             by_names.setdefault(result.group.names, []).append(result)
         models, quants = (dict(zip(dict.fromkeys(names), count())) for names in zip(*by_names, strict=True))
-        ordered = sorted(by_names, key=lambda name: (models[name[0]], quants[name[1]]))
+
+        def place(names: tuple[str, str]) -> tuple[int, int, int]:
+            (model, quant), (first, *_) = names, by_names[names]
+            return models[model], -bits(quant) if first.group.is_gguf else 0, quants[quant]
+
+        ordered = sorted(by_names, key=place)
         return [result for name in ordered for result in sorted(by_names[name], key=_SIZE)]
 
 
@@ -428,6 +437,12 @@ def ranged(summary: Summary | None) -> str:
         return f"{rate(summary)} (measured once)"
     ends = (figure(end, summary.relative_half) for end in (summary.low, summary.high))
     return f"{rate(summary)} ({'–'.join(ends)})"
+
+
+def tps(summary: Summary | None) -> str:
+    """``14.2 (13.8–14.7) t/s``, ``9.0 t/s (measured once)``."""
+    text, once = ranged(summary), " (measured once)"
+    return f"{text.removesuffix(once)} t/s{once if text.endswith(once) else ''}"
 
 
 def case(result: CaseResult) -> str:

@@ -49,7 +49,9 @@
     }
   };
   const chips = (kind, title) => {
-    const names = [...new Set(all(`[data-${kind}]`).map((each) => each.dataset[kind]))];
+    // In the order of the map, which is that of the tables; the picture above it may show some of them only.
+    const named = [...all(`.map [data-${kind}]`), ...all(`[data-${kind}]`)];
+    const names = [...new Set(named.map((each) => each.dataset[kind]))];
     if (names.length < 2) return null;
     const group = make("div", { role: "group", "aria-label": title });
     group.append(make("span", {}, title));

@@ -128,7 +128,8 @@ def _block(block: object, width: int) -> str:
         return _wrapped(block.text, width)
     if isinstance(block, Table):
         alignments = ["right" if column.right else "left" for column in block.columns]
-        return _grid([column.title for column in block.columns], block.rows, alignments, block.caption, width)
+        titles = [column.title for column in block.columns]
+        return _grid(titles, block.rows, alignments, block.caption, width, block.named)
     if isinstance(block, Map):
         rows = [[label, *map(_cell, cells)] for label, cells in block.rows]
         return _grid(
@@ -171,9 +172,14 @@ def _cell(cell: MapCell) -> str:
 
 
 def _grid(
-    titles: Sequence[str], rows: Sequence[Sequence[str]], alignments: Sequence[str], caption: str | None, width: int
+    titles: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    alignments: Sequence[str],
+    caption: str | None,
+    width: int,
+    named: int = 1,
 ) -> str:
-    """A table in which text wraps. Columns that do not fit are put below, together with the first column."""
+    """A table in which text wraps. Columns that do not fit are put below, together with the ``named`` first ones."""
     shown = [list(titles), *map(list, rows[:MAX_ROWS])]
     caps = _caps(shown, alignments, width)
     cells = [
@@ -192,7 +198,7 @@ def _grid(
             colalign=[alignments[place] for place in chosen],
             disable_numparse=True,
         )
-        for chosen in _groups(caps, width)
+        for chosen in _groups(caps, width, named)
     ]
     if len(rows) > MAX_ROWS:
         parts.append(f"and {len(rows) - MAX_ROWS:,} more lines with --html or --md")
@@ -200,7 +206,9 @@ def _grid(
 
 
 def _caps(rows: Sequence[Sequence[str]], alignments: Sequence[str], width: int) -> list[int]:
-    """Widths of columns: text columns share the space that the figures leave, narrow ones first."""
+    """Widths of columns: text columns share the space that the figures leave, narrow ones first; half of the width if
+    the table has to be cut anyway.
+    """
     wanted = [max(1, *map(len, column)) for column in zip(*rows, strict=True)]
     words = sorted(
         (place for place, alignment in enumerate(alignments) if alignment == "left"), key=lambda place: wanted[place]
@@ -210,19 +218,26 @@ def _caps(rows: Sequence[Sequence[str]], alignments: Sequence[str], width: int) 
         - GAP * (len(wanted) - 1)
         - sum(wanted[place] for place, alignment in enumerate(alignments) if alignment != "left")
     )
+    if room < NARROWEST_CELL * len(words):
+        room = width // 2
     for left, place in enumerate(words):
         wanted[place] = min(wanted[place], max(NARROWEST_CELL, room // (len(words) - left)))
         room -= wanted[place]
     return wanted
 
 
-def _groups(widths: Sequence[int], width: int) -> list[list[int]]:
-    """Groups of columns that fit side by side; each group starts with the first column."""
-    groups, used = [[0]], widths[0]
-    for place in range(1, len(widths)):
-        if used + GAP + widths[place] > width and len(groups[-1]) > 1:
-            groups.append([0])
-            used = widths[0]
+def _groups(widths: Sequence[int], width: int, named: int) -> list[list[int]]:
+    """Groups of columns that fit side by side; each group starts with the first ``named`` columns, or with the first
+    one if they leave no room for others.
+    """
+    start = sum(widths[:named]) + GAP * (named - 1)
+    if named > 1 and start + GAP + max(widths[named:], default=0) > width:
+        return _groups(widths, width, 1)
+    groups, used = [list(range(named))], start
+    for place in range(named, len(widths)):
+        if used + GAP + widths[place] > width and len(groups[-1]) > named:
+            groups.append(list(range(named)))
+            used = start
         groups[-1].append(place)
         used += GAP + widths[place]
     return groups
