@@ -121,6 +121,7 @@ class Polyline:
     series: str | None = None
     dashed: bool = False
     keys: Keys | None = None
+    joins: bool = False  # cases of several quantizations, or of several models if it has no keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +196,8 @@ def frontier(marks: Sequence[Mark], x: str, y: str, series: Palette, zero: bool 
     lines = []
     for name in series:
         best = sorted((mark.x, mark.y) for mark in marks if mark.series == name and not mark.pale)
-        lines += [Polyline(tuple(best), name, True, next(m.keys for m in marks if m.series == name))] if best else []
+        keys = next(mark.keys for mark in marks if mark.series == name)
+        lines += [Polyline(tuple(best), name, True, keys, joins=True)] if best else []
     highs, lows = max(mark.y for mark in marks), min(mark.y for mark in marks)
     space = (highs - lows or abs(highs) or 1) * (HEADROOM - 1)
     up = Axis(y, 0 if zero else lows - space, highs * HEADROOM if zero else highs + space)
@@ -222,7 +224,7 @@ def losses(marks: Sequence[Mark], x: str, y: str, series: Palette) -> Plot:
         for mark in sorted(marks, key=lambda mark: (mark.x, mark.y))
         if not any(m.x >= mark.x and m.y <= mark.y and (m.x, m.y) != (mark.x, mark.y) for m in marks)
     ]
-    line = Polyline(tuple((mark.x, mark.y) for mark in best), None, dashed=True)
+    line = Polyline(tuple((mark.x, mark.y) for mark in best), None, dashed=True, joins=True)
     drawn = tuple(mark if mark.y else replace(mark, low=None, high=None) for mark in marks)
     return Plot(
         across, Axis(y, 10.0**first, 10.0**last, True, tuple(ticks)), series, drawn, (line,) * (len(best) > 1)
@@ -325,7 +327,7 @@ def _lines(plot: Plot) -> list[str]:
         path = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in places)
         dash = ' stroke-dasharray="6 4"' if line.dashed else ""
         stroke = INK if line.series is None else _color(plot, line.series)
-        found.append(f'<path d="{path}" stroke="{stroke}" stroke-width="1.8"{dash}{_kept(line.keys)}/>')
+        found.append(f'<path d="{path}" stroke="{stroke}" stroke-width="1.8"{dash}{_of_line(line)}/>')
     for mark in plot.marks:
         if mark.low is not None and mark.high is not None:
             (x, low), (_, high) = _place(plot, mark.x, mark.low), _place(plot, mark.x, mark.high)
@@ -425,6 +427,13 @@ def _kept(keys: Keys | None) -> str:
     if keys is None:
         return ""
     return f' data-model="{_escaped(keys[0])}" data-quant="{_escaped(keys[1])}"'
+
+
+def _of_line(line: Polyline) -> str:
+    """The same for a line. One that joins quantizations is hidden as soon as the reader hides some."""
+    if not line.joins:
+        return _kept(line.keys)
+    return ' data-joins=""' + ("" if line.keys is None else f' data-model="{_escaped(line.keys[0])}"')
 
 
 def _legend(plot: Plot, left: float) -> tuple[str, float]:

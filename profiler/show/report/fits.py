@@ -246,7 +246,7 @@ def _key() -> str:
         "Decode in tokens per second. ~: predicted, and corrected by measured cases that are alike; the range below a"
         " prediction should hold nine cases in ten. Without ~: measured, in bold or in a frame where that can be"
         " shown; those with ? cannot be compared, because they are busy, too noisy or too few, as the table of rates"
-        " says. fits: at least 5% and 512 MiB remain at the peak; tight: less than that; no: it needs more memory than"
-        " there is."
+        " says. fits: at least 5% and 512 MiB remain at the peak; tight: less than that; no: it needs more memory"
+        " than there is."
         f" After the verdict comes what is predicted to limit decode: {limits}."
     )

@@ -45,22 +45,23 @@ def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> S
     ]
     drawn = {panel.model for panel in panels}
     others = [each for machine in machines for each in machine.weighed if each.model not in drawn]
+    divided = {each.model for each in others if parts(each.memory) is not None}
+    undivided = [each for each in others if each.model not in divided]
     blocks: list[PageBlock] = []
     if panels:
-        blocks += [Figures(tuple(panels)), muted(_explained(panels, others))]
-    if others or not panels:
-        models = selection.several(list(dict.fromkeys(each.model for each in others)), 4)
-        undivided = all(parts(each.memory) is None for each in others)
+        blocks += [Figures(tuple(panels)), muted(_explained(panels, bool(divided)))]
+    if undivided or not (panels or divided):
+        models = selection.several(list(dict.fromkeys(each.model for each in undivided)), 4)
         what = f"breakdown of memory for {models}" if panels else "breakdown of memory"
-        blocks += [muted(f"There is no {what}: {_why_undivided(others)}.")] if undivided else []
+        blocks.append(muted(f"There is no {what}: {_why_undivided(undivided)}."))
     blocks += _table(machines)
     return Section("memory", "How much memory does it take?", tuple(blocks))
 
 
-def _explained(panels: Sequence[Chart], others: Sequence[CaseResult]) -> str:
-    """What the charts show, without what none of them has."""
+def _explained(panels: Sequence[Chart], more: bool) -> str:
+    """What the charts show, without what none of them has. ``more``: other models could have a chart, too."""
     marks = [mark for panel in panels for mark in panel.plot.marks]
-    largest = ", for the largest models" if any(parts(each.memory) is not None for each in others) else ""
+    largest = ", for the largest models" if more else ""
     said = [f"Memory at the peak of prefill and decode{largest}."]
     said += ["Full color: measured; pale: predicted."] if any(mark.pale for mark in marks) else []
     said += ["Short line: peak while loading."] if any(mark.shape == "tick" for mark in marks) else []

@@ -43,9 +43,11 @@
   // ---- Filter: by model and by quantization. Rows, bars, marks and charts say which they are about.
   const off = { model: new Set(), quant: new Set() };
   const apply = () => {
-    for (const each of all("[data-model], [data-quant]")) {
-      const hide = off.model.has(each.dataset.model) || off.quant.has(each.dataset.quant);
-      each.toggleAttribute("hidden", hide);
+    for (const each of all("[data-model], [data-quant], [data-joins]")) {
+      const { model, quant, joins } = each.dataset;
+      // A line that joins cases is true of all of them only.
+      const torn = joins !== undefined && (off.quant.size || (model === undefined && off.model.size));
+      each.toggleAttribute("hidden", off.model.has(model) || off.quant.has(quant) || Boolean(torn));
     }
   };
   const chips = (kind, title) => {
