@@ -146,10 +146,16 @@ def quality_cell(measurement: Measurement) -> str:
     if not found:
         return UNKNOWN
     kl = quality.mean_kl(found)
-    if kl.low is None or kl.high is None or not kl.value:
-        return significant(kl.value, UNSPREAD_DIGITS)
+    if kl.low is None or kl.high is None or kl.value < quality.ROUNDING_KL:
+        return kl_text(kl.value)
     half = max(kl.high - kl.value, kl.value - kl.low) / kl.value
     return f"{figure(kl.value, half)}{_half_width(half)}"
+
+
+def kl_text(nats: float) -> str:
+    """``0.021``, ``<0.000001``: a KL divergence without its interval."""
+    rounding = significant(quality.ROUNDING_KL, 1)
+    return f"<{rounding}" if 0 < nats < quality.ROUNDING_KL else significant(nats, UNSPREAD_DIGITS)
 
 
 def reps_cell(measurement: Measurement) -> str:

@@ -28,6 +28,7 @@ from profiler.show.columns import noisy_word
 from profiler.show.report import ceiling, divergence, selection
 from profiler.show.report.blocks import Code, PageBlock, Section, Text, muted
 from profiler.show.report.fits import MapGrid, MapLine
+from profiler.show.report.models import without_kind
 from profiler.show.report.predictions import SAME, Forecast
 from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import bytes_text, seconds_text, significant
@@ -179,7 +180,7 @@ def _opening(
         )
     others = {each.group.settings for each in fast if each.model == best.model}
     which = "the largest measured model that decodes as fast as people read"
-    if len({each.model for each in fast}) == 1:
+    if len({without_kind(each.model) for each in fast}) == 1:
         which = "it decodes as fast as people read"
     elif unsized:
         which = f"the fastest one measured, because the size of {selection.several(unsized, 2)} is not known"

@@ -209,7 +209,7 @@ def losses(marks: Sequence[Mark], x: str, y: str, series: Palette) -> Plot:
 
     The line joins the marks that no other one beats in both.
     """
-    known = [end for mark in marks for end in (mark.low, mark.y, mark.high) if end]
+    known = [end for mark in marks if mark.y for end in (mark.low, mark.y, mark.high) if end]
     first = math.floor(math.log10(min(known, default=0.001)))
     last = max(math.ceil(math.log10(max(known, default=0.001) * HEADROOM)), first + 1)
     nothing = any(mark.y == 0 for mark in marks)

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 
 from profiler.quants.base import DTYPE_BYTES
 from profiler.results import comparison, quality
+from profiler.results.comparison import Ratio
 from profiler.results.quality import Estimate, KlScale
-from profiler.show.columns import figure, plain, ratio_text
+from profiler.show.columns import figure, kl_text, plain, ratio_text
 from profiler.show.report import charts, selection
 from profiler.show.report.blocks import MAX_ROWS, Chart, Figures, Head, Listing, PageBlock, Section, Table, muted
 from profiler.show.report.selection import CaseResult, MachineRows
@@ -115,7 +116,7 @@ def _chart(group: LossGroup, where: str) -> Chart | None:
         marks.append(
             charts.Mark(
                 result.decode_tps or 0.0,
-                kl.value,
+                kl.value if kl.value >= quality.ROUNDING_KL else 0.0,
                 result.engine,
                 f"{selection.case(result)}: {selection.rate(result.decode)} t/s, loses {interval_text(kl)} nats,"
                 f" peak {bytes_text(result.peak_bytes)}",
@@ -155,7 +156,7 @@ def _said(group: LossGroup, where: str) -> str | None:
     said, engine = None, ""
     for result in (packed or shown)[:MAX_SAID]:
         base = counterpart(result, rated)
-        ratio = None if base is None else comparison.pair(base.measurement, result.measurement).rates["decode"]
+        ratio = None if base is None else _ratio(base, result)
         speed = "" if ratio is None or ratio.wide else f"{figure(ratio.value, ratio.relative_half)} ×"
         words = (
             f" and decodes {speed} as fast as {named(base, rated)}" if base is not None and base is not said else ""
@@ -242,15 +243,18 @@ def traded(best: CaseResult, usable: Sequence[CaseResult], machine: MachineRows)
     base = counterpart(best, peers)
     yield f"{what} and decodes {times(base, best, peers)}." if base is not None else f"{what}."
     for other in _faster(best, [each for each in alike if series(each) in known], known):
-        ratio = comparison.pair(best.measurement, other.measurement).rates["decode"]
-        loss = nats(known[series(other)])
+        loss, ratio = nats(known[series(other)]), _ratio(best, other)
         yield f"{named(other, peers)} loses {loss} and decodes {ratio_text(ratio, ' as fast')}."
 
 
 def _faster(best: CaseResult, others: Sequence[CaseResult], known: Mapping[Series, CaseResult]) -> list[CaseResult]:
-    """Of the cases that are faster, the one that loses least and the fastest; none that another beats in both."""
-    rates = [(each.decode_tps or 0.0, -(known[series(each)].kl or 0.0), each) for each in others]
-    faster = [(tps, loss, each) for tps, loss, each in rates if tps >= WORTH * (best.decode_tps or 0.0)]
+    """Of the cases that are certainly faster, the one that loses least and the fastest; none that another beats."""
+    faster = [
+        (each.decode_tps or 0.0, -(known[series(each)].kl or 0.0), each)
+        for each in others
+        if (each.decode_tps or 0.0) >= WORTH * (best.decode_tps or 0.0)
+        and _ratio(best, each).significant is not False
+    ]
     unbeaten = [
         (tps, each)
         for tps, loss, each in faster
@@ -258,6 +262,10 @@ def _faster(best: CaseResult, others: Sequence[CaseResult], known: Mapping[Serie
     ]
     ordered = [each for _, each in sorted(unbeaten, key=lambda one: one[0])]
     return list(dict.fromkeys([*ordered[:1], *ordered[-1:]]))
+
+
+def _ratio(base: CaseResult, result: CaseResult) -> Ratio:
+    return comparison.pair(base.measurement, result.measurement).rates["decode"]
 
 
 def size_of(result: CaseResult) -> tuple[int, int, int]:
@@ -285,7 +293,7 @@ def counterpart(result: CaseResult, others: Iterable[CaseResult]) -> CaseResult 
 
 def times(base: CaseResult, result: CaseResult, others: Sequence[CaseResult]) -> str:
     """``1.9 × as fast as bf16 (1.8–2.0)``; ``others`` as for ``named``."""
-    ratio = comparison.pair(base.measurement, result.measurement).rates["decode"]
+    ratio = _ratio(base, result)
     return ratio_text(ratio, f" as fast as {named(base, others)}")
 
 
@@ -303,14 +311,14 @@ def mean_kl(result: CaseResult) -> Estimate:
 
 def nats(result: CaseResult) -> str:
     """What a case loses: ``0.021 nats``, or ``nothing``."""
-    return f"{significant(result.kl, 2)} nats" if result.kl else "nothing"
+    return f"{kl_text(result.kl)} nats" if result.kl and result.kl >= quality.ROUNDING_KL else "nothing"
 
 
 def interval_text(kl: Estimate) -> str:
     """``0.021 (0.017–0.026)``."""
-    if kl.low is None or kl.high is None or not kl.value:
-        return significant(kl.value, 2)
-    return f"{significant(kl.value, 2)} ({significant(kl.low, 2)}–{significant(kl.high, 2)})"
+    if kl.low is None or kl.high is None or kl.value < quality.ROUNDING_KL:
+        return kl_text(kl.value)
+    return f"{kl_text(kl.value)} ({kl_text(kl.low)}–{kl_text(kl.high)})"
 
 
 def by_kind(result: CaseResult) -> dict[str, float]:
@@ -371,7 +379,7 @@ def _row(result: CaseResult) -> tuple[str, ...]:
 
 
 def _mean(value: float | None) -> str:
-    return UNKNOWN if value is None else significant(value, 2)
+    return UNKNOWN if value is None else kl_text(value)
 
 
 def _over(scale: KlScale) -> str:

@@ -360,6 +360,14 @@ def test_no_loss_at_all_is_at_the_lower_end_of_the_axis():
     assert ">fp32</text>" in drawn and ">nf4</text>" in drawn and ">0</text>" in drawn
 
 
+def test_the_rounding_of_fp32_is_no_loss():
+    section = losses(scored(measured(quant="fp32"), 4e-10), scored(measured(quant="nf4"), 0.3))
+    ((_, plot),) = plots(section)
+    assert plot.y.ticks[0][1] == "0" and plot.y.low >= 0.001
+    (table, kinds) = [block for block in section.blocks if isinstance(block, Table)]
+    assert table.rows[0][1] == "<0.000001" == kinds.rows[0][1]
+
+
 def test_labels_of_points_do_not_overlap():
     """Of points that lie on each other, only one has its label; the figures of all are in the tip."""
     rows = [
