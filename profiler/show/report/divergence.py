@@ -65,9 +65,10 @@ def section(machines: Sequence[MachineRows]) -> Section | None:
     blocks: list[PageBlock] = []
     figures, said = [], []
     several = len(machines) > 1
+    engines = list(dict.fromkeys(result.engine for machine in machines for result in machine.scored))
     for machine, mine in found:
         where = f" · {machine.title}" if several else ""
-        figures += [chart for group in mine if (chart := _chart(group, where)) is not None]
+        figures += [chart for group in mine if (chart := _chart(group, engines, where)) is not None]
         said += [text for group in mine if (text := _said(group, where))]
         blocks += _tables(mine, where)
     most = figures[:MAX_CHARTS]
@@ -103,12 +104,11 @@ def groups(machine: MachineRows) -> list[LossGroup]:
     return found
 
 
-def _chart(group: LossGroup, where: str) -> Chart | None:
-    """Decode rate and loss of a group; None for a single case."""
+def _chart(group: LossGroup, engines: Sequence[str], where: str) -> Chart | None:
+    """Decode rate and loss of a group; None for a single case. ``engines``: those of all charts, by color."""
     rated = group.rated
     if len(rated) < 2:
         return None
-    engines = list(dict.fromkeys(result.engine for result in rated))
     largest = max((result.peak_bytes or 0 for result in rated), default=0) or 1
     marks = []
     for result in rated:
@@ -128,9 +128,9 @@ def _chart(group: LossGroup, where: str) -> Chart | None:
                 area=(result.peak_bytes or 0) / largest,
             )
         )
-    spec = charts.losses(
-        marks, "decode t/s", "KL divergence, nats", dict(zip(engines, range(len(engines)), strict=True))
-    )
+    mine = {result.engine for result in rated}
+    palette = {engine: color for color, engine in enumerate(engines) if engine in mine}
+    spec = charts.losses(marks, "decode t/s", "KL divergence, nats", palette)
     models = {result.model for result in rated}
     title = f"{group.title}: speed and loss in windows of {charts.count_text(group.scale.window)} tokens{where}"
     return Chart(title, spec, next(iter(models)) if len(models) == 1 else "")

@@ -236,7 +236,8 @@ def _predicted(forecast: Forecast, line: MapLine, context: int, batch: int) -> M
         return MapCell(word, "", why, word, False, f"predicted: {found.verdict.reason}, peak {peak}")
     tps = found.decode.tps
     span = f"{significant(tps.low, 2)}–{significant(tps.high, 2)}"
-    title = f"predicted ({tps.basis}): {significant(tps.value, 2)} t/s ({span}), peak {peak}, {found.verdict.reason}"
+    how = f"predicted ({found.decode.seconds.basis_text})"
+    title = f"{how}: {significant(tps.value, 2)} t/s ({span}), peak {peak}, {found.verdict.reason}"
     return MapCell(f"~{significant(tps.value, 2)}", span, f"{word} · {why}", word, False, title)
 
 

@@ -199,10 +199,10 @@ def section(machines: Sequence[MachineRows], scores: Sequence[Score]) -> Section
         at = f"at {charts.count_text(context)} tokens{where}"
         judged = [one for one in rated if one.quality is not None]
         best = _by_model(rated)
-        figures.append(_memory(rated, best, at))
+        figures.append(_memory(rated, best, machine.models, at))
         if len({one.result.model for one in judged}) >= ENOUGH:
             used |= dict.fromkeys(mine.values())
-            figures.append(_quality(judged, benchmark, at))
+            figures.append(_quality(judged, benchmark, machine.models, at))
         blocks.append(_table(best, benchmark if judged else None, at))
         blocks.append(muted(_said(judged, benchmark, mine, where)))
         if machine.scored:
@@ -250,16 +250,16 @@ def _unbeaten(rated: Sequence[FrontierCase], judged: bool) -> list[FrontierCase]
     return [one for one in ordered if not any(one.beaten_by(other, judged) for other in ordered)]
 
 
-def _memory(rated: Sequence[FrontierCase], best: Sequence[FrontierCase], at: str) -> Chart:
+def _memory(rated: Sequence[FrontierCase], best: Sequence[FrontierCase], models: Sequence[str], at: str) -> Chart:
     points = _points(_drawn(rated, best), best, lambda one: one.nbytes / GIB)
-    spec = charts.frontier(points, "decode t/s", "peak, GiB", _models(points))
+    spec = charts.frontier(points, "decode t/s", "peak, GiB", _palette(points, models))
     return Chart(f"Speed and memory {at}", spec)
 
 
-def _quality(judged: Sequence[FrontierCase], benchmark: str, at: str) -> Chart:
+def _quality(judged: Sequence[FrontierCase], benchmark: str, models: Sequence[str], at: str) -> Chart:
     best = _unbeaten(judged, True)
     points = _points(_drawn(judged, best), best, lambda one: one.quality)
-    spec = charts.frontier(points, "decode t/s", benchmark, _models(points), zero=False)
+    spec = charts.frontier(points, "decode t/s", benchmark, _palette(points, models), zero=False)
     return Chart(f"Speed and quality {at}", spec)
 
 
@@ -285,9 +285,10 @@ def _points(rated: Sequence[FrontierCase], best: Sequence[FrontierCase], up: Any
     ]
 
 
-def _models(points: Sequence[charts.Mark]) -> dict[str, int]:
-    names = dict.fromkeys(point.series for point in points)
-    return {name: place for place, name in enumerate(names)}
+def _palette(points: Sequence[charts.Mark], models: Sequence[str]) -> dict[str, int]:
+    """The color of each model, the same in both charts."""
+    drawn = {point.series for point in points}
+    return {model: color for color, model in enumerate(models) if model in drawn}
 
 
 def _table(best: Sequence[FrontierCase], benchmark: str | None, at: str) -> Table:
