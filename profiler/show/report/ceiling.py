@@ -143,19 +143,24 @@ def _roofline(machine: MachineRows, forecast: Forecast, where: str) -> Chart | s
             " takes a minute"
         )
     known = [result for result in machine.at.get(machine.batch, ()) if result.model in forecast.shapes]
-    points = [point for result in _spread_out(known) for point in _points(result, forecast)]
+    shown = _spread_out(known)
+    # Two of more series than there are colors would look alike.
+    by_model = len({result.series for result in shown}) > len(charts.SERIES)
+    points = [point for result in shown for point in _points(result, forecast, by_model)]
     if not points:
         return "FLOPs and bytes are known only for models whose shapes are stored or in the catalog"
     bytes_s = on.ceiling_bytes_s
     dtypes = {result.case.dtype for result in known} & DTYPE_BYTES.keys() or {PLAIN_DTYPE}
     flop_s = max(flops_ceiling(on, dtype, dtype, in_int8=False) for dtype in dtypes)
-    series = machine.palette(dict.fromkeys(point.series for point in points))
+    names = dict.fromkeys(point.series for point in points)
+    series = {name: color for color, name in enumerate(names)} if by_model else machine.palette(names)
     basis = "calibrated" if on.target.ceilings else "quick" if on.target.quick else "data sheet"
     title = f"Roofline, {BASES[basis]}: {charts.rates_text(bytes_s, flop_s)}{where}"
     return Chart(title, charts.roofline(points, bytes_s, flop_s, series))
 
 
-def _points(result: CaseResult, forecast: Forecast) -> list[charts.Mark]:
+def _points(result: CaseResult, forecast: Forecast, by_model: bool) -> list[charts.Mark]:
+    """Prefill and decode of a case, in the color of its model or of its series."""
     needed = forecast.needed(result)
     points = []
     for (nbytes, flops), phase in zip(needed or (), PHASES, strict=False):
@@ -166,7 +171,8 @@ def _points(result: CaseResult, forecast: Forecast) -> list[charts.Mark]:
         where = f"{significant(speed / 1e9)} GFLOP/s at {significant(flops / nbytes)} FLOP per byte"
         said = f"{selection.case(result)}, {phase}: {where}"
         shape = "square" if phase == "prefill" else "circle"
-        points.append(charts.Mark(flops / nbytes, speed, result.series, said, shape=shape, keys=result.keys))
+        name = result.model if by_model else result.series
+        points.append(charts.Mark(flops / nbytes, speed, name, said, shape=shape, keys=result.keys))
     return points
 
 

@@ -54,16 +54,17 @@ Keys = tuple[str, str]  # model and quantization, by which a reader filters
 
 WIDTH, HEIGHT = 320, 190  # of the plot without axes, in pixels
 ABOVE, BELOW, RIGHT, LETTER = 22, 36, 16, 6.2  # pixels around the plot; the width of a letter at 11 px
+WIDE_LETTER = 7.0  # in wide fonts: labels within the plot must not touch
 HEADROOM = 1.15  # upper end of an axis ÷ its highest figure
 TICKS = 5  # about so many on an axis
 SYMBOL_WIDTH, LEGEND_LETTERS, LEGEND_LINE = 24.0, 40, 16
 BAR = 0.68  # width of a bar ÷ distance of the bars
 LARGEST, SMALLEST = 2.0, 0.6  # of points whose area says something ÷ usual size
-BELOW_AXIS = 7  # pixels between the axis and the figures below it, where a label may end
 LINE_BOX = 3  # pixels of a line between two boxes that keep labels away
 LABEL_PLACES = (  # of the label of a point: steps to the right and down, and the end of the text that is there
     *((1, 0, "start"), (0.7, 0.7, "start"), (-1, 0, "end"), (-0.7, -0.7, "end")),
     *((0, 1, "middle"), (0, -1, "middle"), (0.7, -0.7, "start"), (-0.7, 0.7, "end")),
+    *((-0.1, -1.3, "end"), (0.1, -1.3, "start")),  # where a steep line begins
 )
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 SHAPES = {
@@ -369,7 +370,7 @@ def _labels(plot: Plot) -> list[str]:
     Pale marks come last, because they matter least.
     """
     taken: list[Box] = []
-    for mark in filter(lambda mark: mark.label, plot.marks):
+    for mark in plot.marks if any(mark.label for mark in plot.marks) else ():
         (x, y), radius = _place(plot, mark.x, mark.y), 4 * _scale(mark)
         taken.append((x - radius, y - radius, x + radius, y + radius))
     if taken:
@@ -392,12 +393,12 @@ def _along(plot: Plot, line: Polyline) -> list[Box]:
 
 def _label(plot: Plot, mark: Mark, taken: list[Box]) -> str:
     """The label of a mark at the first of ``LABEL_PLACES`` that is free, and then ``taken``."""
-    (x, y), away, wide = _place(plot, mark.x, mark.y), 4 * _scale(mark) + 4, len(mark.label) * LETTER
+    (x, y), away, wide = _place(plot, mark.x, mark.y), 4 * _scale(mark) + 4, len(mark.label) * WIDE_LETTER
     for across, down, anchor in LABEL_PLACES:
         dx, dy = across * away, down * (away + 4) + 4
         left = x + dx - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
-        box = (left, y + dy - 9, left + wide, y + dy + 2)
-        inside = box[0] > 2 and box[2] < WIDTH + RIGHT and box[1] > 0 and box[3] < HEIGHT + BELOW_AXIS
+        box = (left - 2, y + dy - 9, left + wide + 2, y + dy + 2)
+        inside = box[0] > 2 and box[2] < WIDTH + RIGHT and box[1] > 0 and box[3] < HEIGHT
         if inside and not any(_meet(box, other) for other in taken):
             taken.append(box)
             place = f'x="{dx:.1f}" y="{dy:.1f}" fill="{INK}" text-anchor="{anchor}"'

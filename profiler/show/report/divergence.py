@@ -136,21 +136,25 @@ def _chart(group: LossGroup, engines: Sequence[str], where: str) -> Chart | None
     return Chart(title, spec, next(iter(models)) if len(models) == 1 else "")
 
 
-def _beats(other: CaseResult, result: CaseResult) -> bool:
-    """Whether ``other`` is better in speed, memory or loss and worse in none, in a case of the same size."""
+def _beats(other: CaseResult, result: CaseResult, memory: bool = True) -> bool:
+    """Whether ``other`` is better in speed, loss or ``memory`` and worse in none, in a case of the same size."""
     if size_of(other) != size_of(result):
         return False
-    mine = (result.decode_tps or 0.0, -(result.kl or 0.0), -(result.peak_bytes or math.inf))
-    theirs = (other.decode_tps or 0.0, -(other.kl or 0.0), -(other.peak_bytes or math.inf))
+    mine, theirs = (
+        (each.decode_tps or 0.0, -(each.kl or 0.0), -(each.peak_bytes or math.inf) if memory else 0.0)
+        for each in (result, other)
+    )
     return mine != theirs and all(b >= a for a, b in zip(mine, theirs, strict=True))
 
 
 def _said(group: LossGroup, where: str) -> str | None:
-    """The quantized cases on the frontier in words, the least loss first, and the kinds of text that lose most."""
+    """The quantized cases that no other beats in speed and loss in words, the least loss first, and the kinds of text
+    that lose most.
+    """
     rated = group.rated
     if len(rated) < 2:
         return None
-    shown = [result for result in rated if not any(_beats(other, result) for other in rated)]
+    shown = [each for each in rated if not any(_beats(other, each, memory=False) for other in rated)]
     packed = [result for result in shown if result.case.quant not in PLAIN]
     parts: list[str] = []
     said, engine = None, ""

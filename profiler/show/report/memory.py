@@ -51,9 +51,8 @@ def section(machines: Sequence[MachineRows], forecasts: Sequence[Forecast]) -> S
     if panels:
         blocks += [Figures(tuple(panels)), muted(_explained(panels, bool(divided)))]
     if undivided or not (panels or divided):
-        models = selection.several(list(dict.fromkeys(each.model for each in undivided)), 4)
-        what = f"breakdown of memory for {models}" if panels else "breakdown of memory"
-        blocks.append(muted(f"There is no {what}: {_why_undivided(undivided)}."))
+        of = f" for {selection.several(list(dict.fromkeys(each.model for each in undivided)), 4)}" if panels else ""
+        blocks.append(muted(f"There is no breakdown of memory{of}: {_why_undivided(undivided)}."))
     blocks += _table(machines)
     return Section("memory", "How much memory does it take?", tuple(blocks))
 

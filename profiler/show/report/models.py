@@ -33,9 +33,11 @@ def tell_models_apart(groups: Sequence[CaseGroup]) -> None:
             for group in mine if added[model_id] else ():
                 group.names = f"{group.names[0]}{added[model_id]}", group.names[1]
     # Letters of another size, as in smollm2-135m and SmolLM2-135M-Q8_0.gguf, tell nobody which of two is which.
-    others = {group.names[0].casefold() for group in groups if not group.is_gguf}
+    # A server of a file has its id.
+    files = {group.case.model_id for group in groups if group.is_gguf}
+    others = {group.names[0].casefold() for group in groups if group.case.model_id not in files}
     for group in groups:
-        if group.is_gguf and group.names[0].casefold() in others:
+        if group.case.model_id in files and group.names[0].casefold() in others:
             group.names = f"{group.names[0]}{OF_GGUF}", group.names[1]
 
 

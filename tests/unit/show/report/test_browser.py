@@ -105,7 +105,7 @@ async def labels_belong_to_their_marks(tab: Tab) -> None:
     assert await tab.value(place) != whole
     await tab.click("#quality .tools button:nth-child(3)")
     assert await tab.value(place) == whole
-    joins = "document.querySelectorAll('#quality svg [data-joins]:not([hidden])').length"
+    joins = "document.querySelectorAll('#frontier svg [data-joins]:not([hidden])').length"
     assert await tab.value(joins) > 0
     await tab.click("#filter div:nth-child(2) button:nth-of-type(2)")  # nf4 alone
     assert await tab.value(joins) == 0
