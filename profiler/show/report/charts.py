@@ -375,7 +375,9 @@ def _labels(plot: Plot) -> list[str]:
         taken.append((x - radius, y - radius, x + radius, y + radius))
     if taken:
         taken += [box for line in plot.lines for box in _along(plot, line)]
-    drawn = {id(mark): _label(plot, mark, taken) for mark in sorted(plot.marks, key=lambda m: m.pale) if mark.label}
+    places = [(mark, _place(plot, mark.x, mark.y)) for mark in plot.marks]
+    named = sorted((mark for mark in plot.marks if mark.label), key=lambda mark: mark.pale)
+    drawn = {id(mark): _label(plot, mark, taken, places) for mark in named}
     return [drawn.get(id(mark), "") for mark in plot.marks]
 
 
@@ -391,19 +393,29 @@ def _along(plot: Plot, line: Polyline) -> list[Box]:
     return found
 
 
-def _label(plot: Plot, mark: Mark, taken: list[Box]) -> str:
-    """The label of a mark at the first of ``LABEL_PLACES`` that is free, and then ``taken``."""
+def _label(plot: Plot, mark: Mark, taken: list[Box], places: Sequence[tuple[Mark, tuple[float, float]]]) -> str:
+    """The label of a mark at the first of ``LABEL_PLACES`` that is free, and then ``taken``, and that is nearer to it
+    than to any other of the marks, whose ``places`` are given.
+    """
     (x, y), away, wide = _place(plot, mark.x, mark.y), 4 * _scale(mark) + 4, len(mark.label) * WIDE_LETTER
     for across, down, anchor in LABEL_PLACES:
         dx, dy = across * away, down * (away + 4) + 4
         left = x + dx - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
-        box = (left - 2, y + dy - 9, left + wide + 2, y + dy + 2)
+        box = (left, y + dy - 9, left + wide, y + dy + 2)
         inside = box[0] > 2 and box[2] < WIDTH + RIGHT and box[1] > 0 and box[3] < HEIGHT
-        if inside and not any(_meet(box, other) for other in taken):
+        apart = not any(_meet(box, other) for other in taken)
+        own = _gap(box, (x, y))
+        if inside and apart and all(mark is other or _gap(box, at) > own for other, at in places):
             taken.append(box)
             place = f'x="{dx:.1f}" y="{dy:.1f}" fill="{INK}" text-anchor="{anchor}"'
             return f"<text {place}>{_escaped(mark.label)}</text>"
     return ""
+
+
+def _gap(box: Box, place: tuple[float, float]) -> float:
+    """The distance of a place from a box, in pixels."""
+    (left, upper, right, lower), (x, y) = box, place
+    return math.hypot(max(left - x, 0, x - right), max(upper - y, 0, y - lower))
 
 
 def _meet(a: Box, b: Box) -> bool:

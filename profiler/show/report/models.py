@@ -1,19 +1,39 @@
-"""The names of the models of a report: one for all GGUF files of a model, and different ones for different models."""
+"""The models of a report: what rows share, one name for all GGUF files of a model, and different ones for others."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING
 
 from profiler.case import Case
-from profiler.show.columns import OF_GGUF, suffixes
-
-if TYPE_CHECKING:
-    from profiler.show.report.selection import CaseGroup
+from profiler.show.columns import OF_GGUF, plain, suffixes
 
 _SERIES = attrgetter("quant", "weights", "dtype", "device", "backend", "path", "fill", "options", "threads")
+
+
+@dataclass(slots=True, eq=False)
+class CaseGroup:
+    """What rows of one machine share that differ only in context, batch and fields that no report shows.
+
+    A row refers to its group, but a group not to its rows: 100,000 of them in reference cycles would keep Python's
+    garbage collector busy for half a second.
+    """
+
+    case: Case  # that of one row
+    names: tuple[str, str]  # model and quantization, as stored
+    parameters: int | None = None  # of the weights' files
+    is_gguf: bool = False
+    model: str = ""  # printable
+    series: str = ""  # the quantization, and settings that distinguish the group from others of its model
+    settings: str = ""  # the same without the prompt, which is not a setting
+    beside: str = ""  # the same without the engine
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        """The model and the quantization by which a reader filters."""
+        return self.model, plain(self.case.quant, 60)
 
 
 def tell_models_apart(groups: Sequence[CaseGroup]) -> None:

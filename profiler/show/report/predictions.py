@@ -35,7 +35,8 @@ from profiler.models import families, hub
 from profiler.models.geometry import CacheBytes, Geometry
 from profiler.quants.base import DTYPE_BYTES
 from profiler.show.columns import plain
-from profiler.show.report.selection import CaseGroup, CaseResult, MachineRows
+from profiler.show.report.models import CaseGroup
+from profiler.show.report.selection import CaseResult, MachineRows
 
 Configs = Mapping[str, Mapping[str, Any]]  # the config of a model by its id, as a run stores it
 

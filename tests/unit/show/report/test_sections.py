@@ -449,7 +449,7 @@ def test_threads_tell_rows_apart_and_steps_only_where_they_do():
     rows = [measured(threads=1), measured(), measured(quant="nf4", steps=16), measured(quant="nf4", steps=32)]
     (machine,) = machines([*rows, measured(quant="int8", steps=64)])
     found = [result.series for result in machine.results]
-    assert found == ["bf16 threads=1", "bf16", "nf4 16 steps", "nf4 32 steps", "int8"]
+    assert found == ["bf16 threads=1", "bf16", "int8", "nf4 16 steps", "nf4 32 steps"]
 
 
 def test_what_is_drawn_and_listed_of_many_rows_is_limited_and_the_page_says_so():
@@ -472,7 +472,7 @@ def test_rows_of_a_model_come_together_in_the_order_of_their_size():
             for at, batch in sizes for model, quant in (("b", "nf4"), ("a", "nf4"), ("b", "bf16"))]  # fmt: skip
     (machine,) = machines(rows)
     found = [(result.model, result.case.quant, result.case.context, result.case.batch) for result in machine.ok]
-    names = [("b", "nf4"), ("b", "bf16"), ("a", "nf4")]
+    names = [("b", "bf16"), ("b", "nf4"), ("a", "nf4")]
     assert found == [(*name, *size) for name in names for size in sorted(sizes)]
     assert [(group.model, len(mine)) for group, mine in machine.groups.items()] == [("b", 4), ("b", 4), ("a", 4)]
     assert {result.case.batch for result in machine.fewest} == {1}
