@@ -40,7 +40,6 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     caption: str | None = None
     keys: tuple[Keys | None, ...] = ()  # of each row; empty: of none
-    named: int = 1  # so many columns name a row, and are repeated where a table is cut in two
 
 
 @dataclass(frozen=True, slots=True)

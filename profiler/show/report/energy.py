@@ -70,4 +70,4 @@ def _tables(known: Sequence[tuple[MachineRows, CaseResult, Joules]], several: bo
         )
         if rows:
             machine = (Head("machine", right=False),) if several else ()
-            yield Table((*machine, Head("case", right=False), *map(Head, heads)), rows, named=1 + several)
+            yield Table((*machine, Head("case", right=False), *map(Head, heads)), rows)

@@ -81,7 +81,9 @@ def _models_of_files(groups: Iterable[CaseGroup]) -> dict[str, str]:
     for model_id, mine in of_file.items():
         base = next((found for group in mine if group.is_gguf and (found := _without_quant(group.case))), None)
         if base is not None:
-            files.setdefault((base, mine[0].parameters), []).append(model_id)
+            # A server states no parameters of a file that it runs.
+            parameters = next((group.parameters for group in mine if group.parameters), None)
+            files.setdefault((base, parameters), []).append(model_id)
     alike = Counter(base for base, _ in files)
     names: dict[str, str] = {}
     for (base, _), model_ids in files.items():

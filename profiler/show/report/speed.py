@@ -195,7 +195,6 @@ def _engines(machine: MachineRows, several: bool) -> list[PageBlock]:
             tuple(map(_of_engine, results[:MAX_ROWS])),
             f"{model} in several engines{where}: decode of one sequence, and its share of the ceiling",
             tuple(result.keys for result in results[:MAX_ROWS]),
-            named=3,
         )
         for model, results in models.items()
     ]
@@ -236,7 +235,7 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
         *map(Head, ("context", "batch", "prefill t/s", "decode t/s", "TTFT", "ms/token", "reps")),
     )
     keys = tuple(result.keys for _, result in found)
-    blocks: list[PageBlock] = [Table(columns, rows, "All measured rates", keys, named=4 + several)]
+    blocks: list[PageBlock] = [Table(columns, rows, "All measured rates", keys)]
     if count > MAX_ROWS:
         blocks.append(
             muted(f"Only {MAX_ROWS} of {count:,} measured cases are shown; profile runs show RUN -o csv has all.")

@@ -63,4 +63,4 @@ def _table(name: str, found: Sequence[CaseResult], scores: Sequence[Scores]) -> 
     count = max(each["all"].answered + each["all"].failed for each in scores)
     columns = tuple(Head(head, right=head not in ("model", "setting")) for head in heads)
     keys = tuple(result.keys for result in found)
-    return Table(columns, rows, f"{name}: {count} tasks with exact checkers", keys, named=2)
+    return Table(columns, rows, f"{name}: {count} tasks with exact checkers", keys)

@@ -36,6 +36,7 @@ NARROWEST = 40
 MAX_ROWS = 16  # rows of a table in the report, so that it fits on a screen
 NARROWEST_CELL = 16  # of text; figures are never wrapped
 GAP = 2  # columns between cells
+MOST_LEADING = 2 / 3  # of the width, for the columns that tell rows apart
 MIN_BLOCKS, MAX_BLOCKS = 8, 30  # characters of a bar
 
 
@@ -62,7 +63,7 @@ def render(
         lines += _wrap(plain(group[0].case.model) or "(no name)", width, "")
         lines += body[: len(group)]
         body = body[len(group) :]
-    meaning = legend(grouped)
+    meaning = legend(grouped, titles)
     lines += ["", *_wrap(meaning, width, "")] if meaning else []
     total = rows_of_models(grouped)
     for note in found_notes:
@@ -128,8 +129,7 @@ def _block(block: object, width: int) -> str:
         return _wrapped(block.text, width)
     if isinstance(block, Table):
         alignments = ["right" if column.right else "left" for column in block.columns]
-        titles = [column.title for column in block.columns]
-        return _grid(titles, block.rows, alignments, block.caption, width, block.named)
+        return _grid([column.title for column in block.columns], block.rows, alignments, block.caption, width)
     if isinstance(block, Map):
         rows = [[label, *map(_cell, cells)] for label, cells in block.rows]
         return _grid(
@@ -172,14 +172,9 @@ def _cell(cell: MapCell) -> str:
 
 
 def _grid(
-    titles: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    alignments: Sequence[str],
-    caption: str | None,
-    width: int,
-    named: int = 1,
+    titles: Sequence[str], rows: Sequence[Sequence[str]], alignments: Sequence[str], caption: str | None, width: int
 ) -> str:
-    """A table in which text wraps. Columns that do not fit are put below, together with the ``named`` first ones."""
+    """A table in which text wraps. Columns that do not fit are put below, together with those that tell rows apart."""
     shown = [list(titles), *map(list, rows[:MAX_ROWS])]
     caps = _caps(shown, alignments, width)
     cells = [
@@ -198,7 +193,7 @@ def _grid(
             colalign=[alignments[place] for place in chosen],
             disable_numparse=True,
         )
-        for chosen in _groups(caps, width, named)
+        for chosen in _groups(caps, width, _leading(shown, caps, width))
     ]
     if len(rows) > MAX_ROWS:
         parts.append(f"and {len(rows) - MAX_ROWS:,} more lines with --html or --md")
@@ -226,17 +221,23 @@ def _caps(rows: Sequence[Sequence[str]], alignments: Sequence[str], width: int) 
     return wanted
 
 
-def _groups(widths: Sequence[int], width: int, named: int) -> list[list[int]]:
-    """Groups of columns that fit side by side; each group starts with the first ``named`` columns, or with the first
-    one if they leave no room for others.
-    """
-    start = sum(widths[:named]) + GAP * (named - 1)
-    if named > 1 and start + GAP + max(widths[named:], default=0) > width:
-        return _groups(widths, width, 1)
-    groups, used = [list(range(named))], start
-    for place in range(named, len(widths)):
-        if used + GAP + widths[place] > width and len(groups[-1]) > named:
-            groups.append(list(range(named)))
+def _leading(rows: Sequence[Sequence[str]], widths: Sequence[int], width: int) -> int:
+    """How many of the first columns tell the rows apart; 1 if they would leave little room for others."""
+    for count in range(1, len(widths)):
+        if sum(widths[:count]) + GAP * count > MOST_LEADING * width:
+            break
+        if len({tuple(row[:count]) for row in rows}) == len(rows):
+            return count
+    return 1
+
+
+def _groups(widths: Sequence[int], width: int, leading: int) -> list[list[int]]:
+    """Groups of columns that fit side by side; each group starts with the ``leading`` first columns."""
+    first, start = list(range(leading)), sum(widths[:leading]) + GAP * (leading - 1)
+    groups, used = [[*first]], start
+    for place in range(leading, len(widths)):
+        if used + GAP + widths[place] > width and len(groups[-1]) > leading:
+            groups.append([*first])
             used = start
         groups[-1].append(place)
         used += GAP + widths[place]

@@ -117,7 +117,9 @@ def test_gguf_files_of_one_model_are_one_model_beside_its_folder() -> None:
     (machine,) = machines(files)
     assert [group.series for group in machine.groups] == ["f16", "q8_0", "q4_k_m"]  # most bits first
     assert _models(*files, measured(model="tiny", model_id="folder")) == ["tiny (GGUF)", "tiny"]
-    assert _models(files[0], served(model="tiny-Q8_0", model_id="a", quant="q8_0"), files[1]) == ["tiny"]
+    by_server = served(model="tiny-Q8_0", model_id="a", quant="q8_0")
+    for rows in ((files[0], by_server, files[1]), (by_server, *files[:2])):
+        assert _models(*rows) == ["tiny"]
     large = [replace(each, case=replace(each.case, model=each.case.model.title())) for each in files]
     assert _models(*large, measured(model="tiny", model_id="folder")) == ["Tiny (GGUF)", "tiny"]
     assert _models(files[0]) == ["tiny"]  # its line is tiny · q8_0
