@@ -405,7 +405,7 @@ def _label(plot: Plot, mark: Mark, taken: list[Box], places: Sequence[tuple[Mark
         inside = box[0] > 2 and box[2] < WIDTH + RIGHT and box[1] > 0 and box[3] < HEIGHT
         apart = not any(_meet(box, other) for other in taken)
         own = _gap(box, (x, y))
-        if inside and apart and all(mark is other or _gap(box, at) > own for other, at in places):
+        if inside and apart and all(mark is other or _gap(box, at) >= own for other, at in places):
             taken.append(box)
             place = f'x="{dx:.1f}" y="{dy:.1f}" fill="{INK}" text-anchor="{anchor}"'
             return f"<text {place}>{_escaped(mark.label)}</text>"
