@@ -263,6 +263,17 @@ class DecodeState:
         self.write.add_(1)
         self._place()
 
+    @torch.inference_mode()
+    def skip(self, steps: int) -> None:
+        """Advance every position by ``steps`` without computing a token: the skipped slots keep what they hold.
+
+        Raises ProfileError if they do not fit, as ``claim``.
+        """
+        self.claim(steps)
+        self.position.add_(steps)
+        self.write.add_(steps)
+        self._place()
+
     def tensors(self) -> list[torch.Tensor]:
         """Every tensor that a step writes."""
         own = [self.token, self.position, self.write, self.out, *self.slot_of.values()]

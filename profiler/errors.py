@@ -30,6 +30,12 @@ class ProfileError(Exception):
         return f"{self.message}\n  {self.hint}" if self.hint else self.message
 
 
+def flat(error: BaseException) -> str:
+    """The message of an error in one line, in which a hint is a sentence of its own."""
+    hinted = isinstance(error, ProfileError) and error.hint
+    return " ".join((f"{error.message.rstrip('.')}. {error.hint}" if hinted else str(error)).split())
+
+
 class NotFound(ProfileError):
     """An unknown name. The message lists the known ones, the nearest first."""
 

@@ -83,6 +83,9 @@ class Generation(Protocol):
         device.
         """
 
+    def skip(self, steps: int) -> None:
+        """Bring a cache of a fixed size to its state after ``steps`` more decode steps, whatever their tokens."""
+
     def cache(self) -> CacheState:
         """Length and memory of the cache now."""
 

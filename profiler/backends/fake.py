@@ -213,6 +213,9 @@ class FakeGeneration:
         self._become(self.length + 1, keep_tokens=True)
         self.tokens.append([self.random.randrange(32_000) for _ in range(self.case.batch)])
 
+    def skip(self, steps: int) -> None:
+        self._become(self.length + steps)
+
     def cache(self) -> CacheState:
         held = self._bytes(self.length)
         growing, window = (held, 0) if self.script.window is None else (0, held)

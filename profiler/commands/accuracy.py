@@ -21,6 +21,7 @@ from profiler.results import stats
 from profiler.results.measurement import Measurement, Phase
 from profiler.results.store import Store
 from profiler.show import output as show_output
+from profiler.show.settings import SETTINGS, differing
 from profiler.units import UNKNOWN, bytes_text, printable, rate_text
 
 WORDS = {
@@ -56,7 +57,7 @@ def accuracy(run: str | None, store: Path | None, output: str) -> int:
     found = sorted(with_learned(rows(measured), measured), key=lambda row: -abs(row["error"]))
     if not found:
         say("no stored row has a prediction")
-    text = render(found, output)
+    text = render(found, output, differing(measured))
     if text:  # printing "" would write a byte order mark in UTF-16
         click.echo(text, nl=False)
     lines = summary(found)
@@ -64,18 +65,18 @@ def accuracy(run: str | None, store: Path | None, output: str) -> int:
     if left_out:
         speeds = "1 speed is" if left_out == 1 else f"{left_out} speeds are"
         lines.append(f"{speeds} left out because other processes disturbed the measurement")
-    for line in show_output.wrapped(lines, console.width()):
+    for line in show_output.folded(lines, console.width()):
         click.echo(line, err=output != "table")
     return 0
 
 
-def render(found: Sequence[dict[str, Any]], output: str) -> str:
-    """The rows in a format of ``output.FORMATS``."""
+def render(found: Sequence[dict[str, Any]], output: str, settings: Mapping[str, str] | None = None) -> str:
+    """The rows in a format of ``output.FORMATS``; a table has ``settings`` by key, if there are any."""
     several = len({row["machine"] for row in found}) > 1
     taught = any(row.get("learned_error") is not None for row in found)
-    same_batch = len({row["batch"] for row in found}) <= 1
-    drop = (*DROPPED, *["batch"] * same_batch, "predicted")  # which the measurement and the error imply
-    return show_output.render(found, lambda row: _cells(row, several, taught), output, drop)
+    same = [name for name in ("batch", "context", "quant") if len({row[name] for row in found}) <= 1]
+    drop = (*DROPPED, *same, "predicted", "measured", SETTINGS)  # the error says the most
+    return show_output.render(found, lambda row: _cells(row, several, taught, settings), output, drop)
 
 
 def rows(measured: Iterable[Measurement]) -> list[dict[str, Any]]:
@@ -185,13 +186,16 @@ def measured_value(measurement: Measurement, figure: str) -> float | None:
     return rate.median if rate else None
 
 
-def _cells(row: show_output.JsonRow, several: bool, taught: bool = False) -> dict[str, str]:
+def _cells(
+    row: show_output.JsonRow, several: bool, taught: bool = False, settings: Mapping[str, str] | None = None
+) -> dict[str, str]:
     text = bytes_text if row["figure"].endswith("_bytes") else rate_text
     machine = UNKNOWN if row["machine"] is None else printable(row["machine"], 40)
     learned = UNKNOWN if row.get("learned_error") is None else f"{row['learned_error']:+.0%}"
     return ({"machine": machine} if several else {}) | {
         "model": printable(row["model"], 40),
         "quant": printable(row["quant"], 40),
+        **({SETTINGS: settings[row["key"]]} if settings else {}),
         "context": f"{row['context']:,}",
         "batch": f"{row['batch']:,}",
         "figure": WORDS[row["figure"]],

@@ -307,7 +307,9 @@ class Efficiency:
 
     def per_slot(self) -> float:
         """Products of packed weights and few tokens per instruction slot of the vector units."""
-        return self._of_maker(self.content["multiply"]["per_slot"], 0.0)
+        found = self._of_maker(self.content["multiply"]["per_slot"], 0.0)
+        # llama.cpp multiplies quantized weights in vectors of 256 bits, where the fp32 figure is for 512.
+        return found / 2 if self.own["int8"] and WIDE_VECTORS in self.target.features else found
 
     def bounds(self, phase: str, experts: bool, basis: Basis) -> Bounds:
         """Measured ÷ predicted seconds, for 90% of devices that the fit left out; wider where it had no rows."""
@@ -350,8 +352,6 @@ def multiply_slots(target: Target, content: Mapping[str, Any]) -> float:
     named = {target.name, target.generation}
     if named & set(rule["scalar"]):  # no instruction for four byte products at once (dp4a)
         return vector / float(rule["dp4a_gain"])
-    if WIDE_VECTORS in target.features:  # llama.cpp multiplies quantized weights in vectors of 256 bits
-        return vector / 2
     return vector if named & set(rule["full"]) or target.vendor in rule["full_makers"] else vector / 2
 
 

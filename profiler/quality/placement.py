@@ -19,9 +19,9 @@ from profiler.quants.checkpoint import stated_dtype
 from profiler.units import bytes_text
 
 DTYPES = ("fp32", "bf16")  # of a reference, the best first
-ROOM_BYTES = 1 << 30  # beyond the weights: logits, cache and framework
+ROOM_BYTES = 7 << 28  # beyond the weights: the logits of the head twice (soft capping copies), cache and framework
 MARGIN = 1.1  # on the bytes of the weights, for what the allocator wastes
-DISK_ROOM_BYTES = 3 << 30  # the same with weights on disk: longer chunks, and the largest layer in use
+DISK_ROOM_BYTES = 15 << 28  # the same with weights on disk: longer chunks, and the largest layer in use
 DISK_CHUNK = 4096  # tokens of a pass over weights on disk
 DISK_BYTES_S = 1e9  # an NVMe drive through a mapping; a SATA drive gives half
 MAPPED_KINDS = ("folder", "hub")  # of sources; a GGUF file is unpacked in memory first

@@ -94,6 +94,7 @@ def _run(device: DeviceInfo, trait: str, limit_s: float, on_tick: OnTick) -> dic
         subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=errors) as process,
     ):
         try:
+            on_tick("starting PyTorch")
             for line in _lines(process, limit_s, on_tick):
                 found = _object(line) or found
                 on_tick(str(found.get("doing", "")))

@@ -299,7 +299,10 @@ def measure(session: Session, case: Case, repeater: Repeater, known: KnownPhases
         book.enter("prefill", phases["prefill"].samples, partial(prefill_once, UNWATCHED))
     generation.save()
     if decode_before is not None:
-        if not _is_static(generation):  # the cache grows with each step
+        if _is_static(generation):  # what depends on its length, such as the bytes that a step reads
+            generation.skip(case.steps)
+            _check_length(generation, case.context + case.steps, "decode")
+        else:  # the cache grows with each step
             repeater.beat("decode once")
             decode_once(UNWATCHED)
         phases["decode"] = decode_before

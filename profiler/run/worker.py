@@ -6,7 +6,8 @@ the kernel kills this process, and a guard process kills the rest of its process
 
 **Memory limit.** RLIMIT_DATA, not RLIMIT_AS: a CUDA build of PyTorch reserves many times the machine's memory as
 address space. The kernel counts private writable mappings when they are created, not when they are touched, and does
-not count files or shared memory. For those the supervisor watches the resident size and kills the worker.
+not count files or shared memory. For those the supervisor watches the resident size and kills the worker. That is the
+only limit of programs that time themselves: llama.cpp maps half a GiB for the logits of a batch and touches one row.
 
 **No orphans.** The kernel kills the worker itself (``PR_SET_PDEATHSIG``), so the worker cannot clean up; nor could
 one of its threads while C code holds the interpreter lock. Therefore a small process in the worker's group waits for
@@ -46,7 +47,7 @@ from profiler.case import Case, Task
 from profiler.devices import allowance
 from profiler.devices.base import Meter, kind_of
 from profiler.devices.cpu import process_bytes
-from profiler.errors import ProfileError
+from profiler.errors import ProfileError, flat
 from profiler.results.encoding import collector_paused
 from profiler.results.measurement import PHASES, Caution, Measurement, Memory, Outcome, Phase
 from profiler.run import quality
@@ -103,6 +104,12 @@ def limit_memory(max_bytes: int) -> None:
     _set(max(0, max_bytes - files + untouched))
 
 
+def _limit(case: Case, max_bytes: int | None) -> None:
+    """Apply ``--max-memory`` to this process, unless other programs do the work."""
+    if max_bytes is not None and not backends.find(case.backend).times_itself:
+        limit_memory(max_bytes)
+
+
 def lift_limit() -> None:
     """Raise the limit as far as possible: reporting that an allocation failed needs memory too."""
     _set(resource.getrlimit(resource.RLIMIT_DATA)[1])
@@ -125,7 +132,7 @@ def one_line(error: BaseException, typed: bool = True) -> str:
     if inner is None or (isinstance(error, ProfileError) and link == "after"):  # its message already says it
         return _text(error, typed, ALONE)
     outer, beneath = _text(error, typed, OUTER), _text(inner, True, INNER)
-    words = " ".join(str(inner).split())
+    words = flat(inner)
     if beneath in outer or (words and words in outer):
         return outer
     return f"{outer.rstrip('.')}; {link} {beneath}"
@@ -160,7 +167,7 @@ def _innermost(error: BaseException) -> tuple[str, BaseException | None]:
 
 
 def _text(error: BaseException, typed: bool, limit: int) -> str:
-    words = " ".join(str(error).split()) or ("" if isinstance(error, ProfileError) else _place(error))
+    words = flat(error) or ("" if isinstance(error, ProfileError) else _place(error))
     notes = " ".join(" ".join(getattr(error, "__notes__", ())).split())
     text = printable(f"{words} ({notes})" if notes else words, limit)
     if not typed or isinstance(error, ProfileError):
@@ -260,8 +267,7 @@ def serve(tasks: Iterator[SentTask], wire: Wire) -> None:
                 failed = quality.prepare(task.case, task.source, effort.quality, wire.beat)
                 session, cost = load(task, max_memory_bytes, wire)
                 wire.send({"type": "loaded", "load": cost.to_json()})
-            if max_memory_bytes is not None:
-                limit_memory(max_memory_bytes)
+            _limit(task.case, max_memory_bytes)
             if effort.agreement is not None:
                 row = agreement_row(session, task, effort.agreement, wire)
             else:
@@ -302,8 +308,7 @@ def load(task: Task, max_memory_bytes: int | None, wire: Wire) -> tuple[Session 
     before = meter_of(task.case)
     before.reset_peak()
     baseline, start = before.peak().process_bytes, before.now()
-    if max_memory_bytes is not None:
-        limit_memory(max_memory_bytes)
+    _limit(task.case, max_memory_bytes)
     session = opened(task.case, task.source, wire.beat)
     seconds, peak = session.meter.now() - start, session.meter.peak()
     memory = Memory(

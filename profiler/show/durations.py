@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
 from typing import Any
@@ -11,6 +11,7 @@ from profiler.errors import ProfileError
 from profiler.results.measurement import PHASES, SHARED_DECODE, SHARED_PREFILL, Measurement
 from profiler.show import output
 from profiler.show.columns import plain
+from profiler.show.settings import SETTINGS, differing
 from profiler.units import UNKNOWN, seconds_text
 
 PARTS = ("start", "load", "warm-up", *PHASES, "other", "store")
@@ -35,7 +36,10 @@ def render(measurements: Sequence[Measurement], finished_at: str | None, form: s
         total = {name: sum(row[name] or 0.0 for row in rows) for name in ("total", *PARTS)}
         rows.append(dict.fromkeys(("model", "quant", "context", "batch")) | {"model": "all cases"} | total)
     idle = tuple(name for name in PARTS if rows and not any(row[name] for row in rows))
-    return output.render(rows, _cells, form, (*idle, *DROPPED))
+    settings = differing(own)
+    alike = {id(shown): settings[row.case.key] for shown, row in zip(rows, own, strict=False)} if settings else {}
+    same = [name for name in ("context", "batch", "quant") if len({row[name] for row in rows[: len(own)]}) <= 1]
+    return output.render(rows, lambda row: _cells(row, alike), form, (*idle, *DROPPED, *same, SETTINGS))
 
 
 def _row(row: Measurement, after: Measurement | None) -> dict[str, Any]:
@@ -69,11 +73,12 @@ def _gap(row: Measurement, until: str) -> float | None:
     return max(0.0, apart.total_seconds() - row.case_s)
 
 
-def _cells(row: output.JsonRow) -> dict[str, str]:
+def _cells(row: output.JsonRow, alike: Mapping[int, str]) -> dict[str, str]:
     names = {name: plain(UNKNOWN if row[name] is None else row[name]) for name in ("model", "quant")}
     counts = {name: UNKNOWN if row[name] is None else f"{row[name]:,}" for name in ("context", "batch")}
     return (
         names
+        | ({SETTINGS: alike.get(id(row), "")} if alike else {})
         | counts
         | {name: UNKNOWN if row[name] is None else seconds_text(row[name]) for name in ("total", *PARTS)}
     )

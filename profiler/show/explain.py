@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from profiler import console
 from profiler.cost.engines.base import Serving
 from profiler.cost.explanation import Explanation, PhaseParts, cause
 from profiler.cost.prediction import Prediction
@@ -52,7 +53,7 @@ def render(
     measured = next((row for row in stored if row.case.path == predicted), None)
     if output not in ("table", "md"):
         return show_output.render(rows(found, measured), dict, output)
-    request = prediction.request
+    request, width = prediction.request, console.width() if output == "table" else None
     lines = [
         f"{printable(model)} {request.quant}, {request.batch:,} sequence{'s' * (request.batch != 1)} of"
         f" {request.context:,} tokens: {prediction.verdict.word}, {prediction.verdict.reason}",
@@ -61,21 +62,20 @@ def render(
         *_instead(about),
         "",
     ]
+    lines = show_output.wrapped(lines, width)
     for phase in found.phases:
-        lines += [
-            *_heading(phase, prediction, measured),
-            "",
-            _table(phase, output),
-            _sentence(cause(phase)),
-            "",
-        ]
-    lines += memory_lines(found, measured, output, prediction)
+        heading, why = (
+            show_output.wrapped([text], width)
+            for text in (_heading(phase, prediction, measured), _sentence(cause(phase)))
+        )
+        lines += [*heading, "", _table(phase, output), *why, ""]
+    lines += show_output.folded(memory_lines(found, measured, output, prediction), width)
     if about.serving is not None:
         lines += ["", "To run it, as predicted:", *fit.serving_lines(about.serving)]
     if about.check is not None and measured is None:
         lines += ["", "To check it:", *fit.command_lines(about.check)]
     if others := _others(stored, predicted):
-        lines += ["", "measurements with other decode paths:", *others]
+        lines += ["", "measurements with other decode paths:", *show_output.folded(others, width)]
     return "\n".join(lines) + "\n"
 
 
@@ -151,7 +151,7 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _heading(phase: PhaseParts, prediction: Prediction, measured: Measurement | None) -> list[str]:
+def _heading(phase: PhaseParts, prediction: Prediction, measured: Measurement | None) -> str:
     what = "one step" if phase.name == "decode" else f"{phase.passes} chunk{'s' * (phase.passes != 1)}"
     guessed = prediction.machine.target.guessed
     parts = [
@@ -165,14 +165,14 @@ def _heading(phase: PhaseParts, prediction: Prediction, measured: Measurement | 
     if measured is not None and stats.busy(measured, _phase(phase.name)):
         parts.append("measured, but not to be compared: other processes held the CPU")
     if seconds is None:
-        return [" · ".join(parts)]
+        return " · ".join(parts)
     gap = seconds / phase.predicted_s
     word = "as predicted" if 0.9 <= gap <= 1.1 else f"{significant(gap, 2)} × the prediction"
     parts.append(f"measured {seconds_text(seconds)}, {word}")
     if seconds < phase.ceiling_s:
         found = "profile calibrate can measure it" if guessed else "this is a bug in profile, please report it"
         parts.append(f"faster than the best time: {found}")
-    return [" · ".join(parts)]
+    return " · ".join(parts)
 
 
 def _table(phase: PhaseParts, output: str) -> str:

@@ -15,8 +15,14 @@ SCOPES = {  # what the energy figures cover
 }
 
 
-def legend(measurements: Sequence[Measurement]) -> str | None:
-    """Explanations of ±, ranges and joules, if the rows have them."""
+def legend(measurements: Sequence[Measurement], titles: str | None = None) -> str | None:
+    """Explanations of ±, ranges and joules, if the rows have them; ``titles``: of the columns that are shown, if a
+    narrow table may lack some.
+    """
+
+    def shown(*names: str) -> bool:
+        return titles is None or any(name in titles for name in names)
+
     summaries = [summary for m in measurements for phase in PHASES if (summary := stats.rate(m, phase))]
     parts = []
     if any(summary.low is not None and not summary.busy for summary in summaries):
@@ -34,10 +40,11 @@ def legend(measurements: Sequence[Measurement]) -> str | None:
         what = " or ".join(words)
         parts.append(f"{what}: the interval exceeds ±{stats.WIDE:.0%}; the range is that of the repetitions")
     bases = dict.fromkeys(used["basis"] for m in measurements if (used := m.expected.get("utilization")))
-    if bases:
+    if bases and shown("MFU", "MBU"):
         whose = " or ".join(BASES.get(basis, plain(basis)) for basis in bases)
         parts.append(f"MFU, MBU: FLOPs of prefill and bytes of decode ÷ seconds ÷ the device's rate {whose}")
-    if references := dict.fromkeys(dtype for m in measurements if (dtype := quality.reference_dtype(m.quality))):
+    references = dict.fromkeys(dtype for m in measurements if (dtype := quality.reference_dtype(m.quality)))
+    if references and shown("KL"):
         whose = " or ".join(plain(dtype) for dtype in references)
         parts.append(f"KL: how far predictions are from those of the reference in {whose}, mean over a set of texts")
         scales = filter(None, (quality.scale(m.quality) for m in measurements))
@@ -46,7 +53,7 @@ def legend(measurements: Sequence[Measurement]) -> str | None:
                 f"; compare only rows with the same {' and '.join(what.removeprefix('the ') for what in differ)}"
             )
     scopes = dict.fromkeys(m.energy.scope for m in measurements if m.energy and m.energy.scope)
-    if scopes:
+    if scopes and shown("J"):
         whose = " or of ".join(SCOPES.get(scope, plain(scope)) for scope in scopes)
         parts.append(f"J: energy per prompt token and per output token of {whose}, idle power included")
     return "; ".join(parts) or None

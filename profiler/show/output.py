@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # lists, predictions and the overview do without measurements
 FORMATS = ("table", "md", "csv", "json", "jsonl")
 MAX_NOTES = 5  # below a table, unless all are wanted: more than a person reads at once
 SHORTEST_NAME = 16  # characters: a shorter name in a narrow terminal is hard to recognize
+LONGEST_NAME = 32  # characters that a name gets, at the expense of other columns, to differ from others
 SHORTEST_PROSE = 18  # characters of a line in a column of prose
 GAP = 2  # blanks between columns
 JsonRow = Mapping[str, Any]
@@ -92,8 +93,9 @@ def render(
 def fitted(columns: Columns, width: int | None, drop: Sequence[str] = (), prose: str | None = None) -> Columns:
     """The columns that fit a terminal of ``width`` characters; all of them if it is None.
 
-    Columns of ``drop`` go first, in that order, until names of ``SHORTEST_NAME`` characters would fit. Then the
-    longest text is shortened, so that different cells still look different; a column ``prose`` is wrapped instead.
+    Columns of ``drop`` go first, in that order, until names of ``SHORTEST_NAME`` characters would fit, or of up to
+    ``LONGEST_NAME`` if it takes as many for different ones to look different. Then the longest text is shortened; a
+    column ``prose`` is wrapped instead.
     Figures stay whole, so that a table without anything more to drop or to shorten can be too wide.
     """
     if width is None:
@@ -102,7 +104,7 @@ def fitted(columns: Columns, width: int | None, drop: Sequence[str] = (), prose:
     shortest = {
         name: wide
         if _is_figures(columns[name])
-        else max(len(name), min(wide, SHORTEST_PROSE if name == prose else SHORTEST_NAME))
+        else max(len(name), min(wide, SHORTEST_PROSE) if name == prose else _needed(columns[name]))
         for name, wide in widths.items()
     }
     for name in drop:
@@ -115,7 +117,7 @@ def fitted(columns: Columns, width: int | None, drop: Sequence[str] = (), prose:
             break
         caps[longest] -= 1
     return {
-        name: [textwrap.fill(cell, cap) for cell in kept[name]] if name == prose else shortened_cells(kept[name], cap)
+        name: [textwrap.fill(cell, cap) for cell in kept[name]] if name == prose else _within(kept[name], cap)
         for name, cap in caps.items()
     }
 
@@ -123,11 +125,15 @@ def fitted(columns: Columns, width: int | None, drop: Sequence[str] = (), prose:
 def shortened_cells(cells: Sequence[str], length: int) -> list[str]:
     """The cells in ``length`` characters each, or in as many more as it takes for different ones to look different.
 
-    If the ends of the texts do not tell them apart, the part where they begin to differ is shown.
+    Options lose characters of their names. If the ends of other texts do not tell them apart, the part where they
+    begin to differ is shown.
     """
     different = [*dict.fromkeys(cells)]
-    begin = next((at for at, found in enumerate(zip(*different, strict=False)) if len(set(found)) > 1), 0)
+    cut = (cell for cell in different if len(cell) > length)
+    begin = next((at for at, found in enumerate(zip(*cut, strict=False)) if len(set(found)) > 1), 0)
     for room in range(length, max(map(len, different), default=0)):
+        if (brief := _brief_options(different, room)) is not None:
+            return [brief[cell] for cell in cells]
         shown = [shortened(cell, room) for cell in different]
         for before in range(min(begin, room // 2), -1, -1):
             if len(set(shown)) == len(different):
@@ -135,6 +141,37 @@ def shortened_cells(cells: Sequence[str], length: int) -> list[str]:
                 return [known[cell] for cell in cells]
             shown = [_from(cell, begin - before, room) for cell in different]
     return list(cells)
+
+
+def _within(cells: Sequence[str], length: int) -> list[str]:
+    """The cells in ``length`` characters each, even if different ones then look alike."""
+    found = shortened_cells(cells, length)
+    return found if all(len(cell) <= length for cell in found) else [shortened(cell, length) for cell in cells]
+
+
+def _needed(cells: Sequence[str]) -> int:
+    """The characters that the cells of a column need in a narrow table."""
+    found = max(map(len, shortened_cells(cells, SHORTEST_NAME)), default=0)
+    return found if found <= LONGEST_NAME else SHORTEST_NAME
+
+
+def _brief_options(different: Sequence[str], length: int) -> dict[str, str] | None:
+    """``fla…=on n-c…=4`` for ``flash-attn=on n-cpu-moe=4``: options of at most ``length`` characters, by those that
+    are given; None if they are no options or would not look different.
+    """
+    words = {cell: [word.partition("=") for word in cell.split()] for cell in different}
+    if not all(sign and value for each in words.values() for _, sign, value in each):
+        return None
+    for most in range(max((len(name) for each in words.values() for name, _, _ in each), default=0), 1, -1):
+        shown = {
+            cell: " ".join(
+                f"{name if len(name) <= most else f'{name[: most - 1]}…'}={value}" for name, _, value in each
+            )
+            for cell, each in words.items()
+        }
+        if max(map(len, shown.values())) <= length:
+            return shown if len(set(shown.values())) == len(different) else None
+    return None
 
 
 def shortened(text: str, length: int) -> str:
@@ -158,6 +195,14 @@ def wrapped(lines: Sequence[str], width: int | None) -> list[str]:
     if width is None:
         return list(lines)
     return [part for line in lines for part in ([line] if line[:1] in ("", " ") else textwrap.wrap(line, width))]
+
+
+def folded(lines: Sequence[str], width: int | None) -> list[str]:
+    """Lines in ``width`` columns; what does not fit is indented further. Tables stay as they are."""
+    if width is None:
+        return list(lines)
+    parts = ([line] if "\n" in line else textwrap.wrap(line, width, subsequent_indent="    ") for line in lines)
+    return [part for each in parts for part in each or [""]]
 
 
 def constant(columns: Columns, *names: str) -> list[str]:

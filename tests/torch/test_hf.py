@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -375,6 +376,8 @@ def test_a_case_that_shares_the_steps_of_another_has_its_own_memory(any_tiny_mod
     assert SHARED_DECODE in [caution.code for caution in shared.cautions]
     for part in ("cache_bytes", "growing_cache_bytes", "window_cache_bytes", "recurrent_bytes", "weights_bytes"):
         assert getattr(shared.memory, part) == getattr(alone.memory, part), part
+    if alone.decode_path is not None:  # a step at the end reads what it would have read after own steps
+        assert shared.decode_path == replace(alone.decode_path, prepare_s=shared.decode_path.prepare_s)
 
 
 @pytest.mark.parametrize("name", ["gemma3_270m", "smollm2"])

@@ -71,8 +71,12 @@ class ServedModel:
 
     @property
     def context_text(self) -> str:
-        """``8,192``, or ``4,096 for each of 2 slots``: llama-server may divide its context among them."""
-        each = f" for each of {self.slots} slots" if self.slots and self.slots > 1 else ""
+        """``8,192``, or ``4,096 for each of 2 slots, which may share it``.
+
+        llama-server divides its context among the slots of ``-np``. Without ``-np`` it has four, which share the
+        whole context. It does not report which of both it does.
+        """
+        each = f" for each of {self.slots} slots, which may share it" if self.slots and self.slots > 1 else ""
         return f"{self.context or 0:,}{each}"
 
 

@@ -87,16 +87,18 @@ class Stopwatch:
             if lacked <= MAX_WAIT:
                 return times
             least = min(least, lacked)
-            self._tell(f"{self._doing} again, because other processes took {lacked:.0%} of the CPU time")
+            if tried + 1 < self.tries:
+                self.tell(f"{self._doing} again, because other processes took {lacked:.0%} of the CPU time")
         raise Busy(f"other processes took {least:.0%} or more of the CPU time that we needed")
 
     def doing(self, what: str) -> None:
-        """Print what is timed from now on, for whoever started this process."""
+        """Print what is timed from now on."""
         self._doing = what
-        self._tell(what)
+        self.tell(what)
 
     @staticmethod
-    def _tell(what: str) -> None:
+    def tell(what: str) -> None:
+        """Print a line about what is done, for whoever started this process."""
         print(json.dumps({"doing": what}), flush=True)
 
     def _times(self, run: Callable[[], object], seconds: float, runs: int) -> Times:

@@ -61,7 +61,7 @@ def summed(logits: torch.Tensor) -> Summed:
     than the sum to compute.
     """
     width = max(1, SUM_BLOCK.get(logits.device.type, OTHER_SUM_BLOCK) // len(logits))
-    buffer = torch.empty((len(logits), min(width, logits.shape[1])), device=logits.device)
+    buffer = torch.empty((len(logits), min(width, logits.shape[1])), dtype=torch.float32, device=logits.device)
     tops, sums = [], []
     for part in torch.split(logits, width, dim=1):
         block = buffer[:, : part.shape[1]].copy_(part)

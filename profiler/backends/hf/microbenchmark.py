@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from profiler.backends.hf.ceilings import DTYPES, LOOP_S, CeilingBenchmark, past_caches, report
+from profiler.backends.hf.ceilings import DTYPES, LOOP_S, CeilingBenchmark, Stopwatch, past_caches, report
 from profiler.backends.hf.linear_layers import MAX_POOL_BYTES, MIN_POOL_BYTES, RATE_S, LinearLayers
 from profiler.backends.hf.synthetic import log_decays
 from profiler.devices.calibration import DELTA, DELTA_TOKENS, STEP_LAYERS, layers_json
@@ -56,7 +56,8 @@ class Microbenchmark(CeilingBenchmark):
     """Measures the figures of one device."""
 
     def __init__(self, device: str, threads: int | None = None, duty_cycle: float = 1.0) -> None:
-        native.missing()  # builds our CPU kernels before anything is timed
+        Stopwatch.tell("preparing our CPU kernels")
+        native.missing()  # builds them before anything is timed
         super().__init__(device, threads, duty_cycle)
         self.own = dict.fromkeys(("fp32", self.here.default_dtype))
 

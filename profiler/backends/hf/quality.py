@@ -34,7 +34,7 @@ from profiler.backends.hf.comparison import DecodeFigures, Keeper, PositionFigur
 from profiler.backends.hf.memory import memory_errors
 from profiler.case import Case, Source
 from profiler.decode_path import EAGER
-from profiler.errors import ProfileError
+from profiler.errors import ProfileError, flat
 from profiler.foreign import MAX_TOKENIZER_BYTES, exists, read_bytes
 from profiler.models import families, hub
 from profiler.quality import references, texts
@@ -340,7 +340,7 @@ def main() -> None:
     try:
         compute(json.load(sys.stdin), say)
     except Exception as error:
-        print(printable(" ".join(str(error).split()) or type(error).__name__, 300), flush=True)
+        print(printable(flat(error) or type(error).__name__, 300), flush=True)
         sys.exit(1)
     print(DONE, flush=True)
 

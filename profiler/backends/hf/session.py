@@ -159,6 +159,9 @@ class HfGeneration:
     def step(self) -> None:
         self.steps.append(self._forward(self.next))
 
+    def skip(self, steps: int) -> None:
+        raise RuntimeError("a growing cache takes its steps")
+
     def cache(self) -> CacheState:
         return caches.state(self.kv)
 
@@ -385,6 +388,12 @@ class StaticGeneration(HfGeneration):
             return
         with memory_errors():
             self.runner.enqueue(1)
+
+    def skip(self, steps: int) -> None:
+        if self.runner is None:
+            super().skip(steps)
+        else:
+            self.runner.state.skip(steps)
 
     def cache(self) -> CacheState:
         if self.runner is None:

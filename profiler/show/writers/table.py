@@ -36,6 +36,7 @@ NARROWEST = 40
 MAX_ROWS = 16  # rows of a table in the report, so that it fits on a screen
 NARROWEST_CELL = 16  # of text; figures are never wrapped
 GAP = 2  # columns between cells
+MOST_LEADING = 2 / 3  # of the width, for the columns that tell rows apart
 MIN_BLOCKS, MAX_BLOCKS = 8, 30  # characters of a bar
 
 
@@ -62,7 +63,7 @@ def render(
         lines += _wrap(plain(group[0].case.model) or "(no name)", width, "")
         lines += body[: len(group)]
         body = body[len(group) :]
-    meaning = legend(grouped)
+    meaning = legend(grouped, titles)
     lines += ["", *_wrap(meaning, width, "")] if meaning else []
     total = rows_of_models(grouped)
     for note in found_notes:
@@ -173,7 +174,7 @@ def _cell(cell: MapCell) -> str:
 def _grid(
     titles: Sequence[str], rows: Sequence[Sequence[str]], alignments: Sequence[str], caption: str | None, width: int
 ) -> str:
-    """A table in which text wraps. Columns that do not fit are put below, together with the first column."""
+    """A table in which text wraps. Columns that do not fit are put below, together with those that tell rows apart."""
     shown = [list(titles), *map(list, rows[:MAX_ROWS])]
     caps = _caps(shown, alignments, width)
     cells = [
@@ -192,7 +193,7 @@ def _grid(
             colalign=[alignments[place] for place in chosen],
             disable_numparse=True,
         )
-        for chosen in _groups(caps, width)
+        for chosen in _groups(caps, width, _leading(shown, caps, width))
     ]
     if len(rows) > MAX_ROWS:
         parts.append(f"and {len(rows) - MAX_ROWS:,} more lines with --html or --md")
@@ -200,7 +201,9 @@ def _grid(
 
 
 def _caps(rows: Sequence[Sequence[str]], alignments: Sequence[str], width: int) -> list[int]:
-    """Widths of columns: text columns share the space that the figures leave, narrow ones first."""
+    """Widths of columns: text columns share the space that the figures leave, narrow ones first; half of the width if
+    the table has to be cut anyway.
+    """
     wanted = [max(1, *map(len, column)) for column in zip(*rows, strict=True)]
     words = sorted(
         (place for place, alignment in enumerate(alignments) if alignment == "left"), key=lambda place: wanted[place]
@@ -210,19 +213,32 @@ def _caps(rows: Sequence[Sequence[str]], alignments: Sequence[str], width: int) 
         - GAP * (len(wanted) - 1)
         - sum(wanted[place] for place, alignment in enumerate(alignments) if alignment != "left")
     )
+    if room < NARROWEST_CELL * len(words):
+        room = width // 2
     for left, place in enumerate(words):
         wanted[place] = min(wanted[place], max(NARROWEST_CELL, room // (len(words) - left)))
         room -= wanted[place]
     return wanted
 
 
-def _groups(widths: Sequence[int], width: int) -> list[list[int]]:
-    """Groups of columns that fit side by side; each group starts with the first column."""
-    groups, used = [[0]], widths[0]
-    for place in range(1, len(widths)):
-        if used + GAP + widths[place] > width and len(groups[-1]) > 1:
-            groups.append([0])
-            used = widths[0]
+def _leading(rows: Sequence[Sequence[str]], widths: Sequence[int], width: int) -> int:
+    """How many of the first columns tell the rows apart; 1 if they would leave little room for others."""
+    for count in range(1, len(widths)):
+        if sum(widths[:count]) + GAP * count > MOST_LEADING * width:
+            break
+        if len({tuple(row[:count]) for row in rows}) == len(rows):
+            return count
+    return 1
+
+
+def _groups(widths: Sequence[int], width: int, leading: int) -> list[list[int]]:
+    """Groups of columns that fit side by side; each group starts with the ``leading`` first columns."""
+    first, start = list(range(leading)), sum(widths[:leading]) + GAP * (leading - 1)
+    groups, used = [[*first]], start
+    for place in range(leading, len(widths)):
+        if used + GAP + widths[place] > width and len(groups[-1]) > leading:
+            groups.append([*first])
+            used = start
         groups[-1].append(place)
         used += GAP + widths[place]
     return groups

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from fakes.ceilings import MEASURED
 
-from profiler import devices
+from profiler import console, devices
 from profiler.case import Case
 from profiler.cli import main
 from profiler.commands import accuracy
@@ -120,6 +120,17 @@ def test_another_path_is_told_apart_from_what_was_predicted(store: Path) -> None
     other = run(*words, "static").stdout
     assert "measured 25.0 ms" in other and "measured 100" not in other
     assert "eager; 100 ms per step" in other
+
+
+def test_a_page_fits_the_terminal_except_for_its_commands(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = measured(decode_s=0.8)
+    for path in ("eager", "static"):
+        keep(store, replace(row, case=replace(row.case, path=path)))
+    monkeypatch.setattr(console, "width", lambda: 80)
+    for words in (("gemma-3-270m", "-q", "fp32", "-c", "128", "--path", "eager"), ("gemma-4-26b-a4b", "-q", "nf4")):
+        text = run("explain", *words, "--on", "cpu").stdout
+        lines = [line for line in text.splitlines() if not line.startswith(("  profile", "  llama", "  #"))]
+        assert max(map(len, lines)) <= 80
 
 
 def test_faster_than_a_measured_ceiling_is_our_bug_and_a_guessed_one_is_to_be_measured(store: Path) -> None:

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from fakes.ceilings import MEASURED
 
 from profiler.cost import engines, work
 from profiler.cost import rates as cost_rates
@@ -14,6 +15,8 @@ from profiler.cost.rates import DataSheetRates
 from profiler.cost.roofline import HOSTS, Ahead, InTurn, Roofline
 from profiler.cost.work import Item, PhaseWork
 from profiler.devices import target as device_catalog
+from profiler.devices.base import DeviceInfo
+from profiler.devices.cpu import describe
 from profiler.devices.target import find, of_catalog
 from profiler.models import families, hub
 
@@ -237,6 +240,26 @@ def test_a_described_card_comes_out_like_the_one_it_describes() -> None:
     named = cost_rates.rates(find("rtx 4090"), "llama.cpp", "bf16").split(step).total
     described = find("vram=24,bandwidth=1008,bf16=165")
     assert cost_rates.rates(described, "llama.cpp", "bf16").split(step).total == pytest.approx(named, rel=0.35)
+
+
+def test_vectors_of_512_bits_halve_the_products_of_llama_cpp_and_of_nothing_else() -> None:
+    device = DeviceInfo("cpu", "cpu", "Some CPU", 2**38, 2**38, "fp32", cores=8, features=("avx512f",))
+    wide = describe(device)
+    narrow = replace(wide, features=())
+    for engine, factor in (("llama.cpp", 2.0), ("transformers", 1.0)):
+        seconds = [cost_rates.rates(cpu, engine, "bf16").roofline.vector_s["q4_k"] for cpu in (wide, narrow)]
+        assert seconds[0] / seconds[1] == pytest.approx(factor), engine
+
+
+def test_a_calibrated_cpu_reaches_a_smaller_share_of_its_higher_figures() -> None:
+    plain = describe(DeviceInfo("cpu", "cpu", "Some CPU", 2**38, 2**38, "fp32", cores=8))
+    assumed, measured = (
+        cost_rates.rates(cpu, "llama.cpp", "fp32") for cpu in (plain, replace(plain, spread=1.0, ceilings=MEASURED))
+    )
+    assert measured.roofline.read_s["q8_0"] / assumed.roofline.read_s["q8_0"] == pytest.approx(1 / 0.75)
+    assert measured.roofline.vector_s["q8_0"] / assumed.roofline.vector_s["q8_0"] == pytest.approx(0.4 / 0.22)
+    assert measured.roofline.flop_s["q8_0"] / assumed.roofline.flop_s["q8_0"] == pytest.approx(0.8 / 0.5)
+    assert (measured.decode, measured.step_bounds(4), measured.prefill) == ((0.6, 2.5), (0.6, 2.5), (0.5, 2.5))
 
 
 def test_a_card_without_dp4a_multiplies_packed_weights_slower_than_its_figures_suggest() -> None:

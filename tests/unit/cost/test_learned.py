@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+from fakes.ceilings import MEASURED
 
 from profiler import devices
 from profiler.case import Case, digest
@@ -21,6 +22,7 @@ from profiler.cost.machine import Machine
 from profiler.cost.prediction import Predictor
 from profiler.devices import target as targets
 from profiler.devices.base import DeviceInfo
+from profiler.devices.cpu import describe
 from profiler.models import families, hub
 from profiler.results import environment
 from profiler.results.measurement import Caution, Measurement, Memory, Repetitions, Sample
@@ -334,8 +336,12 @@ def test_learning_from_many_rows_takes_milliseconds() -> None:
     assert time.process_time() - start < 0.25
 
 
+CPU = describe(DeviceInfo("cpu", "cpu", "Some CPU", 2**38, 2**38, "fp32", cores=8, features=("avx2", "avx512f")))
+CALIBRATED_CPU = replace(
+    CPU, spread=1.0, ceilings=MEASURED, bandwidth_bytes_s=MEASURED.read_bytes_s, flops=MEASURED.flops
+)
 # Predictions of fixed cases, which change with every change of our model of time or memory.
-PLAIN = "380e425304172388"
+PLAIN = "15c6746ebd6031ab"
 
 
 def test_the_version_changes_when_plain_predictions_change() -> None:
@@ -344,12 +350,12 @@ def test_the_version_changes_when_plain_predictions_change() -> None:
     found: list[float] = []
     for engine in map(engines.find, engines.names()):
         for name in ("gemma-3-270m", "qwen3.5-4b", "gemma-4-26b-a4b"):
-            for on in ("rtx 4090", "vram=24,bandwidth=500,bf16=50"):
+            for on in (*map(targets.find, ("rtx 4090", "vram=24,bandwidth=500,bf16=50")), CPU, CALIBRATED_CPU):
                 shape, quant = families.geometry(hub.shipped_config(name)), engine.usual_quants[0]
-                made = Predictor(shape, engine, quant, Machine(targets.find(on), ram_bytes=2**38))
+                made = Predictor(shape, engine, quant, Machine(on, ram_bytes=2**38))
                 for context, batch in ((512, 1), (4096, 4)):
                     prediction = made.predict(context, batch)
                     assert prediction.prefill is not None and prediction.decode is not None
                     found += [prediction.prefill.seconds.value, prediction.decode.seconds.value]
                     found.append(prediction.terms.buffers.value + prediction.terms.framework.value)
-    assert (learned.PLAIN_VERSION, digest([f"{value:.6g}" for value in found])) == (3, PLAIN)
+    assert (learned.PLAIN_VERSION, digest([f"{value:.6g}" for value in found])) == (4, PLAIN)

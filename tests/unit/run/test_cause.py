@@ -69,8 +69,9 @@ def test_a_cause_that_the_outer_message_repeats_is_reported_once() -> None:
 def test_a_profile_error_is_reported_without_the_error_that_was_being_handled() -> None:
     assert (
         one_line(while_handling(ProfileError("no weights", "give a folder"), KeyError("x")))
-        == "no weights give a folder"
+        == "no weights. give a folder"
     )
+    assert one_line(ProfileError("no space", "Free some.")) == "no space. Free some."
     assert one_line(raised(ProfileError("no weights"), OSError("gone"))) == "no weights; caused by OSError: gone"
 
 

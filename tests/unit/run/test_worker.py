@@ -75,7 +75,7 @@ def test_heap_settings_of_the_user_are_kept(name: str) -> None:
         (MemoryError(), "oom", "out of memory in prefill: MemoryError"),
         (OSError(errno.ENOMEM, "no"), "oom", "out of memory in prefill: [Errno 12] no"),
         (OSError(errno.EIO, "lost"), "failed", "prefill failed: OSError: [Errno 5] lost"),
-        (ProfileError("no such file", "look\nthere"), "failed", "no such file look there"),
+        (ProfileError("no such file", "look\nthere"), "failed", "no such file. look there"),
         (ValueError("a\x1b[2J\n  b" + "c" * 9999), "failed", None),
     ],
 )
@@ -186,6 +186,8 @@ def test_a_quick_look_takes_fewer_decode_steps_from_a_longer_decode() -> None:
         assert (whole.tokens, part.tokens) == (16, 6)
     assert shorter.memory.cache_bytes is not None and longer.memory.cache_bytes is not None
     assert shorter.memory.cache_bytes < longer.memory.cache_bytes  # its own memory
+    (alone,) = served(Effort(quick=True, precision=0.05), cases[1], noise=0.01)
+    assert shorter.memory == alone.memory
     assert [each.code for each in shorter.cautions] == [SHARED_PREFILL, SHARED_DECODE]
     assert longer.cautions == ()
 

@@ -122,6 +122,21 @@ def test_rows_that_differ_only_in_options_look_different_at_eighty_columns():
     assert max(map(len, lines)) <= 80
 
 
+def test_columns_make_room_for_options_that_would_look_alike():
+    used = {"prefill_s": 1e-3, "step_s": 1e-3, "basis": "data sheet"}
+    settings = [(flash, kv, moe) for flash in ("on", "off") for kv in ("f16", "q8_0") for moe in (4, 12)]
+    options = [f"flash-attn={flash} kv={kv} n-cpu-moe={moe} ubatch=512" for flash, kv, moe in settings]
+    usual = measured(backend="llama.cpp", quant="q4_k_m")
+    rows = [
+        replace(usual, case=replace(usual.case, options=each), expected={"utilization": used}) for each in options
+    ]
+    lines = table.fitted("r", rows, 80, 5).splitlines()
+    shown = [" ".join(line.split()[1:4]) for line in lines if line.startswith("  q4_k_m")]
+    assert len(set(shown)) == len(rows) and all(("kv=" in each and "=4" in each) or "=12" in each for each in shown)
+    assert max(map(len, lines)) <= 80
+    assert "MBU" not in "".join(lines)  # there was no room for it, so nothing explains it
+
+
 @pytest.mark.parametrize(
     ("cells", "shown"),
     [
@@ -130,6 +145,11 @@ def test_rows_that_differ_only_in_options_look_different_at_eighty_columns():
             ["gemma-3-…Q4_K_XL", "gemma-3-…Q5_K_XL"],
         ),
         (["fa=on kv=q8_0 ub=512", "fa=on kv=q4_0 ub=512"], ["…on kv=q8_0 ub=…", "…on kv=q4_0 ub=…"]),
+        (["", "fa=on kv=q8_0 ub=512", "fa=on kv=q4_0 ub=512"], ["", "…on kv=q8_0 ub=…", "…on kv=q4_0 ub=…"]),
+        (
+            ["flash-attn=on n-cpu-moe=4", "flash-attn=on n-cpu-moe=12", ""],
+            ["fla…=on n-c…=4", "fla…=on n-c…=12", ""],
+        ),
         (["the same long text"] * 2, ["the same…ng text"] * 2),
         ([f"{'a' * 20}{x}{'b' * 30}{y}{'c' * 20}" for x in "xy" for y in "xy"], None),
         ([], []),
