@@ -30,7 +30,7 @@ class Judged:
     predicted: float
     low: float
     high: float
-    wider: float = 1.0  # how much wider a prediction's range is on such machines: several devices, unknown vendors
+    wider: float = 1.0  # how much wider a prediction's range is on such a machine, as for vendors without rows
     hosts: Bounds = (1.0, 1.0)  # measured ÷ predicted seconds on other hosts, for an engine that launches from Python
 
     @property
