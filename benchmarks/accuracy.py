@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import fit_efficiency
+import interval_coverage
 import left_out
 import noise_floor
 import numpy as np
@@ -100,6 +101,7 @@ def page(used: Sequence[Row], left: Sequence[ExcludedRow], judged: list[Judged])
         *(summary(name, [j for j in judged if holds(j)]).line() for name, holds in left_out.GROUPS.items()),
         "",
         *_by_case(judged),
+        *interval_coverage.section(judged, left_out.GROUPS),
         "## Other predictors",
         "",
         "Decode rates of one sequence on one device, for engines that read GGUF files and for vLLM:",

@@ -11,6 +11,8 @@ import fitting
 import numpy as np
 from published_rows import Row
 
+from profiler.cost.roofline import Bounds, of_both, wider
+
 COVER = 0.90
 KINDS = ("decode", "batch", "prefill")
 LIKE_OTHERS = 16.0  # devices of an engine whose errors weigh as much as those of all engines: least interval score
@@ -28,6 +30,20 @@ class Judged:
     predicted: float
     low: float
     high: float
+    wider: float = 1.0  # how much wider a prediction's range is on such a machine, as for vendors without rows
+    hosts: Bounds = (1.0, 1.0)  # measured ÷ predicted seconds on other hosts, for an engine that launches from Python
+
+    @property
+    def beyond(self) -> float:
+        """How far the range of an engine would have to reach on one side to cover it, as a log of seconds."""
+        ratio = self.measured / self.predicted
+        error, host = math.log(ratio), math.log(self.hosts[int(ratio > 1)])
+        return math.sqrt(max(0.0, error**2 - host**2)) - math.log(self.wider)
+
+    def within(self, bounds: Bounds) -> Judged:
+        """The figure with the range that a prediction makes of an engine's ``bounds``."""
+        low, high = of_both(wider(bounds, self.wider), self.hosts)
+        return replace(self, low=self.predicted * low, high=self.predicted * high)
 
     @property
     def error(self) -> float:
@@ -119,11 +135,22 @@ def judge(
     for device in sorted({name for names in devices for name in names}):
         own = np.array([index for index, names in enumerate(devices) if device in names])
         predicted[own] = timed.predict(fit.content(without(own)), own)
-    bare = [
-        Judged(row, phase, seconds, value, value, value)
-        for row, phase, seconds, value in zip(timed.rows, timed.phases, timed.measured, predicted, strict=True)
-    ]
-    return bounded(bare), fit.content(at)
+    content = fit.content(at)
+    machines = {key: row for row, key in zip(timed.rows, timed.keys, strict=True)}
+    widths = {key: widening(row, start) for key, row in machines.items()}
+    rates = {key: row.rates(content) for key, row in machines.items()}
+    bare = []
+    for row, phase, seconds, value, key, parts in zip(
+        timed.rows, timed.phases, timed.measured, predicted, timed.keys, timed.parts, strict=True
+    ):
+        hosts = rates[key].on_any_host(parts[0].works[-1][1], (1.0, 1.0))  # the last work takes most of a request
+        bare.append(Judged(row, phase, seconds, value, value, value, widths[key], hosts))
+    return bounded(bare), content
+
+
+def widening(row: Row, content: fitting.Content) -> float:
+    """How much a prediction for the row's machine widens the range of its engine, by the rules of the product."""
+    return row.rates(content).decode[1] / float(content["engine"][row.engine.name]["spread"]["decode"][1])
 
 
 def bounded(bare: Sequence[Judged]) -> list[Judged]:
@@ -134,8 +161,7 @@ def bounded(bare: Sequence[Judged]) -> list[Judged]:
         key = _devices(each.row), each.row.engine.name, each.kind, each.row.experts
         if key not in bounds:
             bounds[key] = spread([other for other in bare if not _devices(other.row) & key[0]], *key[1:])
-        low, high = bounds[key]
-        judged.append(replace(each, low=each.predicted * low, high=each.predicted * high))
+        judged.append(each.within(bounds[key]))
     return judged
 
 
@@ -169,7 +195,7 @@ def largest_error(entries: Sequence[Judged]) -> tuple[float, float]:
 
     A device with more rows has more weight, but less for each, and devices with little weight count less than one.
     """
-    errors = np.array([abs(math.log(each.measured / each.predicted)) for each in entries])
+    errors = np.array([each.beyond for each in entries])
     rows = Counter(each.row.target.name for each in entries)
     weights = np.array([rows[each.row.target.name] ** -REPETITIVE for each in entries])
     order = np.argsort(errors)

@@ -29,9 +29,13 @@ DELTA_BUILD = 8000  # that change was proposed at this build, and is in b8240
 OLD_ATTENTION = "llama.cpp before its attention used the matrix units of RDNA4 (PR 18481), at depth"
 ATTENTION_BUILD = 7500  # that change was proposed two weeks after b7423
 ATTENTION_WIDTH = 128  # the widest heads for which it uses them
+OLD_TILES = "llama.cpp before its products under Vulkan used large tiles on AMD's matrix units (PR 18749)"
+TILES_BUILD, TILES_MONTH = 7600, "2026-01"  # that change was proposed on 2026-01-11, four weeks after b7423
+COOPERATIVE = ("RDNA3", "RDNA3.5", "RDNA4")  # generations whose matrix units Vulkan uses
 OLD_FP4 = "llama.cpp before it multiplied FP4 weights in FP4 on Blackwell (PR 17906)"
 FP4_BUILD, FP4_MONTH = 7500, "2025-12"  # that change was proposed at about b7350
 FP4_TYPES = ("mxfp4", "nvfp4")
+SHARED_EXPERTS = "a batch faster than its experts can be read, so its sequences must have chosen the same ones"
 WAITED = "the batch does not fit, so requests waited"
 WARMED_UP = "the first row of a run, which includes its warm-up, says the source"
 LONGER = "a prompt at least half as long again took less time in the same series"
@@ -55,19 +59,23 @@ def aside(raw: Mapping[str, str], geometry: Geometry) -> str | None:
 
 def prefill_aside(raw: Mapping[str, str], geometry: Geometry, target: Target) -> str | None:
     """The same of its prefill only."""
-    if raw["quant"].casefold() in FP4_TYPES and (target.generation or "").startswith("Blackwell"):
-        month = _MONTH.search(raw["engine"])
-        if _before(raw, FP4_BUILD) or (raw["engine"].startswith("llama.cpp") and month and month[1] < FP4_MONTH):
-            return OLD_FP4
+    fp4 = raw["quant"].casefold() in FP4_TYPES and (target.generation or "").startswith("Blackwell")
+    if fp4 and _before(raw, FP4_BUILD, FP4_MONTH):
+        return OLD_FP4
+    if raw.get("backend") == "Vulkan" and target.generation in COOPERATIVE and _before(raw, TILES_BUILD, TILES_MONTH):
+        return OLD_TILES
     deep = int(raw.get("prefill_depth") or 0) > 0 and raw.get("backend") == "ROCm" and target.generation == "RDNA4"
     widths = [layer.mixer.head_dim for layer in geometry.layers if isinstance(layer.mixer, Attention)]
     old = deep and _before(raw, ATTENTION_BUILD) and max(widths) <= ATTENTION_WIDTH
     return OLD_ATTENTION if old else None
 
 
-def _before(raw: Mapping[str, str], build: int) -> bool:
-    found = _BUILD.search(raw["engine"])
-    return found is not None and raw["engine"].startswith("llama.cpp") and int(found[1]) < build
+def _before(raw: Mapping[str, str], build: int, month: str = "") -> bool:
+    """Whether a row is of llama.cpp before a build or, if it only names one, before a month."""
+    if not raw["engine"].startswith("llama.cpp"):
+        return False
+    built, released = _BUILD.search(raw["engine"]), _MONTH.search(raw["engine"])
+    return int(built[1]) < build if built else released is not None and released[1] < month
 
 
 def possible(row: Row) -> Row | str:
@@ -81,10 +89,12 @@ def possible(row: Row) -> Row | str:
         return replace(row, aside=OFFLOADED)
     if row.aside is not None or row.decode_s is None:
         return row
-    if row.batch == 1 and not row.answer:
-        share = row.step().needed_bytes * row.decode_tps / row.target.bandwidth_bytes_s / row.machine.at_once
-        if share > HIGHEST_SHARE:
-            return f"impossible: {share:.0%} of the memory's bandwidth"
+    steps_s = row.decode_s / (row.answer or 1)
+    share = row.step().needed_bytes / steps_s / row.target.bandwidth_bytes_s / row.machine.at_once
+    if share > HIGHEST_SHARE and not row.parallel:
+        if row.batch > 1 and row.experts:
+            return replace(row, aside=SHARED_EXPERTS)
+        return f"impossible: {share:.0%} of the memory's bandwidth"
     return row
 
 

@@ -25,7 +25,6 @@ Split = Literal["layer", "tensor"]
 SPLITS: tuple[Split, ...] = ("layer", "tensor")
 HOP_S = 10e-6  # latency of a copy between devices
 LINK_SHARE = 0.8  # of a link's rate that copies of weights reach
-SEVERAL_SPREAD = 1.2  # covers nine published rows of two and four cards that the rates were not fitted to
 RAM_BYTES_S = 60e9  # two channels of DDR5, an assumption
 RAM_SHARE = 0.7  # of the host memory's bandwidth that reading weights there reaches
 ACTIVATION_BYTES = 2
@@ -124,10 +123,7 @@ def check(geometry: Geometry, machine: Machine) -> None:
 def of_all_devices(rates: Rates, geometry: Geometry, machine: Machine) -> Rates:
     """``rates`` of one device, extended to all devices of the machine."""
     count = machine.target.count
-    if count == 1:
-        return rates
-    rates = rates.wider(SEVERAL_SPREAD)
-    if machine.split == "layer":
+    if count == 1 or machine.split == "layer":
         return rates
     again = count * cache_share(geometry, count, machine.split)  # above 1, several devices read the same heads
     rates = rates.over(count)

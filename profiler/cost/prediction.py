@@ -358,7 +358,7 @@ class Predictor:
         seconds = split.total * at_once + machine.link_s(done, self.geometry, self.machine)
         binds = experts_or(split.binds, done, rates)
         basis = rates.basis
-        low, high = bounds
+        low, high = rates.on_any_host(done, bounds)
         if offloaded_bytes:
             offloaded = self.offloaded(done, offloaded_bytes, rates)
             seconds += offloaded.predicted_s - offloaded.spared_s * at_once

@@ -19,11 +19,23 @@ from typing import Any, Self
 
 from profiler import quants
 from profiler.cost.interval import ORDER, Basis
-from profiler.cost.roofline import Ahead, Bounds, Convolution, Cost, InTurn, Rates, Roofline, divided, wider
+from profiler.cost.roofline import (
+    HOSTS,
+    Ahead,
+    Bounds,
+    Convolution,
+    Cost,
+    InTurn,
+    Rates,
+    Roofline,
+    divided,
+    of_both,
+    wider,
+)
 from profiler.cost.work import WIDE, Item, PhaseWork
 from profiler.decode_path import GRAPH
 from profiler.devices.target import Target
-from profiler.models.gguf import TYPES
+from profiler.models.gguf import BLOCKS, TYPES
 from profiler.quants.base import Prior
 
 OWN_ROWS = {
@@ -78,6 +90,13 @@ class DataSheetRates(Rates):
         shorter, longer = sorted((reading, computing))
         both = longer * (1 + (shorter / longer) ** self.overlap) ** (1 / self.overlap)
         return Cost(both, computing, extra) if reading >= computing else Cost(reading, both, extra)
+
+    def on_any_host(self, work: PhaseWork, bounds: Bounds) -> Bounds:
+        if not isinstance(self.launches, Ahead) or not self.launches.call_s:
+            return bounds
+        usual = self.split(work).total
+        fast, slow = (replace(self, launches=self.launches.faster(by)).split(work).total for by in (HOSTS, 1 / HOSTS))
+        return of_both(bounds, (fast / usual, slow / usual))
 
     def over(self, count: int) -> Self:
         unpack_s, unpack_one_s = divided(self.unpack_s, count), divided(self.unpack_one_s, count)
@@ -159,7 +178,8 @@ def rates(
     unpacking = {
         name: prior.unpack_bytes.get(kind, prior.unpack_bytes.get("other", 0.0)) for name, prior in loaded.items()
     }
-    unpacking |= own.get("unpack", {})
+    before_many = own.get("unpack", {}) | rule.dequantized()
+    unpacking |= before_many
     bandwidth = rule.bandwidth()
     read_s = {scheme: 1 / (bandwidth * formats.get(group(scheme), 1.0)) for scheme in known}
     cache_s = read_s["cache"] * rule.value("cache", 1.0)
@@ -183,8 +203,9 @@ def rates(
             name: prior.unpack_one / target.bandwidth_bytes_s
             for name, prior in loaded.items()
             if kind == "other" and prior.unpack_one is not None
-        },
-        few_packed=frozenset(own.get("unpack", ())),
+        }
+        | dict.fromkeys(rule.dequantized(), 0.0),  # V100 and M40 decode one token as fast as they read
+        few_packed=frozenset(before_many),
         overlap=max(1.0, rule.value("overlap", content["overlap"])),
         layer_s=_layer_s(target, maker, content) * own["launch"] / own_duty_cycle,
         expert_layers=own["expert_layers"],
@@ -257,17 +278,32 @@ class Efficiency:
         """The same for an engine that multiplies packed weights by activations in 8 bits.
 
         Matrix units add up the products of a block of weights; vector units then scale every sum. A tile takes the
-        time of both (llama.cpp, ggml-cuda/mmq.cuh). A GPU of NVIDIA without products of bytes unpacks the weights and
-        multiplies them like plain ones.
+        time of both (llama.cpp, ggml-cuda/mmq.cuh). A GPU of NVIDIA without products of bytes multiplies weights that
+        it has unpacked like plain ones.
         """
         share, factor = self.value("prefill", 0.3), self.factor(self.engine)
         peak = _peak(self.target, "int8", "fp16")
-        if self.maker == "NVIDIA" and not self.target.flops.get("int8"):
+        if self.dequantizes:
             return peak * min(share * factor * self.value("plain", 1.0), 1.0)
         seconds = 1 / min(share, 1.0) / peak
         if scaled := self.value("scaled", 0.0):
             seconds += 1 / (scaled * multiply_slots(self.target, self.content))
         return min(factor / slower / seconds, peak)
+
+    @property
+    def dequantizes(self) -> bool:
+        """Whether weights are unpacked before they are multiplied by many tokens (``ggml_cuda_should_use_mmq``)."""
+        return bool(self.own["int8"]) and self.maker == "NVIDIA" and not self.target.flops.get("int8")
+
+    def dequantized(self) -> dict[str, float]:
+        """Bytes that this moves relative to the packed ones, by type: it reads these and writes two or four for each
+        weight. The products read those while they compute.
+        """
+        if not self.dequantizes:
+            return {}
+        wide = 2 if self.target.flops.get("fp16") else 4
+        sizes = {name: BLOCKS[TYPES[name]] for name in vector_schemes(self.own) if name in TYPES}
+        return {name: 1 + wide * weights / nbytes for name, (weights, nbytes) in sizes.items()}
 
     def per_slot(self) -> float:
         """Products of packed weights and few tokens per instruction slot of the vector units."""

@@ -23,6 +23,9 @@ from profiler.cost.interval import Basis
 from profiler.cost.work import WIDE, Item, PhaseWork
 from profiler.devices.target import Target
 
+HOSTS = (
+    1.6  # how much faster or slower hosts launch than the fit says: our H200's and workstations (benchmarks/gpu.md)
+)
 UNTIMED = 2.0  # uncertainty of the speed of a quantization that was never timed with an engine
 Bounds = tuple[float, float]  # measured ÷ predicted seconds; 90% of the ratios lie between them
 
@@ -132,6 +135,10 @@ class Ahead:
         host_s = work.calls * self.call_s + sum(item.count * self.start_s.get(item.scheme, 0.0) for item in products)
         return small_s + max(0.0, host_s - busy_s - small_s)
 
+    def faster(self, by: float) -> Self:
+        """The launches of a host that is ``by`` times as fast."""
+        return replace(self, call_s=self.call_s / by, start_s=divided(self.start_s, by))
+
 
 @dataclass(frozen=True, slots=True)
 class Convolution:
@@ -188,6 +195,11 @@ class Rates(ABC):
         launching = work.passes * each_s + self.launches.seconds(work, reading + computing)
         return Seconds(reading + computing + launching, reading, computing, launching)
 
+    def on_any_host(self, work: PhaseWork, bounds: Bounds) -> Bounds:
+        """``bounds`` of the seconds of ``work`` if the host may launch faster or more slowly than usual. Calibrated
+        rates are those of a known host."""
+        return bounds
+
     def rereading_cache(self, times: float) -> Self:
         """Rates for devices that together read K and V ``times`` times."""
         again = {scheme: times * self.roofline.read_s[scheme] for scheme in ("cache", WIDE)}
@@ -210,6 +222,12 @@ class Rates(ABC):
 def wider(bounds: Bounds, spread: float) -> Bounds:
     """``bounds`` wider by the factor ``spread`` on both sides."""
     return bounds[0] / spread, bounds[1] * spread
+
+
+def of_both(bounds: Bounds, more: Bounds) -> Bounds:
+    """Bounds of a product of two factors that are independent of each other, each with its own bounds."""
+    low, high = (math.hypot(math.log(one), math.log(other)) for one, other in zip(bounds, more, strict=True))
+    return math.exp(-low), math.exp(high)
 
 
 def divided(seconds: Mapping[str, float], by: float) -> dict[str, float]:

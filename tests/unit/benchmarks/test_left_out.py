@@ -26,6 +26,11 @@ def noise_floor(left_out: ModuleType) -> ModuleType:
     return importlib.import_module("noise_floor")
 
 
+@pytest.fixture(scope="module")
+def interval_coverage(left_out: ModuleType) -> ModuleType:
+    return importlib.import_module("interval_coverage")
+
+
 def judged(left_out: ModuleType, ratio: float, device: str = "A", **changes: Any) -> Any:
     """A figure whose measured time is ``ratio`` times the predicted one."""
     row = {
@@ -104,3 +109,27 @@ def test_a_source_that_measured_twice_is_no_second_source(noise_floor: ModuleTyp
     assert len(noise_floor.repeated([*again, later], "decode")) == 1
     other_depth = judged(left_out, 1.0, source="other", depth=8192)
     assert noise_floor.repeated([*again, other_depth], "decode") == []
+
+
+def test_coverage_is_as_sure_as_the_number_of_devices_allows(
+    interval_coverage: ModuleType, left_out: ModuleType
+) -> None:
+    def figures(devices: int, rows: int, inside: bool) -> list[list[Any]]:
+        ratio = 1.0 if inside else 2.0  # the interval is the point 1
+        return [[judged(left_out, ratio, f"{inside} {number}")] * rows for number in range(devices)]
+
+    few = interval_coverage.covered_range([*figures(9, 10, True), *figures(1, 10, False)])
+    many = interval_coverage.covered_range([*figures(180, 1, True), *figures(20, 1, False)])
+    assert few[0] < many[0] < 0.9 < many[1] <= few[1]
+    assert interval_coverage.covered_range(figures(1, 100, True)) == (0.0, 1.0)
+
+
+def test_a_device_with_many_rows_is_not_a_bias_of_all(interval_coverage: ModuleType, left_out: ModuleType) -> None:
+    many = [judged(left_out, 0.8, "A")] * 30
+    others = [judged(left_out, ratio, device) for device, ratio in (("B", 1.0), ("C", 1.02))]
+    (line,) = (
+        line for line in interval_coverage.section([*many, *others], {}) if line.startswith("| decode, llama.cpp")
+    )
+    assert "| 32 | 3 |" in line
+    assert "-20.0% | +0.0%" in line
+    assert "biased by the rows of few devices" in line

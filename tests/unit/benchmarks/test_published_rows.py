@@ -146,6 +146,22 @@ def test_faster_than_memory_is_impossible_and_rejected(
     assert "impossible: 102%" in left[0].reason
 
 
+def test_a_batch_is_no_faster_than_its_experts_are_read(
+    published: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {
+        "model": "mixtral-8x7b", "device": "4x A100 40GB SXM (TP4)", "device_base": "A100 40GB SXM", "gpus": "4",
+        "split": "tensor", "engine": "TensorRT-LLM", "quant": "FP16", "batch": "16", "decode_kind": "aggregate_wall",
+        "notes": "128 in + 128 out",
+    }  # fmt: skip
+    rates = ("1450", "700")  # 93 GB a step at 4 × 1555 GB/s allow 1,060 tokens per second
+    rows = [(FILE, line, more(**changes, decode_tps=rate)) for line, rate in enumerate(rates, start=2)]
+    monkeypatch.setattr(published, "published", lambda: iter(rows))
+    used, left = published.rows()
+    assert [row.aside for row in used] == [published.row_checks.SHARED_EXPERTS, None]
+    assert not left
+
+
 def prefills(published: ModuleType, monkeypatch: pytest.MonkeyPatch, *rows: dict[str, str]) -> list[str | None]:
     numbered = [(FILE, line, row) for line, row in enumerate(rows, start=2)]
     monkeypatch.setattr(published, "published", lambda: iter(numbered))
@@ -196,7 +212,7 @@ def test_rows_of_kernels_that_were_replaced_are_set_aside(
         ({"prefill_depth": "0"}, True),  # attention takes a small part of the time
         ({"model": "gemma-3-12b"}, True),  # heads of 256, for which the kernel is still the same
         ({"engine": "llama.cpp b10604"}, True),
-        ({"backend": "Vulkan"}, True),
+        ({"engine": "llama.cpp (Vulkan) dd1ea52", "backend": "Vulkan"}, True),
     ],
 )
 def test_attention_before_it_used_matrix_units_is_not_judged(
@@ -208,6 +224,26 @@ def test_attention_before_it_used_matrix_units_is_not_judged(
         prefill_depth="16384", prefill_tps="1000",
     )  # fmt: skip
     row = published.match(FILE, 2, deep | changes)
+    assert (row.counts("prefill"), row.counts("decode")) == (judged, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "judged"),
+    [
+        ({}, False),
+        ({"engine": "llama.cpp (Vulkan, 2025-05)"}, False),
+        ({"engine": "llama.cpp (Vulkan) b9174"}, True),
+        ({"engine": "llama.cpp (Vulkan) dd1ea52"}, True),  # a commit whose date is unknown
+        ({"device_base": "RX 6800"}, True),  # without matrix units
+        ({"engine": "llama.cpp (rocm7.1.1) b7423", "backend": "ROCm"}, True),
+    ],
+)
+def test_products_under_vulkan_before_their_tiles_were_large_are_not_judged(
+    published: ModuleType, changes: dict[str, str], judged: bool
+) -> None:
+    card = "Radeon AI PRO R9700"
+    old = more(engine="llama.cpp (vulkan_radv) b7423", device=card, device_base=card, backend="Vulkan")
+    row = published.match(FILE, 2, old | {"model": "gemma-3-4b", "prefill_tps": "2400"} | changes)
     assert (row.counts("prefill"), row.counts("decode")) == (judged, True)
 
 

@@ -12,7 +12,7 @@ from profiler.cost import engines, work
 from profiler.cost import rates as cost_rates
 from profiler.cost.engines.base import EngineRequest
 from profiler.cost.rates import DataSheetRates
-from profiler.cost.roofline import InTurn, Roofline
+from profiler.cost.roofline import HOSTS, Ahead, InTurn, Roofline
 from profiler.cost.work import Item, PhaseWork
 from profiler.devices import target as device_catalog
 from profiler.devices.base import DeviceInfo
@@ -132,6 +132,26 @@ def test_twice_the_matrix_units_do_not_multiply_packed_weights_twice_as_fast() -
 def test_a_card_without_products_of_bytes_multiplies_packed_weights_like_plain_ones() -> None:
     found = cost_rates.rates(find("p100"), "llama.cpp", "fp16").roofline.flop_s
     assert found["q4_k"] == pytest.approx(found["f16"])
+
+
+def test_a_card_without_products_of_bytes_unpacks_for_many_tokens_only() -> None:
+    volta, ampere = (cost_rates.rates(find(on), "llama.cpp", "fp16") for on in ("v100", "a100 80gb"))
+    item = Item("mlp", "weights", "q8_0", 34e6, 2 * 32e6)
+    many = replace(item, flops=512 * item.flops, rows=512)
+    assert volta.cost(item, one(item)).extra == 0
+    assert volta.cost(many, one(many, 512)).extra == pytest.approx((34e6 + 2 * 32e6) / find("v100").bandwidth_bytes_s)
+    assert ampere.cost(many, one(many, 512)).extra == 0
+
+
+def test_a_step_that_waits_for_python_has_the_range_of_unknown_hosts() -> None:
+    rates = replace(RATES, launches=Ahead(1e-3, 1e-6, {}, layers_timed=False))
+    busy, waiting = (replace(one(Item("mlp", "weights", "bf16", 1e9, 0)), calls=calls) for calls in (1, 10_000))
+    assert rates.on_any_host(busy, (0.9, 1.1)) == pytest.approx((0.9, 1.1))
+    assert rates.on_any_host(waiting, (1.0, 1.0)) == pytest.approx((1 / HOSTS, HOSTS))
+    low, high = rates.on_any_host(waiting, (0.9, 1.1))
+    assert 0.9 / HOSTS < low < 1 / HOSTS  # both errors seldom are large at once
+    assert HOSTS < high < 1.1 * HOSTS
+    assert RATES.on_any_host(waiting, (0.9, 1.1)) == (0.9, 1.1)
 
 
 def test_fp4_runs_in_its_own_type_where_the_generation_has_it() -> None:
