@@ -32,8 +32,10 @@ class ProfileError(Exception):
 
 def flat(error: BaseException) -> str:
     """The message of an error in one line, in which a hint is a sentence of its own."""
-    hinted = isinstance(error, ProfileError) and error.hint
-    return " ".join((f"{error.message.rstrip('.')}. {error.hint}" if hinted else str(error)).split())
+    text = str(error)
+    if isinstance(error, ProfileError) and error.hint:
+        text = f"{error.message.rstrip('.')}. {error.hint}"
+    return " ".join(text.split())
 
 
 class NotFound(ProfileError):
