@@ -48,12 +48,21 @@ class Geometry:
     cautions: tuple[str, ...] = ()  # parts of the checkpoint that are left out, for the user
     groups: tuple[tuple[Layer, int], ...] = field(init=False, compare=False, repr=False)
     parameters: int = field(init=False, compare=False, repr=False)
+    _hash: int = field(init=False, compare=False, repr=False)  # computed once: caches of predictions look it up often
 
     def __post_init__(self) -> None:
+        sizes, weights = (
+            (self.vocab, self.hidden, self.tied, self.max_position),
+            (self.layers, self.outside, self.draft),
+        )
+        object.__setattr__(self, "_hash", hash((self.model_type, sizes, weights, self.cautions)))
         groups = tuple(Counter(self.layers).items())
         inside = sum(layer.parameters * count for layer, count in groups)
         object.__setattr__(self, "groups", groups)
         object.__setattr__(self, "parameters", inside + sum(weight.parameters for weight in self.outside))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @property
     def active_parameters(self) -> int:

@@ -266,11 +266,16 @@ class Layer:
     weights: tuple[Weight, ...]
     parameters: int = field(init=False, compare=False, repr=False)
     routed: int = field(init=False, compare=False, repr=False)  # elements in expert tensors
+    _hash: int = field(init=False, compare=False, repr=False)  # computed once: a layer has a dozen weights
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.mixer, self.mlp, self.weights)))
         routed = sum(weight.parameters for weight in self.weights if weight.role == "experts")
         object.__setattr__(self, "parameters", sum(weight.parameters for weight in self.weights))
         object.__setattr__(self, "routed", routed)
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def without_window(self) -> Layer:
         """The same layer with full attention, if it slides."""

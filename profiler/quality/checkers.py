@@ -22,6 +22,7 @@ Rules = Mapping[str, Any]
 MAX_ANSWER = 100_000  # characters; the longest right answer has a thousand
 SHOWN = 60  # characters of a text in a reason
 BUDGET = Budget(nbytes=4 * MAX_ANSWER, depth=16)
+HTML = ("html", "htm")  # languages of a fenced block
 
 FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
 _FINAL_LINE = re.compile(r"\banswer\b[*_` ]*[:：]\W*?(\S.*)", re.IGNORECASE)  # or the line below it
@@ -41,6 +42,12 @@ def final_line(answer: str) -> str | None:
 def fenced(answer: str) -> list[tuple[str, str]]:
     """The fenced blocks of an answer in Markdown: the language in lower case, and the text."""
     return [(found[2].lower(), found[3]) for found in FENCE.finditer(answer)]
+
+
+def judged_markup(answer: str) -> str:
+    """The part of an answer that a task about HTML judges: its last block, because what stands before is a draft."""
+    blocks = [text for word, text in fenced(answer) if word in ("", *HTML) and "<" in text]
+    return blocks[-1] if blocks else answer
 
 
 def check(kind: str, rules: Rules, answer: str) -> str | None:
@@ -142,9 +149,8 @@ def _format(rules: Rules, answer: str) -> str | None:
 
 
 def _html(rules: Rules, answer: str) -> str | None:
-    """Whether the last block keeps to the rules of ``markup``: what stands before it is a draft."""
-    blocks = [text for word, text in fenced(answer) if word in ("", "html", "htm") and "<" in text]
-    return markup.wrong(rules, blocks[-1] if blocks else answer)
+    """Whether the page of the answer keeps to the rules of ``markup``."""
+    return markup.wrong(rules, judged_markup(answer))
 
 
 def _code(rules: Rules, answer: str) -> str | None:

@@ -1,5 +1,5 @@
 """What a quantization defines. A file ``quants/NAME.py`` has one ``QUANT``. Other files name one only as a default:
-``run/choice.py``, ``run/fit.py``, ``run/headline.py``, ``commands/audit.py`` and ``show/report/memory.py``.
+``run/choice.py``, ``run/fit.py``, ``run/headline.py``, ``commands/audit.py`` and ``show/report/fits.py``.
 
 Only its bytes are required. The defaults of everything else mean "unknown": without a ``Prior``, predictions treat it
 like plain weights and are marked as a guess; without ``modules``, it cannot be measured with synthetic weights.

@@ -35,6 +35,7 @@ from profiler.results.stats import quantile
 BLOCK = 1024  # tokens: a long document is several blocks
 REPLICATES = 400  # the standard deviation of a figure is then known to 4%
 SEED = 22
+ROUNDING_KL = 1e-6  # nats: smaller divergences are the rounding of fp32, and their figures say nothing
 SUMS = ("tokens", "kl", "same", "nll", "reference_nll")  # columns of numbers
 TEXTS = ("kind", "document")
 DERIVED = ("tokens", "kl", "top1", "ppl", "kinds")  # added when a row is printed

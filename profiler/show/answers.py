@@ -28,7 +28,7 @@ from profiler.backends.endpoint import Exchange, figures
 from profiler.backends.endpoint.servers import SEED, TEMPERATURE
 from profiler.errors import ProfileError
 from profiler.foreign import open_file
-from profiler.quality.checkers import fenced
+from profiler.quality.checkers import HTML, fenced, judged_markup
 from profiler.results import tasks
 from profiler.run.endpoint import EndpointResult
 from profiler.run.prompts import OWN, EndpointPrompt, Verdict, judged
@@ -431,7 +431,7 @@ def _facts(answer: KeptAnswer) -> Iterator[str]:
 
 
 def _content(answer: KeptAnswer, anchor: str, title: str) -> str:
-    document = html_answer(answer.answer)
+    document = html_answer(answer.answer, answer.task is not None)
     if document is None:
         language = f' lang="{escaped(printable(answer.language, 20))}"' if answer.language else ""
         return f'<pre dir="auto"{language}>{escaped(answer.answer)}</pre>' if answer.answer else "<p>no answer</p>"
@@ -453,9 +453,15 @@ def _folded(title: str, text: str) -> str:
     return f'<details><summary>{summary}</summary><pre dir="auto">{escaped(text)}</pre></details>'
 
 
-def html_answer(answer: str) -> str | None:
-    """The HTML page that an answer is, bare or as its longest fenced block; None for any other text."""
-    found = [text for word, text in fenced(answer) if word in ("html", "htm") or (not word and _DOCUMENT.match(text))]
+def html_answer(answer: str, judged: bool = False) -> str | None:
+    """The HTML page that an answer is, bare or as its longest fenced block; None for any other text.
+
+    ``judged``: the answer is that of a task, whose verdict is about its last block.
+    """
+    found = [text for word, text in fenced(answer) if word in HTML or (not word and _DOCUMENT.match(text))]
+    if judged:
+        text = judged_markup(answer)
+        return text if text in found or _DOCUMENT.match(text) else None
     return max(found, key=len) if found else answer if _DOCUMENT.match(answer) else None
 
 

@@ -25,6 +25,7 @@ TOO_NOISY = "too noisy"  # instead of a figure whose repetitions differ too much
 BUSY = "busy"  # instead of a figure that other processes disturbed so much that it is not the model's
 TOO_FEW = "too few"  # repetitions: there are two, and their interval is wide although they are close
 ID_SHOWN = 6  # hex digits of a model's id: two of a handful of models coincide with odds of one in a million
+OF_GGUF = " (GGUF)"  # after the name of GGUF files, if something else has that name, too
 GGUF_TYPE = re.compile(r"I?Q\d|TQ\d|MXFP4")  # tensor types that only GGUF files have
 LONGEST = 100_000  # characters of outside text that are processed
 
@@ -145,10 +146,16 @@ def quality_cell(measurement: Measurement) -> str:
     if not found:
         return UNKNOWN
     kl = quality.mean_kl(found)
-    if kl.low is None or kl.high is None or not kl.value:
-        return significant(kl.value, UNSPREAD_DIGITS)
+    if kl.low is None or kl.high is None or kl.value < quality.ROUNDING_KL:
+        return kl_text(kl.value)
     half = max(kl.high - kl.value, kl.value - kl.low) / kl.value
     return f"{figure(kl.value, half)}{_half_width(half)}"
+
+
+def kl_text(nats: float) -> str:
+    """``0.021``, ``<0.000001``: a KL divergence without its interval."""
+    rounding = significant(quality.ROUNDING_KL, 1)
+    return f"<{rounding}" if 0 < nats < quality.ROUNDING_KL else significant(nats, UNSPREAD_DIGITS)
 
 
 def reps_cell(measurement: Measurement) -> str:
@@ -281,7 +288,7 @@ def suffixes(ids: Mapping[str, bool]) -> dict[str, str]:
     if len(ids) < 2:
         return dict.fromkeys(ids, "")
     by_kind = len(ids) == 2 and sum(ids.values()) == 1
-    return {each: (" (GGUF)" if gguf else "") if by_kind else f" #{each[:ID_SHOWN]}" for each, gguf in ids.items()}
+    return {each: (OF_GGUF if gguf else "") if by_kind else f" #{each[:ID_SHOWN]}" for each, gguf in ids.items()}
 
 
 def is_gguf(row: Measurement) -> bool:
@@ -349,7 +356,7 @@ def stated(backend: str, value: str) -> str:
 
 BASES = {  # of the ceilings behind MFU and MBU
     "calibrated": "as calibrated",
-    "quick": "as measured in seconds (profile calibrate is more exact)",
+    "quick": "as measured in a few seconds (profile calibrate is more exact)",
     "data sheet": "by its data sheet",
 }
 

@@ -16,8 +16,9 @@ _ALIKE = attrgetter("case.model", "case.quant", "case.context", "case.batch")  #
 
 
 def differing(rows: Iterable[Measurement]) -> dict[str, str]:
-    """By key of a case, the settings in which it differs from others of ``rows``, such as ``kv=q8_0 threads=1``;
-    empty if the list tells all cases apart without them.
+    """By key of a case, the settings in which it differs from others of ``rows``, such as ``kv=q8_0 threads=1``.
+
+    Empty if the list tells all cases apart without them.
     """
     alike: dict[tuple[Any, ...], list[Measurement]] = {}
     for row in rows:

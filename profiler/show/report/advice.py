@@ -20,15 +20,16 @@ from profiler.cost import engines
 from profiler.cost.engines.transformers import usual_path
 from profiler.cost.prediction import LIMITS, Prediction
 from profiler.decode_path import EAGER
-from profiler.models import hub
+from profiler.models import families, hub
 from profiler.results import stats
 from profiler.run.choice import LOSSLESS_BITS, READING_TPS, dense_size, loss, size_class
 from profiler.shell import Command, command
 from profiler.show.columns import noisy_word
 from profiler.show.report import ceiling, divergence, selection
 from profiler.show.report.blocks import Code, PageBlock, Section, Text, muted
-from profiler.show.report.memory import MapGrid, MapLine
-from profiler.show.report.predictions import Forecast
+from profiler.show.report.fits import MapGrid, MapLine
+from profiler.show.report.models import without_kind
+from profiler.show.report.predictions import SAME, Forecast
 from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import bytes_text, seconds_text, significant
 
@@ -44,7 +45,8 @@ RULE = (
 )
 KL_RULE = (
     " Where KL divergences were measured, they say what loses least, instead of bits; losses of up to"
-    f" {divergence.LOSSLESS_KL} nats count as none."
+    f" {divergence.LOSSLESS_KL} nats count as none. Weights in 32 bits are recommended only if all others lose more"
+    f" than {divergence.SMALL_KL} nats."
 )
 
 
@@ -92,7 +94,7 @@ def section(
     each_machine = zip(machines, forecasts, paragraphs, pictures, strict=True)
     for machine, forecast, (best, opening, more), bars in each_machine:
         where = f"{machine.title}: " if several else ""
-        chosen += [best] if best is not None and hub.find(best.model) and best.model in forecast.shapes else []
+        chosen += [best] if best is not None and _of_catalog(best.model, forecast) else []
         blocks.append(Text(f"{where}{opening}", lead=True))
         found = _next(machine, forecast, best)
         if found is not None:
@@ -109,6 +111,15 @@ def section(
     rule = f"{RULE}{KL_RULE}" if any(machine.scored for machine in machines) else RULE
     blocks.append(Text(rule, muted=True, folded="How this was chosen"))
     return Section("run", "What should I run on this machine?", tuple(blocks))
+
+
+def _of_catalog(model: str, forecast: Forecast) -> bool:
+    """Whether a model is the catalog's of that name, which a folder or a GGUF file may only bear."""
+    name, shapes = hub.find(model), forecast.shapes.get(model)
+    if name is None or shapes is None:
+        return False
+    parameters = families.geometry(hub.shipped_config(name)).parameters
+    return abs(shapes.parameters / parameters - 1) <= SAME
 
 
 def _in_llama_cpp(result: CaseResult) -> str:
@@ -131,7 +142,7 @@ def _paragraph(machine: MachineRows, forecast: Forecast) -> tuple[CaseResult | N
     best = _usual_prompt(best, usable)
     sentences = [_prefill(best), _memory(best, forecast), _bound(best)]
     if (best.model, best.group.settings) != (fastest.model, fastest.group.settings):
-        sentences.append(f"The fastest is {selection.case(fastest)}: {selection.ranged(fastest.decode)} t/s.")
+        sentences.append(f"The fastest is {selection.case(fastest)}: {selection.tps(fastest.decode)}.")
     opening = [_opening(best, fast, usable, unsized), *divergence.traded(best, usable, machine)]
     return best, " ".join(opening), " ".join(each for each in sentences if each)
 
@@ -158,7 +169,7 @@ def _opening(
     best: CaseResult, fast: Sequence[CaseResult], usable: Sequence[CaseResult], unsized: Sequence[str]
 ) -> str:
     what = f"{best.model} in {best.group.settings}"
-    figure = f"{selection.ranged(best.decode)} t/s {_at(best)}"
+    figure = f"{selection.tps(best.decode)} {_at(best)}{_longest(best, usable)}"
     if len(usable) == 1:
         slow = "" if fast else ", slower than people read"
         return f"Only {what} has comparable measurements. It decodes at {figure}{slow}."
@@ -169,13 +180,24 @@ def _opening(
         )
     others = {each.group.settings for each in fast if each.model == best.model}
     which = "the largest measured model that decodes as fast as people read"
-    if len({each.model for each in fast}) == 1:
+    if len({without_kind(each.model) for each in fast}) == 1:
         which = "it decodes as fast as people read"
     elif unsized:
         which = f"the fastest one measured, because the size of {selection.several(unsized, 2)} is not known"
     if len(others) > 1 and not unsized:
-        which += ", in the quantization that loses least of those that are fast enough"
+        whole = {each.case.quant for each in fast if each.model == best.model} & {*divergence.IN_32_BITS}
+        below = " below 32 bits" if whole and best.case.quant not in whole else ""
+        which += f", in the quantization{below} that loses least of those that are fast enough"
     return f"Run {what}: {which}. It decodes at {figure}."
+
+
+def _longest(best: CaseResult, usable: Sequence[CaseResult]) -> str:
+    """The rate at the longest context that was measured, if that is another one."""
+    mine = [each for each in usable if each.group is best.group and each.case.prompt is None]
+    last = max(mine, key=lambda each: each.case.context, default=best)
+    if last.case.context == best.case.context:
+        return ""
+    return f", and at {selection.tps(last.decode)} at {last.case.context:,}"
 
 
 def _at(result: CaseResult) -> str:
@@ -263,7 +285,7 @@ def _prefill(best: CaseResult) -> str:
     first = seconds_text(best.ttft.median)
     if best.prefill.wide:
         return f"Prefill has no rate ({noisy_word(best.prefill)}); the first token took {first}."
-    return f"It processes a prompt at {selection.ranged(best.prefill)} t/s, so the first token takes {first}."
+    return f"It processes a prompt at {selection.tps(best.prefill)}, so the first token takes {first}."
 
 
 def _memory(best: CaseResult, forecast: Forecast) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import PurePath
 from typing import Any
@@ -14,7 +14,7 @@ from profiler.results.redact import redact_argv
 from profiler.results.store import Run
 from profiler.shell import command
 from profiler.show.columns import plain, server_title
-from profiler.show.notes import NOTE_LENGTH, Note, rows_of_models
+from profiler.show.notes import NOTE_LENGTH
 from profiler.show.report import selection
 from profiler.show.report.blocks import Code, Head, PageBlock, Section, Table, muted
 from profiler.show.report.selection import CaseResult, MachineRows
@@ -65,14 +65,13 @@ def cautions(machines: Sequence[MachineRows]) -> Section:
     blocks: list[PageBlock] = []
     for machine in machines:
         found = _alike(machine)
-        total = rows_of_models(machine.ok) if found else None
         kinds = Counter[str]()
         for alike in found:
-            kinds[alike.kind] += len(alike.note.cases)
-        found.sort(key=lambda each: (-kinds[each.kind], each.kind, -len(each.note.cases)))
-        rows = tuple(_caution(each, machine.ok, total) for each in found[:MAX_ROWS])
+            kinds[alike.kind] += len(alike.cases)
+        found.sort(key=lambda each: (-kinds[each.kind], each.kind, -len(each.cases)))
+        rows = tuple(_caution(each, machine) for each in found[:MAX_ROWS])
         heads = (Head("kind", right=False), Head("cases"), Head("caution", right=False), Head("where", right=False))
-        count = len({id(case) for each in found for case in each.note.cases})
+        count = len({id(case) for each in found for case in each.cases})
         named = f"{count:,} of {len(machine.ok):,} cases have cautions"
         caption = f"{machine.title}: {named}" if len(machines) > 1 else named
         blocks += [Table(heads, rows, caption)] if rows else []
@@ -86,8 +85,10 @@ class _Alike:
     """One note for cautions that differ only in their figures."""
 
     kind: str  # the caution's code, in words
-    note: Note
+    text: str
+    help: str | None
     vary: bool = False
+    cases: list[CaseResult] = field(default_factory=list)
 
 
 def _alike(machine: MachineRows) -> list[_Alike]:
@@ -97,11 +98,11 @@ def _alike(machine: MachineRows) -> list[_Alike]:
             text = plain(caution.text, NOTE_LENGTH)
             helps = plain(caution.help) if caution.help else None
             alike = found.setdefault(
-                (caution.code, _FIGURES.sub("0", text)), _Alike(_kind(caution.code), Note(0, text, helps))
+                (caution.code, _FIGURES.sub("0", text)), _Alike(_kind(caution.code), text, helps)
             )
-            alike.vary |= text != alike.note.text
-            alike.note.help = helps if helps == alike.note.help else None
-            alike.note.cases.append(result)
+            alike.vary |= text != alike.text
+            alike.help = helps if helps == alike.help else None
+            alike.cases.append(result)
     return list(found.values())
 
 
@@ -109,11 +110,22 @@ def _kind(code: str) -> str:
     return plain(code, 40).replace("-", " ")
 
 
-def _caution(alike: _Alike, rows: Sequence[CaseResult], total: Counter[str] | None) -> tuple[str, ...]:
-    note = alike.note
-    helps = f"; try {note.help}" if note.help else ""
+def _caution(alike: _Alike, machine: MachineRows) -> tuple[str, ...]:
+    helps = f"; try {alike.help}" if alike.help else ""
     varies = " (the figures vary)" if alike.vary else ""
-    return alike.kind, f"{len(note.cases):,}", f"{note.text}{helps}{varies}", note.named_cases(rows, total)
+    return alike.kind, f"{len(alike.cases):,}", f"{alike.text}{helps}{varies}", _where(alike.cases, machine)
+
+
+def _where(cases: Sequence[CaseResult], machine: MachineRows) -> str:
+    """The names of some cases; only that of a model if all of its cases are among them."""
+    if len(cases) == len(machine.ok) > 1:
+        return "all cases"
+    if len(machine.models) == 1:
+        return selection.several([selection.case(each).removeprefix(f"{each.model} ") for each in cases], CASES)
+    mine = Counter(result.model for result in cases)
+    whole = {model for model, count in mine.items() if count == len(machine.of[model]) > 1}
+    named = dict.fromkeys(result.model if result.model in whole else selection.case(result) for result in cases)
+    return selection.several(list(named), CASES)
 
 
 def environment(machines: Sequence[MachineRows]) -> Section:

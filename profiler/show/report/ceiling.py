@@ -46,20 +46,22 @@ def bars(machines: Sequence[MachineRows], best: Sequence[CaseResult | None]) -> 
     ``best``: the case of each machine that the page recommends, whose model and quantization has a bar in any case.
     """
     rated = [[each for each in machine.fewest if _has_rate(each)] for machine in machines]
+    every = [_one_each(mine) for mine in rated]
     shown = [
-        [(result, _ceiling(result)) for result in _one_each(mine, first)]
-        for mine, first in zip(rated, best, strict=True)
+        [(result, _ceiling(result)) for result in _fastest(mine, first)]
+        for mine, first in zip(every, best, strict=True)
     ]
     rates = [rate for mine in shown for result, ceiling in mine for rate in (result.decode_tps, ceiling) if rate]
     longest = max(rates, default=1.0)
     several = len(machines) > 1
     return [
-        _bars(mine, longest, machine.title if several else "") if mine else None
-        for machine, mine in zip(machines, shown, strict=True)
+        _bars(mine, len(all_of_them), longest, machine.title if several else "") if mine else None
+        for machine, mine, all_of_them in zip(machines, shown, every, strict=True)
     ]
 
 
-def _bars(shown: Sequence[tuple[CaseResult, float | None]], longest: float, where: str) -> Bars:
+def _bars(shown: Sequence[tuple[CaseResult, float | None]], count: int, longest: float, where: str) -> Bars:
+    """``count``: how many models and quantizations could have a bar."""
     contexts = {result.case.context for result, _ in shown if result.case.prompt is None}
     rows = tuple(
         Bar(
@@ -74,9 +76,10 @@ def _bars(shown: Sequence[tuple[CaseResult, float | None]], longest: float, wher
     bases = dict.fromkeys(result.ceiling_basis for result, _ in shown if result.ceiling_basis)
     known = f" against the device's ceiling {selection.joined(bases)}" if bases else ""
     at = f" at {selection.tokens_text(*contexts)} of context" if len(contexts) == 1 else ""
-    count = max(stats.sequences(result.case) for result, _ in shown)
-    together = f" of {count:,} sequences" if count > 1 else ""
-    return Bars(f"Decode{together}{at}{known}{f' · {where}' if where else ''}", rows)
+    sequences = max(stats.sequences(result.case) for result, _ in shown)
+    together = f" of {sequences:,} sequences" if sequences > 1 else ""
+    some = f": the recommended and the fastest of {count:,} cases" if count > len(shown) else ""
+    return Bars(f"Decode{together}{at}{known}{some}{f' · {where}' if where else ''}", rows)
 
 
 def _has_rate(result: CaseResult) -> bool:
@@ -89,7 +92,7 @@ def _ceiling(result: CaseResult) -> float | None:
     return (result.decode_tps or 0.0) / share if share else None
 
 
-def _one_each(results: Sequence[CaseResult], best: CaseResult | None) -> list[CaseResult]:
+def _one_each(results: Sequence[CaseResult]) -> list[CaseResult]:
     """One result for each model and quantization: at the most frequent context, or with the median prompt."""
     groups: dict[tuple[str, str], list[CaseResult]] = {}
     for result in results:
@@ -102,6 +105,11 @@ def _one_each(results: Sequence[CaseResult], best: CaseResult | None) -> list[Ca
         at = [result for result in mine if result.case.context == common and result.case.prompt is None]
         written = all(result.case.prompt for result in mine)
         chosen.append(ordered[len(ordered) // 2] if written else (at or mine)[0])
+    return chosen
+
+
+def _fastest(chosen: Sequence[CaseResult], best: CaseResult | None) -> list[CaseResult]:
+    """The fastest of them, and that with the model and settings of ``best``, in the same order."""
     first = best and (best.model, best.group.settings)
     kept = sorted(chosen, key=lambda each: ((each.model, each.group.settings) != first, -(each.decode_tps or 0)))[
         :MAX_BARS
@@ -135,19 +143,24 @@ def _roofline(machine: MachineRows, forecast: Forecast, where: str) -> Chart | s
             " takes a minute"
         )
     known = [result for result in machine.at.get(machine.batch, ()) if result.model in forecast.shapes]
-    points = [point for result in _spread_out(known) for point in _points(result, forecast)]
+    shown = _spread_out(known)
+    # Two of more series than there are colors would look alike.
+    by_model = len({result.series for result in shown}) > len(charts.SERIES)
+    points = [point for result in shown for point in _points(result, forecast, by_model)]
     if not points:
         return "FLOPs and bytes are known only for models whose shapes are stored or in the catalog"
     bytes_s = on.ceiling_bytes_s
     dtypes = {result.case.dtype for result in known} & DTYPE_BYTES.keys() or {PLAIN_DTYPE}
     flop_s = max(flops_ceiling(on, dtype, dtype, in_int8=False) for dtype in dtypes)
-    series = machine.palette(dict.fromkeys(point.series for point in points))
+    names = dict.fromkeys(point.series for point in points)
+    series = {name: color for color, name in enumerate(names)} if by_model else machine.palette(names)
     basis = "calibrated" if on.target.ceilings else "quick" if on.target.quick else "data sheet"
     title = f"Roofline, {BASES[basis]}: {charts.rates_text(bytes_s, flop_s)}{where}"
     return Chart(title, charts.roofline(points, bytes_s, flop_s, series))
 
 
-def _points(result: CaseResult, forecast: Forecast) -> list[charts.Mark]:
+def _points(result: CaseResult, forecast: Forecast, by_model: bool) -> list[charts.Mark]:
+    """Prefill and decode of a case, in the color of its model or of its series."""
     needed = forecast.needed(result)
     points = []
     for (nbytes, flops), phase in zip(needed or (), PHASES, strict=False):
@@ -158,7 +171,8 @@ def _points(result: CaseResult, forecast: Forecast) -> list[charts.Mark]:
         where = f"{significant(speed / 1e9)} GFLOP/s at {significant(flops / nbytes)} FLOP per byte"
         said = f"{selection.case(result)}, {phase}: {where}"
         shape = "square" if phase == "prefill" else "circle"
-        points.append(charts.Mark(flops / nbytes, speed, result.series, said, shape=shape, keys=result.keys))
+        name = result.model if by_model else result.series
+        points.append(charts.Mark(flops / nbytes, speed, name, said, shape=shape, keys=result.keys))
     return points
 
 
@@ -193,9 +207,8 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     )
     keys = tuple(result.keys for _, result in rows[:MAX_ROWS])
     bases = dict.fromkeys(result.ceiling_basis for _, result in rows if result.ceiling_basis)
-    blocks: list[PageBlock] = [
-        Table(columns, table, f"MFU of prefill and MBU of decode, ceilings {selection.joined(bases)}", keys)
-    ]
+    caption = f"MFU of prefill and MBU of decode, ceilings {selection.joined(bases)}"
+    blocks: list[PageBlock] = [Table(columns, table, caption, keys, 1 + several)]
     count = sum(len(machine.calibrated) for machine in machines)
     if count > MAX_ROWS:
         blocks.append(

@@ -54,6 +54,7 @@ Keys = tuple[str, str]  # model and quantization, by which a reader filters
 
 WIDTH, HEIGHT = 320, 190  # of the plot without axes, in pixels
 ABOVE, BELOW, RIGHT, LETTER = 22, 36, 16, 6.2  # pixels around the plot; the width of a letter at 11 px
+WIDE_LETTER = 7.0  # in wide fonts: labels within the plot must not touch
 HEADROOM = 1.15  # upper end of an axis ÷ its highest figure
 TICKS = 5  # about so many on an axis
 SYMBOL_WIDTH, LEGEND_LETTERS, LEGEND_LINE = 24.0, 40, 16
@@ -63,6 +64,7 @@ LINE_BOX = 3  # pixels of a line between two boxes that keep labels away
 LABEL_PLACES = (  # of the label of a point: steps to the right and down, and the end of the text that is there
     *((1, 0, "start"), (0.7, 0.7, "start"), (-1, 0, "end"), (-0.7, -0.7, "end")),
     *((0, 1, "middle"), (0, -1, "middle"), (0.7, -0.7, "start"), (-0.7, 0.7, "end")),
+    *((-0.1, -1.3, "end"), (0.1, -1.3, "start")),  # where a steep line begins
 )
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 SHAPES = {
@@ -109,7 +111,7 @@ class Mark:
     pale: bool = False
     keys: Keys | None = None
     label: str = ""  # beside a point, where there is room
-    area: float = 1.0  # of a point ÷ that of the largest one
+    area: float | None = None  # of a point ÷ that of the largest one; None: of the usual size
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,7 @@ class Polyline:
     series: str | None = None
     dashed: bool = False
     keys: Keys | None = None
+    joins: bool = False  # cases of several quantizations, or of several models if it has no keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +157,11 @@ def curves(marks: Sequence[Mark], x: str, y: str, series: Palette) -> Plot:
 
 
 def stacks(
-    bars: Sequence[tuple[str, Mark]], names: Palette, limit: float | None, ticks: Sequence[tuple[str, Mark]] = ()
+    bars: Sequence[tuple[str, Mark]],
+    names: Palette,
+    x: str,
+    limit: float | None,
+    ticks: Sequence[tuple[str, Mark]] = (),
 ) -> Plot:
     """Bars in GiB by the label of their place, stacked in the given order; ``ticks`` are short lines, ``limit`` is a
     dashed line.
@@ -166,7 +173,7 @@ def stacks(
         marks.append(replace(mark, x=labels.index(label), y=heights[label], base=base))
     marks += [replace(mark, x=labels.index(label), shape="tick") for label, mark in ticks]
     top = max([*(mark.y for mark in marks), limit or 0]) * 1.05
-    across = Axis("context", -0.5, len(labels) - 0.5, ticks=tuple(enumerate(labels)))
+    across = Axis(x, -0.5, len(labels) - 0.5, ticks=tuple(enumerate(labels)))
     lines = () if limit is None else (Polyline(((-0.5, limit), (len(labels) - 0.5, limit)), None, dashed=True),)
     return Plot(across, Axis("GiB", 0, top), names, tuple(marks), lines, zooms=False)
 
@@ -190,7 +197,8 @@ def frontier(marks: Sequence[Mark], x: str, y: str, series: Palette, zero: bool 
     lines = []
     for name in series:
         best = sorted((mark.x, mark.y) for mark in marks if mark.series == name and not mark.pale)
-        lines += [Polyline(tuple(best), name, True, next(m.keys for m in marks if m.series == name))] if best else []
+        keys = next(mark.keys for mark in marks if mark.series == name)
+        lines += [Polyline(tuple(best), name, True, keys, joins=True)] if best else []
     highs, lows = max(mark.y for mark in marks), min(mark.y for mark in marks)
     space = (highs - lows or abs(highs) or 1) * (HEADROOM - 1)
     up = Axis(y, 0 if zero else lows - space, highs * HEADROOM if zero else highs + space)
@@ -202,14 +210,14 @@ def losses(marks: Sequence[Mark], x: str, y: str, series: Palette) -> Plot:
 
     The line joins the marks that no other one beats in both.
     """
-    known = [end for mark in marks for end in (mark.low, mark.y, mark.high) if end]
+    known = [end for mark in marks if mark.y for end in (mark.low, mark.y, mark.high) if end]
     first = math.floor(math.log10(min(known, default=0.001)))
     last = max(math.ceil(math.log10(max(known, default=0.001) * HEADROOM)), first + 1)
     nothing = any(mark.y == 0 for mark in marks)
     first -= nothing
     steps = (1, 2, 5) if last - first - nothing <= 2 else (1,)
     values = [step * 10.0**power for power in range(first + nothing, last + 1) for step in steps]
-    ticks = [(value, f"{value:.4g}") for value in values if value <= 10.0**last]
+    ticks = [(value, f"{value:.10f}".rstrip("0").rstrip(".")) for value in values if value <= 10.0**last]
     ticks = [(10.0**first, "0"), *ticks] if nothing else ticks
     across = Axis(x, 0, max(mark.x for mark in marks) * HEADROOM)
     best = [
@@ -217,7 +225,7 @@ def losses(marks: Sequence[Mark], x: str, y: str, series: Palette) -> Plot:
         for mark in sorted(marks, key=lambda mark: (mark.x, mark.y))
         if not any(m.x >= mark.x and m.y <= mark.y and (m.x, m.y) != (mark.x, mark.y) for m in marks)
     ]
-    line = Polyline(tuple((mark.x, mark.y) for mark in best), None, dashed=True)
+    line = Polyline(tuple((mark.x, mark.y) for mark in best), None, dashed=True, joins=True)
     drawn = tuple(mark if mark.y else replace(mark, low=None, high=None) for mark in marks)
     return Plot(
         across, Axis(y, 10.0**first, 10.0**last, True, tuple(ticks)), series, drawn, (line,) * (len(best) > 1)
@@ -320,7 +328,7 @@ def _lines(plot: Plot) -> list[str]:
         path = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in places)
         dash = ' stroke-dasharray="6 4"' if line.dashed else ""
         stroke = INK if line.series is None else _color(plot, line.series)
-        found.append(f'<path d="{path}" stroke="{stroke}" stroke-width="1.8"{dash}{_kept(line.keys)}/>')
+        found.append(f'<path d="{path}" stroke="{stroke}" stroke-width="1.8"{dash}{_of_line(line)}/>')
     for mark in plot.marks:
         if mark.low is not None and mark.high is not None:
             (x, low), (_, high) = _place(plot, mark.x, mark.low), _place(plot, mark.x, mark.high)
@@ -353,18 +361,24 @@ def _mark(plot: Plot, mark: Mark, label: str) -> str:
 
 def _scale(mark: Mark) -> float:
     """The size of a point ÷ that of its shape."""
-    return max(SMALLEST, LARGEST * math.sqrt(mark.area))
+    return 1.0 if mark.area is None else max(SMALLEST, LARGEST * math.sqrt(mark.area))
 
 
 def _labels(plot: Plot) -> list[str]:
-    """The label of each mark, empty if it has none or if there is no room: its figures are also its ``<title>``."""
+    """The label of each mark, empty if it has none or if there is no room: its figures are also its ``<title>``.
+
+    Pale marks come last, because they matter least.
+    """
     taken: list[Box] = []
-    for mark in filter(lambda mark: mark.label, plot.marks):
+    for mark in plot.marks if any(mark.label for mark in plot.marks) else ():
         (x, y), radius = _place(plot, mark.x, mark.y), 4 * _scale(mark)
         taken.append((x - radius, y - radius, x + radius, y + radius))
     if taken:
         taken += [box for line in plot.lines for box in _along(plot, line)]
-    return [_label(plot, mark, taken) if mark.label else "" for mark in plot.marks]
+    places = [(mark, _place(plot, mark.x, mark.y)) for mark in plot.marks]
+    named = sorted((mark for mark in plot.marks if mark.label), key=lambda mark: mark.pale)
+    drawn = {id(mark): _label(plot, mark, taken, places) for mark in named}
+    return [drawn.get(id(mark), "") for mark in plot.marks]
 
 
 def _along(plot: Plot, line: Polyline) -> list[Box]:
@@ -379,19 +393,29 @@ def _along(plot: Plot, line: Polyline) -> list[Box]:
     return found
 
 
-def _label(plot: Plot, mark: Mark, taken: list[Box]) -> str:
-    """The label of a mark at the first of ``LABEL_PLACES`` that is free, and then ``taken``."""
-    (x, y), away, wide = _place(plot, mark.x, mark.y), 4 * _scale(mark) + 4, len(mark.label) * LETTER
+def _label(plot: Plot, mark: Mark, taken: list[Box], places: Sequence[tuple[Mark, tuple[float, float]]]) -> str:
+    """The label of a mark at the first of ``LABEL_PLACES`` that is free, and then ``taken``, and that is nearer to it
+    than to any other of the marks, whose ``places`` are given.
+    """
+    (x, y), away, wide = _place(plot, mark.x, mark.y), 4 * _scale(mark) + 4, len(mark.label) * WIDE_LETTER
     for across, down, anchor in LABEL_PLACES:
         dx, dy = across * away, down * (away + 4) + 4
         left = x + dx - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
         box = (left, y + dy - 9, left + wide, y + dy + 2)
         inside = box[0] > 2 and box[2] < WIDTH + RIGHT and box[1] > 0 and box[3] < HEIGHT
-        if inside and not any(_meet(box, other) for other in taken):
+        apart = not any(_meet(box, other) for other in taken)
+        own = _gap(box, (x, y))
+        if inside and apart and all(mark is other or _gap(box, at) > own for other, at in places):
             taken.append(box)
             place = f'x="{dx:.1f}" y="{dy:.1f}" fill="{INK}" text-anchor="{anchor}"'
             return f"<text {place}>{_escaped(mark.label)}</text>"
     return ""
+
+
+def _gap(box: Box, place: tuple[float, float]) -> float:
+    """The distance of a place from a box, in pixels."""
+    (left, upper, right, lower), (x, y) = box, place
+    return math.hypot(max(left - x, 0, x - right), max(upper - y, 0, y - lower))
 
 
 def _meet(a: Box, b: Box) -> bool:
@@ -416,6 +440,13 @@ def _kept(keys: Keys | None) -> str:
     if keys is None:
         return ""
     return f' data-model="{_escaped(keys[0])}" data-quant="{_escaped(keys[1])}"'
+
+
+def _of_line(line: Polyline) -> str:
+    """The same for a line. One that joins quantizations is hidden as soon as the reader hides some."""
+    if not line.joins:
+        return _kept(line.keys)
+    return ' data-joins=""' + ("" if line.keys is None else f' data-model="{_escaped(line.keys[0])}"')
 
 
 def _legend(plot: Plot, left: float) -> tuple[str, float]:

@@ -9,13 +9,14 @@ one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from profiler.quants.base import DTYPE_BYTES
 from profiler.results import comparison, quality
+from profiler.results.comparison import Ratio
 from profiler.results.quality import Estimate, KlScale
-from profiler.show.columns import figure, plain, ratio_text
+from profiler.show.columns import figure, kl_text, plain, ratio_text
 from profiler.show.report import charts, selection
 from profiler.show.report.blocks import MAX_ROWS, Chart, Figures, Head, Listing, PageBlock, Section, Table, muted
 from profiler.show.report.selection import CaseResult, MachineRows
@@ -26,6 +27,9 @@ PLAIN = ("bf16", *(name for name in DTYPE_BYTES if name != "bf16"), "f16", "f32"
 # A loss that counts as none: three to five times what rounding to bf16 loses (0.0009 to 0.0014 nats in the models of
 # docs/quality.md). It changes the perplexity by about 0.5%.
 LOSSLESS_KL = 0.005
+SMALL_KL = 0.01  # a loss for which nobody runs weights in 32 bits, which decode at half the speed of 16 at best
+IN_32_BITS = ("fp32", "f32")
+WORTH = 1.1  # a faster case is named if it is at least this many times as fast
 MAX_CHARTS = 6
 NO_CHART = "There is no chart, because no two cases whose losses can be compared have comparable decode rates."
 MAX_SAID = 5  # quantizations of a chart that are described in words
@@ -61,9 +65,10 @@ def section(machines: Sequence[MachineRows]) -> Section | None:
     blocks: list[PageBlock] = []
     figures, said = [], []
     several = len(machines) > 1
+    engines = list(dict.fromkeys(result.engine for machine in machines for result in machine.scored))
     for machine, mine in found:
         where = f" · {machine.title}" if several else ""
-        figures += [chart for group in mine if (chart := _chart(group, where)) is not None]
+        figures += [chart for group in mine if (chart := _chart(group, engines, where)) is not None]
         said += [text for group in mine if (text := _said(group, where))]
         blocks += _tables(mine, where)
     most = figures[:MAX_CHARTS]
@@ -71,9 +76,9 @@ def section(machines: Sequence[MachineRows]) -> Section | None:
     dots += " another case is at least as good as a pale one in speed, memory and loss."
     drawn: list[PageBlock] = [Figures(tuple(most)), muted(dots)] if most else [muted(NO_CHART)]
     words: list[PageBlock] = [Listing(tuple(said))] if said else []
-    scales = [group.scale for _, mine in found for group in mine]
+    every = [group for _, mine in found for group in mine]
     left = [muted(f"{len(figures) - MAX_CHARTS} more charts are left out.")] if len(figures) > MAX_CHARTS else []
-    return Section("quality", TITLE, (*drawn, *left, *words, *blocks, muted(_legend(scales))), SHORT)
+    return Section("quality", TITLE, (*drawn, *left, *words, *blocks, muted(_legend(every))), SHORT)
 
 
 def groups(machine: MachineRows) -> list[LossGroup]:
@@ -99,12 +104,11 @@ def groups(machine: MachineRows) -> list[LossGroup]:
     return found
 
 
-def _chart(group: LossGroup, where: str) -> Chart | None:
-    """Decode rate and loss of a group; None for a single case."""
+def _chart(group: LossGroup, engines: Sequence[str], where: str) -> Chart | None:
+    """Decode rate and loss of a group; None for a single case. ``engines``: those of all charts, by color."""
     rated = group.rated
     if len(rated) < 2:
         return None
-    engines = list(dict.fromkeys(result.engine for result in rated))
     largest = max((result.peak_bytes or 0 for result in rated), default=0) or 1
     marks = []
     for result in rated:
@@ -112,7 +116,7 @@ def _chart(group: LossGroup, where: str) -> Chart | None:
         marks.append(
             charts.Mark(
                 result.decode_tps or 0.0,
-                kl.value,
+                kl.value if kl.value >= quality.ROUNDING_KL else 0.0,
                 result.engine,
                 f"{selection.case(result)}: {selection.rate(result.decode)} t/s, loses {interval_text(kl)} nats,"
                 f" peak {bytes_text(result.peak_bytes)}",
@@ -124,35 +128,39 @@ def _chart(group: LossGroup, where: str) -> Chart | None:
                 area=(result.peak_bytes or 0) / largest,
             )
         )
-    spec = charts.losses(
-        marks, "decode t/s", "KL divergence, nats", dict(zip(engines, range(len(engines)), strict=True))
-    )
+    mine = {result.engine for result in rated}
+    palette = {engine: color for color, engine in enumerate(engines) if engine in mine}
+    spec = charts.losses(marks, "decode t/s", "KL divergence, nats", palette)
     models = {result.model for result in rated}
     title = f"{group.title}: speed and loss in windows of {charts.count_text(group.scale.window)} tokens{where}"
     return Chart(title, spec, next(iter(models)) if len(models) == 1 else "")
 
 
-def _beats(other: CaseResult, result: CaseResult) -> bool:
-    """Whether ``other`` is better in speed, memory or loss and worse in none, in a case of the same size."""
+def _beats(other: CaseResult, result: CaseResult, memory: bool = True) -> bool:
+    """Whether ``other`` is better in speed, loss or ``memory`` and worse in none, in a case of the same size."""
     if size_of(other) != size_of(result):
         return False
-    mine = (result.decode_tps or 0.0, -(result.kl or 0.0), -(result.peak_bytes or math.inf))
-    theirs = (other.decode_tps or 0.0, -(other.kl or 0.0), -(other.peak_bytes or math.inf))
+    mine, theirs = (
+        (each.decode_tps or 0.0, -(each.kl or 0.0), -(each.peak_bytes or math.inf) if memory else 0.0)
+        for each in (result, other)
+    )
     return mine != theirs and all(b >= a for a, b in zip(mine, theirs, strict=True))
 
 
 def _said(group: LossGroup, where: str) -> str | None:
-    """The quantized cases on the frontier in words, the least loss first, and the kinds of text that lose most."""
+    """The quantized cases that no other beats in speed and loss in words, the least loss first, and the kinds of text
+    that lose most.
+    """
     rated = group.rated
     if len(rated) < 2:
         return None
-    shown = [result for result in rated if not any(_beats(other, result) for other in rated)]
+    shown = [each for each in rated if not any(_beats(other, each, memory=False) for other in rated)]
     packed = [result for result in shown if result.case.quant not in PLAIN]
     parts: list[str] = []
     said, engine = None, ""
     for result in (packed or shown)[:MAX_SAID]:
         base = counterpart(result, rated)
-        ratio = None if base is None else comparison.pair(base.measurement, result.measurement).rates["decode"]
+        ratio = None if base is None else _ratio(base, result)
         speed = "" if ratio is None or ratio.wide else f"{figure(ratio.value, ratio.relative_half)} ×"
         words = (
             f" and decodes {speed} as fast as {named(base, rated)}" if base is not None and base is not said else ""
@@ -182,15 +190,20 @@ def _worst(packed: Sequence[CaseResult], rated: Sequence[CaseResult]) -> str:
 
 def least_loss(best: CaseResult, fast: Sequence[CaseResult], machine: MachineRows) -> CaseResult:
     """The case of ``fast`` that loses least by its divergence, of those that have the scale of ``best``; the fastest
-    if several lose at most ``LOSSLESS_KL``. ``best`` itself if it has no divergence.
+    if several lose at most ``LOSSLESS_KL``, and weights in 32 bits only if all others lose more than ``SMALL_KL``.
+    ``best`` itself if it has no divergence.
     """
     known = known_kl(best, fast, machine)
     candidates = [result for result in fast if series(result) in known]
-    return min(
-        candidates,
-        key=lambda result: (max(known[series(result)].kl or 0.0, LOSSLESS_KL), -(result.decode_tps or 0.0)),
-        default=best,
-    )
+
+    def order(result: CaseResult) -> tuple[float, float]:
+        return max(known[series(result)].kl or 0.0, LOSSLESS_KL), -(result.decode_tps or 0.0)
+
+    chosen = min(candidates, key=order, default=best)
+    if chosen.case.quant not in IN_32_BITS:
+        return chosen
+    smaller = [each for each in candidates if each.case.quant not in IN_32_BITS and order(each)[0] <= SMALL_KL]
+    return min(smaller, key=order, default=chosen)
 
 
 def known_kl(best: CaseResult, others: Iterable[CaseResult], machine: MachineRows) -> dict[Series, CaseResult]:
@@ -223,7 +236,7 @@ def loses_more(model: str, settings: str, best: CaseResult, machine: MachineRows
 
 
 def traded(best: CaseResult, usable: Sequence[CaseResult], machine: MachineRows) -> Iterator[str]:
-    """What the recommended case loses and gains, and what a faster one would lose, in sentences."""
+    """What the recommended case loses and gains, and what faster ones would lose, in sentences."""
     alike = [each for each in usable if size_of(each) == size_of(best)]
     known = known_kl(best, alike, machine)
     mine = known.get(series(best))
@@ -233,12 +246,30 @@ def traded(best: CaseResult, usable: Sequence[CaseResult], machine: MachineRows)
     peers = [each for each in alike if each.model == best.model or series(each) in known]
     base = counterpart(best, peers)
     yield f"{what} and decodes {times(base, best, peers)}." if base is not None else f"{what}."
-    faster = [each for each in alike if series(each) in known and (each.decode_tps or 0) > (best.decode_tps or 0)]
-    if faster:
-        other = max(faster, key=lambda each: each.decode_tps or 0.0)
-        loss = nats(known[series(other)])
-        ratio = comparison.pair(best.measurement, other.measurement).rates["decode"]
+    for other in _faster(best, [each for each in alike if series(each) in known], known):
+        loss, ratio = nats(known[series(other)]), _ratio(best, other)
         yield f"{named(other, peers)} loses {loss} and decodes {ratio_text(ratio, ' as fast')}."
+
+
+def _faster(best: CaseResult, others: Sequence[CaseResult], known: Mapping[Series, CaseResult]) -> list[CaseResult]:
+    """Of the cases that are certainly faster, the one that loses least and the fastest; none that another beats."""
+    faster = [
+        (each.decode_tps or 0.0, -(known[series(each)].kl or 0.0), each)
+        for each in others
+        if (each.decode_tps or 0.0) >= WORTH * (best.decode_tps or 0.0)
+        and _ratio(best, each).significant is not False
+    ]
+    unbeaten = [
+        (tps, each)
+        for tps, loss, each in faster
+        if not any(t >= tps and o >= loss and (t, o) != (tps, loss) for t, o, _ in faster)
+    ]
+    ordered = [each for _, each in sorted(unbeaten, key=lambda one: one[0])]
+    return list(dict.fromkeys([*ordered[:1], *ordered[-1:]]))
+
+
+def _ratio(base: CaseResult, result: CaseResult) -> Ratio:
+    return comparison.pair(base.measurement, result.measurement).rates["decode"]
 
 
 def size_of(result: CaseResult) -> tuple[int, int, int]:
@@ -266,7 +297,7 @@ def counterpart(result: CaseResult, others: Iterable[CaseResult]) -> CaseResult 
 
 def times(base: CaseResult, result: CaseResult, others: Sequence[CaseResult]) -> str:
     """``1.9 × as fast as bf16 (1.8–2.0)``; ``others`` as for ``named``."""
-    ratio = comparison.pair(base.measurement, result.measurement).rates["decode"]
+    ratio = _ratio(base, result)
     return ratio_text(ratio, f" as fast as {named(base, others)}")
 
 
@@ -284,14 +315,14 @@ def mean_kl(result: CaseResult) -> Estimate:
 
 def nats(result: CaseResult) -> str:
     """What a case loses: ``0.021 nats``, or ``nothing``."""
-    return f"{significant(result.kl, 2)} nats" if result.kl else "nothing"
+    return f"{kl_text(result.kl)} nats" if result.kl and result.kl >= quality.ROUNDING_KL else "nothing"
 
 
 def interval_text(kl: Estimate) -> str:
     """``0.021 (0.017–0.026)``."""
-    if kl.low is None or kl.high is None or not kl.value:
-        return significant(kl.value, 2)
-    return f"{significant(kl.value, 2)} ({significant(kl.low, 2)}–{significant(kl.high, 2)})"
+    if kl.low is None or kl.high is None or kl.value < quality.ROUNDING_KL:
+        return kl_text(kl.value)
+    return f"{kl_text(kl.value)} ({kl_text(kl.low)}–{kl_text(kl.high)})"
 
 
 def by_kind(result: CaseResult) -> dict[str, float]:
@@ -352,18 +383,21 @@ def _row(result: CaseResult) -> tuple[str, ...]:
 
 
 def _mean(value: float | None) -> str:
-    return UNKNOWN if value is None else significant(value, 2)
+    return UNKNOWN if value is None else kl_text(value)
 
 
 def _over(scale: KlScale) -> str:
     return f", over {plain(scale.title, 60)} (hash {plain(scale.text, 8)}), from {plain(scale.dtype, 20)}"
 
 
-def _legend(scales: Sequence[KlScale]) -> str:
+def _legend(found: Sequence[LossGroup]) -> str:
     """What the figures are of, and what must not be compared."""
-    texts = dict.fromkeys((plain(scale.title, 60), plain(scale.dtype, 20), sum(scale.tokens)) for scale in scales)
-    of = selection.several([f"the {tokens:,} tokens of {title} from {dtype}" for title, dtype, tokens in texts], 4)
-    differ = quality.apart(scales)
+    texts: dict[tuple[str, str], dict[int, list[str]]] = {}
+    for group in found:
+        of_text = texts.setdefault((plain(group.scale.title, 60), plain(group.scale.dtype, 20)), {})
+        of_text.setdefault(sum(group.scale.tokens), []).append(group.title)
+    of = selection.several([_tokens(title, dtype, counts) for (title, dtype), counts in texts.items()], 4)
+    differ = quality.apart([group.scale for group in found])
     apart = ""
     if differ:
         apart = f" Cases that differ in {selection.joined(differ)} cannot be compared, so they do not share a chart."
@@ -371,3 +405,11 @@ def _legend(scales: Sequence[KlScale]) -> str:
         f"KL divergence: how far predictions are from those of the reference; 0 is no loss. It is the mean over {of},"
         f" with its 95% interval. Top-1: the share of tokens at which both predict the same token first.{apart}"
     )
+
+
+def _tokens(title: str, dtype: str, counts: Mapping[int, Sequence[str]]) -> str:
+    """``the 9,760 tokens of my-texts from fp32``, with the models if their tokenizers count differently."""
+    if len(counts) == 1:
+        return f"the {next(iter(counts)):,} tokens of {title} from {dtype}"
+    each = [f"{tokens:,} for {selection.several(list(dict.fromkeys(names)), 3)}" for tokens, names in counts.items()]
+    return f"the tokens of {title} ({selection.several(each, 4)}) from {dtype}"

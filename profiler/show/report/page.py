@@ -14,8 +14,9 @@ from profiler.results.reading import RowSource
 from profiler.results.store import Run
 from profiler.run.own_build import named
 from profiler.show.columns import plain
-from profiler.show.report import advice, appendix, ceiling, divergence, energy, memory, quality, speed, tasks
+from profiler.show.report import advice, appendix, ceiling, divergence, energy, fits, memory, quality, speed, tasks
 from profiler.show.report.blocks import Page, Section, muted
+from profiler.show.report.models import without_kind
 from profiler.show.report.predictions import Configs, Forecast
 from profiler.show.report.quality import Score
 from profiler.show.report.selection import MachineRows, machines, several
@@ -63,7 +64,7 @@ def page(
     build = folder if paths or folder is None else appendix.local_name(folder)
     sections = (
         advice.section(shown, forecasts, appendix.typed_models(every_run, paths), build),
-        memory.map_section(shown, forecasts),
+        fits.section(shown, forecasts),
         speed.section(shown),
         *filter(None, [divergence.section(shown)]),
         ceiling.section(shown, forecasts),
@@ -117,7 +118,7 @@ def _summary(found: Sequence[MachineRows], run: str | None, rows: int) -> tuple[
     parts += [f"run {plain(run)}"] if run else []
     cases = sum(len(machine.results) for machine in found)
     again = rows - cases
-    models = len({model for machine in found for model in machine.models})
+    models = len({without_kind(model) for machine in found for model in machine.models})
     measured = sum(len(machine.ok) for machine in found)
     parts += [f"{measured:,} of {cases:,} cases measured", f"{models:,} model{'s' * (models != 1)}"]
     parts += [f"{again:,} older {'row' if again == 1 else 'rows'} of the same cases left out"] if again else []

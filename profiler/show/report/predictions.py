@@ -3,10 +3,14 @@
 A run stores the configs of its models, and a config has the shapes. Rows without one, such as those of a file, have
 only the model's name. So such a model is predicted only if its name is in the catalog and the measured size of its
 weights matches the catalog's shapes; another model of the same name would differ.
+
+The rows themselves correct the predictions, as they do those of ``fit``, so that a predicted case does not contradict
+the measured ones beside it.
 """
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +23,7 @@ from profiler import backends, devices
 from profiler.case import UNSTATED, Case, digest
 from profiler.cost import engines
 from profiler.cost.cases import is_placed, kv_of, mean_depth
+from profiler.cost.learned import MAX_ROWS_READ, NOTHING, Learned, from_rows
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import Prediction, Predictor
 from profiler.decode_path import EAGER
@@ -30,7 +35,8 @@ from profiler.models import families, hub
 from profiler.models.geometry import CacheBytes, Geometry
 from profiler.quants.base import DTYPE_BYTES
 from profiler.show.columns import plain
-from profiler.show.report.selection import CaseGroup, CaseResult, MachineRows
+from profiler.show.report.models import CaseGroup
+from profiler.show.report.selection import CaseResult, MachineRows
 
 Configs = Mapping[str, Mapping[str, Any]]  # the config of a model by its id, as a run stores it
 
@@ -113,7 +119,9 @@ class Forecast:
     shapes: dict[str, Geometry]  # of the models that can be predicted
     missing: dict[str, str]  # model → why it cannot be predicted
     path: str = EAGER  # the decode path for predictions: the one of most rows
-    _known: dict[tuple[str, ...], Predictor | None] = field(default_factory=dict)
+    rows: Sequence[CaseResult] = ()  # which correct predictions
+    _known: dict[tuple[str | int | None, ...], Predictor | None] = field(default_factory=dict)
+    _taught: dict[int | None, Learned] = field(default_factory=dict)  # by threads
     doubted: set[str] = field(default_factory=set)  # models that may only bear the name of the catalog's
     counts: dict[str, int] = field(default_factory=dict)  # parameters of models that are not in ``shapes``
 
@@ -131,7 +139,7 @@ class Forecast:
         own = [result.case.dtype for result in machine.results if result.case.server is None]
         dtype = dtypes.most_common(1)[0][0] if dtypes else next(iter(own), PLAIN_DTYPE)
         path = paths.most_common(1)[0][0] if paths else EAGER
-        found = cls(None if device is None else Machine(device), dtype, {}, {}, path)
+        found = cls(None if device is None else Machine(device), dtype, {}, {}, path, machine.ok)
         for model in machine.models:
             groups = {group: rows for group, rows in machine.groups.items() if group.model == model}
             own_rows = {group: rows for group, rows in groups.items() if group.case.server is None}
@@ -152,7 +160,8 @@ class Forecast:
         engine = engines.DEFAULT if like is None else _engine(like)
         if engine is None or (like is not None and is_placed(like)):
             return None
-        predictor = self._predictor(model, quant, self._dtype(quant), self.path, engine)
+        threads = None if like is None else like.threads
+        predictor = self._predictor(model, quant, self._dtype(quant), self.path, engine, threads)
         if predictor is None or not 0 < context <= predictor.geometry.max_position:
             return None
         return predictor.predict(context, batch, None if like is None else kv_of(like))
@@ -189,10 +198,14 @@ class Forecast:
 
     def _of(self, model: str, case: Case) -> Predictor | None:
         engine = _engine(case)  # a server's rows are predicted by run/serving.py when they are measured
-        return None if engine is None else self._predictor(model, case.quant, case.dtype, case.path, engine)
+        if engine is None:
+            return None
+        return self._predictor(model, case.quant, case.dtype, case.path, engine, case.threads)
 
-    def _predictor(self, model: str, quant: str, dtype: str, path: str, engine: str) -> Predictor | None:
-        name = (model, quant, dtype, path, engine)
+    def _predictor(
+        self, model: str, quant: str, dtype: str, path: str, engine: str, threads: int | None
+    ) -> Predictor | None:
+        name = (model, quant, dtype, path, engine, threads)
         if name not in self._known:
             self._known[name] = None
             if self.machine is not None and model in self.shapes:
@@ -200,9 +213,26 @@ class Forecast:
                 dtype = PLAIN_DTYPE if dtype == UNSTATED else dtype
                 with suppress(ProfileError, KeyError):  # an unsupported quantization or dtype
                     self._known[name] = Predictor(
-                        self.shapes[model], found, found.check(quant), self.machine, dtype, path
+                        self.shapes[model],
+                        found,
+                        found.check(quant),
+                        self.machine,
+                        dtype,
+                        path,
+                        learned=self._learned(threads),
                     )
         return self._known[name]
+
+    def _learned(self, threads: int | None) -> Learned:
+        """What the newest rows with this number of threads teach."""
+        if threads not in self._taught:
+            mine = (result for result in self.rows if result.case.threads == threads)
+            newest = heapq.nlargest(MAX_ROWS_READ, mine, key=lambda result: result.started_at or "")
+            info = _info(newest[0].environment) if newest else None
+            target = None if self.machine is None else self.machine.target
+            rows = (result.measurement for result in newest)
+            self._taught[threads] = NOTHING if info is None or target is None else from_rows(rows, info, target)
+        return self._taught[threads]
 
     def _add(self, model: str, groups: Mapping[CaseGroup, Sequence[CaseResult]], configs: Configs) -> str | None:
         """Add a model, or return why it cannot be predicted."""

@@ -32,7 +32,7 @@ from profiler.quality import published
 from profiler.quants.base import DTYPE_BYTES
 from profiler.run.request import OF_CHECKPOINTS
 from profiler.show.columns import plain
-from profiler.show.report import charts, selection
+from profiler.show.report import charts, divergence, selection
 from profiler.show.report.blocks import MAX_ROWS, Chart, Figures, Head, PageBlock, Section, Table, muted
 from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import GIB, UNKNOWN, bytes_text, printable, significant
@@ -199,12 +199,14 @@ def section(machines: Sequence[MachineRows], scores: Sequence[Score]) -> Section
         at = f"at {charts.count_text(context)} tokens{where}"
         judged = [one for one in rated if one.quality is not None]
         best = _by_model(rated)
-        figures.append(_memory(rated, best, at))
+        figures.append(_memory(rated, best, machine.models, at))
         if len({one.result.model for one in judged}) >= ENOUGH:
             used |= dict.fromkeys(mine.values())
-            figures.append(_quality(judged, benchmark, at))
+            figures.append(_quality(judged, benchmark, machine.models, at))
         blocks.append(_table(best, benchmark if judged else None, at))
         blocks.append(muted(_said(judged, benchmark, mine, where)))
+        if machine.scored:
+            blocks.append(muted(f"What each quantization loses{where} is in the section {divergence.SHORT}."))
     shown: list[PageBlock] = [Figures(tuple(figures))] if figures else []
     return Section("frontier", TITLE, (*shown, *blocks, *_sources(used)), SHORT)
 
@@ -248,16 +250,16 @@ def _unbeaten(rated: Sequence[FrontierCase], judged: bool) -> list[FrontierCase]
     return [one for one in ordered if not any(one.beaten_by(other, judged) for other in ordered)]
 
 
-def _memory(rated: Sequence[FrontierCase], best: Sequence[FrontierCase], at: str) -> Chart:
+def _memory(rated: Sequence[FrontierCase], best: Sequence[FrontierCase], models: Sequence[str], at: str) -> Chart:
     points = _points(_drawn(rated, best), best, lambda one: one.nbytes / GIB)
-    spec = charts.frontier(points, "decode t/s", "peak, GiB", _models(points))
+    spec = charts.frontier(points, "decode t/s", "peak, GiB", _palette(points, models))
     return Chart(f"Speed and memory {at}", spec)
 
 
-def _quality(judged: Sequence[FrontierCase], benchmark: str, at: str) -> Chart:
+def _quality(judged: Sequence[FrontierCase], benchmark: str, models: Sequence[str], at: str) -> Chart:
     best = _unbeaten(judged, True)
     points = _points(_drawn(judged, best), best, lambda one: one.quality)
-    spec = charts.frontier(points, "decode t/s", benchmark, _models(points), zero=False)
+    spec = charts.frontier(points, "decode t/s", benchmark, _palette(points, models), zero=False)
     return Chart(f"Speed and quality {at}", spec)
 
 
@@ -277,14 +279,16 @@ def _points(rated: Sequence[FrontierCase], best: Sequence[FrontierCase], up: Any
             f"{selection.case(one.result)}: {selection.rate(one.result.decode)} t/s, {bytes_text(one.nbytes)}",
             pale=id(one) not in chosen,
             keys=one.result.keys,
+            label=one.result.group.settings if id(one) in chosen else "",
         )
         for one in rated
     ]
 
 
-def _models(points: Sequence[charts.Mark]) -> dict[str, int]:
-    names = dict.fromkeys(point.series for point in points)
-    return {name: place for place, name in enumerate(names)}
+def _palette(points: Sequence[charts.Mark], models: Sequence[str]) -> dict[str, int]:
+    """The color of each model, the same in both charts."""
+    drawn = {point.series for point in points}
+    return {model: color for color, model in enumerate(models) if model in drawn}
 
 
 def _table(best: Sequence[FrontierCase], benchmark: str | None, at: str) -> Table:
@@ -321,7 +325,7 @@ def _said(judged: Sequence[FrontierCase], benchmark: str, scores: dict[tuple[str
             " score. The chart leaves out quantizations without a score."
         )
     if not scores:
-        why = "there are no scores for these models"
+        why = "there are no published scores of these models"
     elif judged:
         why = f"there is a score only for {judged[0].result.model}"
     else:

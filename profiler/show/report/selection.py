@@ -18,6 +18,7 @@ from profiler.results.cautions import cautions
 from profiler.results.measurement import Caution, Measurement, Memory, Phase
 from profiler.results.quality import KlScale
 from profiler.results.stats import MedianRange, Summary
+from profiler.run.choice import bits
 from profiler.show.columns import (
     BASES,
     SETTINGS,
@@ -31,7 +32,7 @@ from profiler.show.columns import (
     server_title,
 )
 from profiler.show.report.blocks import Tone
-from profiler.show.report.models import tell_models_apart
+from profiler.show.report.models import CaseGroup, tell_models_apart
 from profiler.units import UNKNOWN
 
 _CASE = attrgetter(*IDENTITY)
@@ -55,29 +56,6 @@ NAMED = (  # settings that tell groups of one model and quantization apart
     Column("threads", lambda m: f"threads={m.case.threads}" if m.case.threads else UNKNOWN, 8, words="{}"),
 )
 ENGINE = ("backend", "server")  # settings that name the engine
-
-
-@dataclass(slots=True, eq=False)
-class CaseGroup:
-    """What rows of one machine share that differ only in context, batch and fields that no report shows.
-
-    A row refers to its group, but a group not to its rows: 100,000 of them in reference cycles would keep Python's
-    garbage collector busy for half a second.
-    """
-
-    case: Case  # that of one row
-    names: tuple[str, str]  # model and quantization, as stored
-    parameters: int | None = None  # of the weights' files
-    is_gguf: bool = False
-    model: str = ""  # printable
-    series: str = ""  # the quantization, and settings that distinguish the group from others of its model
-    settings: str = ""  # the same without the prompt, which is not a setting
-    beside: str = ""  # the same without the engine
-
-    @property
-    def keys(self) -> tuple[str, str]:
-        """The model and the quantization by which a reader filters."""
-        return self.model, plain(self.case.quant, 60)
 
 
 @dataclass(slots=True, eq=False)
@@ -217,7 +195,7 @@ class CaseResult:
 
 @dataclass(slots=True, eq=False)
 class MachineRows:
-    """The rows of one machine, by model and quantization in order of first appearance, then by size."""
+    """The rows of one machine: by model in order of first appearance, by quantization, and by size."""
 
     title: str
     results: Sequence[CaseResult]
@@ -339,12 +317,21 @@ class _Cases:
         self.results[key] = _result(row, group)
 
     def in_order(self) -> list[CaseResult]:
-        """Results by model and quantization in order of first appearance, then by size."""
+        """Results by model in order of first appearance, by quantization with most bits first, then by size.
+
+        Quantizations are not in the order of their rows, in which files are sorted by name, and what was measured
+        again comes last.
+        """
         by_names: dict[tuple[str, str], list[CaseResult]] = {}
         for result in self.results.values():
             by_names.setdefault(result.group.names, []).append(result)
         models, quants = (dict(zip(dict.fromkeys(names), count())) for names in zip(*by_names, strict=True))
-        ordered = sorted(by_names, key=lambda name: (models[name[0]], quants[name[1]]))
+
+        def place(names: tuple[str, str]) -> tuple[int, int, int]:
+            model, quant = names
+            return models[model], -bits(quant), quants[quant]
+
+        ordered = sorted(by_names, key=place)
         return [result for name in ordered for result in sorted(by_names[name], key=_SIZE)]
 
 
@@ -428,6 +415,12 @@ def ranged(summary: Summary | None) -> str:
         return f"{rate(summary)} (measured once)"
     ends = (figure(end, summary.relative_half) for end in (summary.low, summary.high))
     return f"{rate(summary)} ({'–'.join(ends)})"
+
+
+def tps(summary: Summary | None) -> str:
+    """``14.2 (13.8–14.7) t/s``, ``9.0 t/s (measured once)``."""
+    text, once = ranged(summary), " (measured once)"
+    return f"{text.removesuffix(once)} t/s{once if text.endswith(once) else ''}"
 
 
 def case(result: CaseResult) -> str:

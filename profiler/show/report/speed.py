@@ -24,6 +24,7 @@ from profiler.show.report.blocks import MAX_ROWS, Chart, Figures, Head, PageBloc
 from profiler.show.report.selection import CaseResult, MachineRows
 from profiler.units import UNKNOWN, bytes_text, rate_text
 
+BARS = " Bars: 95% interval of that median, cut off at the edge of the chart; no bar: measured once."
 SERVED = " Rows of a server are the median of the requests, for one stream."
 MAX_PANELS = 3  # charts per kind: one row of the page; each takes a quarter of a second to draw
 MAX_SERIES = 8  # lines that remain distinguishable in a chart
@@ -50,8 +51,8 @@ def section(machines: Sequence[MachineRows]) -> Section:
         blocks.append(muted(f"There is no chart of {listed(absent, 'or')}: this needs a case at {needs}."))
     blocks.append(
         muted(
-            "Tokens per second for all sequences together, median of the repetitions. Bars: 95% interval of that"
-            " median, cut off at the edge of the chart; no bar: measured once."
+            "Tokens per second for all sequences together, median of the repetitions."
+            + (BARS if any(drawings.values()) else "")
             + (SERVED if any(result.case.server for machine in machines for result in machine.ok) else "")
         )
     )
@@ -233,7 +234,8 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
         Head("quantization", right=False),
         *map(Head, ("context", "batch", "prefill t/s", "decode t/s", "TTFT", "ms/token", "reps")),
     )
-    blocks: list[PageBlock] = [Table(columns, rows, "All measured rates", tuple(result.keys for _, result in found))]
+    keys = tuple(result.keys for _, result in found)
+    blocks: list[PageBlock] = [Table(columns, rows, "All measured rates", keys)]
     if count > MAX_ROWS:
         blocks.append(
             muted(f"Only {MAX_ROWS} of {count:,} measured cases are shown; profile runs show RUN -o csv has all.")

@@ -43,13 +43,17 @@
   // ---- Filter: by model and by quantization. Rows, bars, marks and charts say which they are about.
   const off = { model: new Set(), quant: new Set() };
   const apply = () => {
-    for (const each of all("[data-model], [data-quant]")) {
-      const hide = off.model.has(each.dataset.model) || off.quant.has(each.dataset.quant);
-      each.toggleAttribute("hidden", hide);
+    for (const each of all("[data-model], [data-quant], [data-joins]")) {
+      const { model, quant, joins } = each.dataset;
+      // A line that joins cases is true of all of them only.
+      const torn = joins !== undefined && (off.quant.size || (model === undefined && off.model.size));
+      each.toggleAttribute("hidden", off.model.has(model) || off.quant.has(quant) || Boolean(torn));
     }
   };
   const chips = (kind, title) => {
-    const names = [...new Set(all(`[data-${kind}]`).map((each) => each.dataset[kind]))];
+    // In the order of the map, which is that of the tables; the picture above it may show some of them only.
+    const named = [...all(`.map [data-${kind}]`), ...all(`[data-${kind}]`)];
+    const names = [...new Set(named.map((each) => each.dataset[kind]))];
     if (names.length < 2) return null;
     const group = make("div", { role: "group", "aria-label": title });
     group.append(make("span", {}, title));

@@ -201,7 +201,9 @@ def _grid(
 
 
 def _caps(rows: Sequence[Sequence[str]], alignments: Sequence[str], width: int) -> list[int]:
-    """Widths of columns: text columns share the space that the figures leave, narrow ones first."""
+    """Widths of columns: text columns share the space that the figures leave, narrow ones first; half of the width if
+    the table has to be cut anyway.
+    """
     wanted = [max(1, *map(len, column)) for column in zip(*rows, strict=True)]
     words = sorted(
         (place for place, alignment in enumerate(alignments) if alignment == "left"), key=lambda place: wanted[place]
@@ -211,6 +213,8 @@ def _caps(rows: Sequence[Sequence[str]], alignments: Sequence[str], width: int) 
         - GAP * (len(wanted) - 1)
         - sum(wanted[place] for place, alignment in enumerate(alignments) if alignment != "left")
     )
+    if room < NARROWEST_CELL * len(words):
+        room = width // 2
     for left, place in enumerate(words):
         wanted[place] = min(wanted[place], max(NARROWEST_CELL, room // (len(words) - left)))
         room -= wanted[place]

@@ -134,6 +134,24 @@ def test_html_is_found_bare_and_fenced(answer: str, document: str | None) -> Non
     assert html_answer(answer) == document
 
 
+@pytest.mark.parametrize(
+    ("answer", "document"),
+    [
+        ("```html\n<p>a long draft\n```\nFinally:\n```html\n<p>a\n```", "<p>a\n"),
+        (DOCUMENT, DOCUMENT),
+        ("```html\n<p>a\n```\nOpen it:\n```sh\nfirefox page.html\n```", "<p>a\n"),
+        ("```html\n<p>a\n```\n```\nfirefox <page>\n```", None),  # whatever it is, it was judged
+        ("```python\nprint(1 < 2)\n```", None),
+    ],
+)
+def test_the_frame_of_a_task_shows_what_was_judged(
+    answer: str, document: str | None, keep: Callable[..., Reader]
+) -> None:
+    assert html_answer(answer, judged=True) == document
+    frames = [each["srcdoc"] for each in keep(replace(ANSWER, answer=answer, task="passed")).named("iframe")]
+    assert frames == ([] if document is None else [framed(document)])
+
+
 def test_html_is_a_frame_that_may_do_nothing_beside_its_source(keep: Callable[..., Reader]) -> None:
     page = keep(replace(ANSWER, answer=f"```html\n{DOCUMENT}\n```"))
     (frame,) = page.named("iframe")

@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import pytest
 from fakes import printed
-from fakes.reported import GIB, MEMORY, OTHER, ended, measured, scored
+from fakes.reported import ENVIRONMENT, GIB, MEMORY, OTHER, ended, measured, scored
 
 from profiler.cost import engines
+from profiler.cost.cases import stored_prediction
 from profiler.models import families, hub
 from profiler.results.measurement import Memory
 from profiler.results.row import from_row, row
 from profiler.results.store import Run
-from profiler.show.report import advice, ceiling, memory
+from profiler.show.report import advice, ceiling, fits, predictions
 from profiler.show.report import page as report_page
 from profiler.show.report.blocks import Bars, Code, Map, Page, Text
 from profiler.show.report.predictions import Forecast
@@ -127,6 +128,29 @@ def test_a_measured_loss_decides_instead_of_bits():
     assert lossy({"bf16": 0.001, "int8": 0.004}, {"bf16": 8.0, "int8": 9.0}).startswith("Run m in int8")  # no loss
 
 
+def test_weights_in_32_bits_are_advised_only_where_all_others_lose_more():
+    losses, rates = {"fp32": 0.0, "int8": 0.006}, {"fp32": 8.0, "int8": 16.0}
+    assert lossy(losses, rates).startswith(
+        "Run m in int8: it decodes as fast as people read, in the quantization below"
+    )
+    assert lossy(losses | {"int8": 0.03}, rates).startswith("Run m in fp32")
+
+
+def test_of_faster_cases_the_least_loss_and_the_fastest_are_named():
+    losses = {"bf16": 0.001, "int8": 0.02, "fp16": 0.2, "fp4": 0.3, "nf4": 0.4}
+    found = lossy(losses, {"bf16": 8.0, "int8": 12.0, "fp16": 9.0, "fp4": 16.0, "nf4": 20.0})
+    assert "int8 loses 0.020 nats and decodes 1.50 × as fast" in found
+    assert "nf4 loses 0.40 nats and decodes 2.50 × as fast" in found
+    assert "fp16 loses" not in found and "fp4 loses" not in found
+    assert "loses 0.020" not in lossy({"bf16": 0.001, "int8": 0.02}, {"bf16": 8.0, "int8": 8.4})
+
+
+def test_the_rate_at_the_longest_context_is_said_too():
+    rates = ((512, 20.0), (1024, 18.0), (4096, 9.0))
+    rows = [measured(context=at, decode=(rate, rate * 1.01, rate * 0.99)) for at, rate in rates]
+    assert "t/s at 512 tokens of context, and at 9.00 (8.78–9.23) t/s at 4,096." in advised(*rows)
+
+
 def test_a_loss_that_only_some_quantizations_have_changes_nothing():
     assert lossy({"nf4": 0.001}, {"int8": 9.0, "nf4": 20.0}).startswith("Run m in int8")
     rows = [
@@ -153,6 +177,14 @@ def test_a_model_of_the_catalog_comes_with_the_command_that_says_how_llama_cpp_r
         assert [line for block in section.blocks if isinstance(block, Code) for line in block.lines] == lines
         for line in lines:
             printed.check(line.split())
+
+
+def test_a_model_that_only_bears_a_name_of_the_catalog_comes_without_its_predictions():
+    row = measured(model="gemma-4-e2b", model_id="x", decode=(9.0, 9.1, 8.9), memory=weighing(3))
+    own = E2B | {"text_config": E2B["text_config"] | {"num_hidden_layers": 30, "num_kv_shared_layers": 15}}
+    other = own | {"text_config": own["text_config"] | {"layer_types": E2B["text_config"]["layer_types"][:30]}}
+    assert "profile fit gemma-4-e2b" in said(report_page.page([row], configs={"x": E2B}))
+    assert "profile fit gemma-4-e2b" not in said(report_page.page([row], configs={"x": other}))
 
 
 def test_what_to_measure_next_in_llama_cpp_names_the_build_of_the_newest_run():
@@ -211,11 +243,28 @@ def test_the_config_that_a_run_stored_predicts_a_model_outside_the_catalog():
     assert forecast.predict("mine", "nf4", 8192, 1) is not None
 
 
+def test_measured_rows_correct_the_predictions_beside_them():
+    """Rows that were twice as fast as predicted."""
+    rows = [measured(**OWN, context=context) for context in (128, 256, 512, 1024)]
+    (machine,) = machines(rows)
+    plain = Forecast.of(machine, {"x": E2B}).predict("mine", "bf16", 8192, 1)
+    info = predictions._info(ENVIRONMENT)
+    expected = [stored_prediction(row.case, families.geometry(E2B), info) for row in rows]
+    rates = [each["plain"]["decode_tps"]["value"] for each in expected]
+    taught = [
+        replace(measured(**OWN, context=row.case.context, decode=(2 * rate,) * 3), expected=each)
+        for row, rate, each in zip(rows, rates, expected, strict=True)
+    ]
+    found = Forecast.of(machines(taught)[0], {"x": E2B}).predict("mine", "bf16", 8192, 1)
+    assert found.decode.tps.basis == "learned" != plain.decode.tps.basis
+    assert found.decode.tps.value == pytest.approx(2 * plain.decode.tps.value, rel=0.15)
+
+
 def test_rows_of_llama_cpp_are_predicted_by_the_rules_of_llama_cpp():
     row = measured(**OWN, quant="q4_k_m", backend="llama.cpp", decode=(20.0, 20.1, 19.9), memory=weighing(3))
     (machine,) = machines([row])
     forecast = Forecast.of(machine, {"x": E2B})
-    grid = memory.MapGrid.of(machine, forecast)
+    grid = fits.MapGrid.of(machine, forecast)
     assert [line.series for line in grid.lines] == ["q4_k_m", "q8_0"]
     (found,) = {forecast.predict("mine", "q8_0", 8192, 1, line.like).engine.name for line in grid.lines}
     assert found == "llama.cpp"

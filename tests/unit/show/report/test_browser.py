@@ -105,7 +105,10 @@ async def labels_belong_to_their_marks(tab: Tab) -> None:
     assert await tab.value(place) != whole
     await tab.click("#quality .tools button:nth-child(3)")
     assert await tab.value(place) == whole
+    joins = "document.querySelectorAll('#frontier svg [data-joins]:not([hidden])').length"
+    assert await tab.value(joins) > 0
     await tab.click("#filter div:nth-child(2) button:nth-of-type(2)")  # nf4 alone
+    assert await tab.value(joins) == 0
     shown = "[...document.querySelectorAll('#quality svg .mark:not([hidden]) text')].map(each => each.textContent)"
     assert set(await tab.value(shown)) == {"nf4"}
 

@@ -115,15 +115,18 @@ def test_gguf_files_of_one_model_are_one_model_beside_its_folder() -> None:
     files = _file("q8_0", "a"), _file("q4_k_m", "b"), _file("f16", "c")
     assert _models(*files) == ["tiny"]
     (machine,) = machines(files)
-    assert [group.series for group in machine.groups] == ["q8_0", "q4_k_m", "f16"]
+    assert [group.series for group in machine.groups] == ["f16", "q8_0", "q4_k_m"]  # most bits first
     assert _models(*files, measured(model="tiny", model_id="folder")) == ["tiny (GGUF)", "tiny"]
     by_server = served(model="tiny-Q8_0", model_id="a", quant="q8_0")
     for rows in ((files[0], by_server, files[1]), (by_server, *files[:2])):
         assert _models(*rows) == ["tiny"]
+    large = [replace(each, case=replace(each.case, model=each.case.model.title())) for each in files]
+    assert _models(*large, measured(model="tiny", model_id="folder")) == ["Tiny (GGUF)", "tiny"]
+    assert _models(files[0]) == ["tiny"]  # its line is tiny · q8_0
+    assert "1 model" in page([*files, measured(model="tiny", model_id="folder")]).summary
 
 
 def test_gguf_files_that_may_be_of_other_models_stay_apart() -> None:
-    assert _models(_file("q8_0", "a")) == ["tiny-Q8_0"]
     assert _models(_file("q8_0", "a"), _file("q4_0", "b", parameters=8)) == ["tiny-Q8_0", "tiny-Q4_0"]
     twice = _models(_file("q8_0", "a"), _file("q4_0", "b"), _file("q4_0", "c"))
     assert twice == ["tiny-Q8_0", "tiny-Q4_0 #b", "tiny-Q4_0 #c"]

@@ -54,6 +54,13 @@ def test_a_terminal_gets_no_line_wider_than_itself():
         assert "What should I run on this machine?" in text and "oom" in text
 
 
+def test_what_names_a_row_is_in_both_parts_of_a_table_that_is_cut_in_two():
+    text = table.terminal(report_page.page(rows(), "261124-093015"), 72)
+    lines = [line.split() for line in text.splitlines()]
+    first, second = (each for each in lines if each[:4] == ["model", "quantization", "context", "batch"])
+    assert first != second and [word for word in second if word == "ms/token"] == ["ms/token"]
+
+
 def test_every_chart_is_a_drawing_that_stands_alone():
     two = [*rows(), *(measured(environment=OTHER, context=context, expected=AT) for context in (512, 1024))]
     found = figures(report_page.page(two))

@@ -14,7 +14,7 @@ from profiler.models import families, hub
 from profiler.results import energy as derived
 from profiler.results.measurement import Caution, Energy, Measurement, Memory
 from profiler.results.store import Run
-from profiler.show.report import appendix, ceiling, charts, divergence, energy, memory, quality, speed
+from profiler.show.report import appendix, ceiling, charts, divergence, energy, fits, memory, quality, speed
 from profiler.show.report import page as report_page
 from profiler.show.report.blocks import Figures, Listing, Map, Page, Section, Table, Text
 from profiler.show.report.charts import Plot
@@ -52,7 +52,7 @@ def weighing(gib: float) -> Memory:
 
 def cells(*rows) -> dict[tuple[str, str], object]:
     found = machines(rows)
-    section = memory.map_section(found, [Forecast.of(machine) for machine in found])
+    section = fits.section(found, [Forecast.of(machine) for machine in found])
     (table,) = [block for block in section.blocks if isinstance(block, Map)]
     return {(label, at): cell for label, line in table.rows for at, cell in zip(table.columns, line, strict=True)}
 
@@ -152,6 +152,23 @@ def test_a_breakdown_that_is_missing_has_the_reason_that_is_true_of_its_rows():
     )
 
 
+def test_models_without_a_breakdown_are_named_beside_the_charts_of_others():
+    llama = measured(model="file", backend="llama.cpp", memory=replace(MEMORY, baseline_bytes=None))
+    said = text(report_page.page([measured(), llama]))
+    assert "no breakdown of memory for file: rows of llama.cpp do not say how much of the peak is framework." in said
+    assert "pale" not in said and "Short line" not in said and "Dashed line: memory of the device" not in said
+
+
+def test_a_breakdown_of_one_context_is_over_quantizations():
+    rows = [measured(quant=quant, memory=replace(MEMORY, load_peak_bytes=GIB)) for quant in ("bf16", "nf4")]
+    section = memory.section(machines(rows), [Forecast.of(machines(rows)[0])])
+    (figure,) = section.blocks[0].items
+    assert figure.title.startswith("m at 512 tokens")
+    assert [label for _, label in figure.plot.x.ticks] == ["bf16", "nf4"] and figure.plot.x.title == ""
+    assert "nf4: weights 2.00 GiB" in [mark.said for mark in figure.plot.marks]
+    assert "Short line: peak while loading." in text(section)
+
+
 def test_the_cache_is_shown_by_kind_of_layer_where_it_was_measured_so():
     split = {"growing_cache_bytes": GIB // 8, "window_cache_bytes": GIB // 8, "recurrent_bytes": 0}
     own = {"framework_bytes": GIB, "prefill_cache_bytes": GIB // 2, "prefill_activation_bytes": GIB}
@@ -217,7 +234,7 @@ def test_the_frontier_holds_formats_of_one_model_against_each_other():
     section = quality.section(machines(rows), ())
     (table,) = [block for block in section.blocks if isinstance(block, Table)]
     assert [row[0] for row in table.rows] == ["m bf16 c=512 b=1", "m nf4 c=512 b=1", "tiny nf4 c=512 b=1"]
-    assert "no scores for these models" in text(section)
+    assert "no published scores of these models" in text(section)
 
 
 def test_quality_counts_only_for_the_formats_a_score_holds_for():
@@ -343,6 +360,14 @@ def test_no_loss_at_all_is_at_the_lower_end_of_the_axis():
     assert ">fp32</text>" in drawn and ">nf4</text>" in drawn and ">0</text>" in drawn
 
 
+def test_the_rounding_of_fp32_is_no_loss():
+    section = losses(scored(measured(quant="fp32"), 4e-10), scored(measured(quant="nf4"), 0.3))
+    ((_, plot),) = plots(section)
+    assert plot.y.ticks[0][1] == "0" and plot.y.low >= 0.001
+    (table, kinds) = [block for block in section.blocks if isinstance(block, Table)]
+    assert table.rows[0][1] == "<0.000001" == kinds.rows[0][1]
+
+
 def test_labels_of_points_do_not_overlap():
     """Of points that lie on each other, only one has its label; the figures of all are in the tip."""
     rows = [
@@ -368,9 +393,19 @@ def test_cautions_that_differ_only_in_figures_are_said_once():
     (found,) = appendix.cautions(machines(rows)).blocks
     assert found.caption == "3 of 3 cases have cautions"
     assert found.rows == (
-        ("load", "2", "below 1.50 GiB (the figures vary)", "bf16 c=512 b=1, bf16 c=1024 b=1"),
+        ("load", "2", "below 1.50 GiB (the figures vary)", "bf16 c=512 b=1 and bf16 c=1024 b=1"),
         ("other", "1", "hot; try --cool", "bf16 c=2048 b=1"),
     )
+
+
+def test_cautions_name_models_as_the_page_does():
+    hot = (Caution("hot", "hot"),)
+    files = [
+        replace(measured(model=f"m-{quant}", model_id=quant, quant=quant, backend="llama.cpp"), cautions=cautions)
+        for quant, cautions in (("q8_0", hot), ("q4_0", ()))
+    ]
+    (found,) = appendix.cautions(machines([*files, measured(model="n")])).blocks
+    assert found.rows[0][-1] == "m q8_0 c=512 b=1"
 
 
 def test_what_was_not_measured_is_listed_by_reason():
@@ -414,7 +449,7 @@ def test_threads_tell_rows_apart_and_steps_only_where_they_do():
     rows = [measured(threads=1), measured(), measured(quant="nf4", steps=16), measured(quant="nf4", steps=32)]
     (machine,) = machines([*rows, measured(quant="int8", steps=64)])
     found = [result.series for result in machine.results]
-    assert found == ["bf16 threads=1", "bf16", "nf4 16 steps", "nf4 32 steps", "int8"]
+    assert found == ["bf16 threads=1", "bf16", "int8", "nf4 16 steps", "nf4 32 steps"]
 
 
 def test_what_is_drawn_and_listed_of_many_rows_is_limited_and_the_page_says_so():
@@ -437,7 +472,7 @@ def test_rows_of_a_model_come_together_in_the_order_of_their_size():
             for at, batch in sizes for model, quant in (("b", "nf4"), ("a", "nf4"), ("b", "bf16"))]  # fmt: skip
     (machine,) = machines(rows)
     found = [(result.model, result.case.quant, result.case.context, result.case.batch) for result in machine.ok]
-    names = [("b", "nf4"), ("b", "bf16"), ("a", "nf4")]
+    names = [("b", "bf16"), ("b", "nf4"), ("a", "nf4")]
     assert found == [(*name, *size) for name in names for size in sorted(sizes)]
     assert [(group.model, len(mine)) for group, mine in machine.groups.items()] == [("b", 4), ("b", 4), ("a", 4)]
     assert {result.case.batch for result in machine.fewest} == {1}
@@ -474,7 +509,7 @@ def test_a_model_without_a_prediction_has_a_reason_that_is_true_of_its_rows():
 
 def test_the_legend_of_the_maps_is_given_once():
     found = machines([measured(), measured(backend="fake")])
-    section = memory.map_section(found, [Forecast.of(machine) for machine in found])
+    section = fits.section(found, [Forecast.of(machine) for machine in found])
     assert len([block for block in section.blocks if isinstance(block, Map)]) == 2
     assert len([block for block in section.blocks if isinstance(block, Text) and block.folded]) == 1
 
