@@ -51,11 +51,9 @@ class Geometry:
     _hash: int = field(init=False, compare=False, repr=False)  # computed once: caches of predictions look it up often
 
     def __post_init__(self) -> None:
-        sizes, weights = (
-            (self.vocab, self.hidden, self.tied, self.max_position),
-            (self.layers, self.outside, self.draft),
-        )
-        object.__setattr__(self, "_hash", hash((self.model_type, sizes, weights, self.cautions)))
+        weights = self.layers, self.outside, self.draft
+        others = self.model_type, self.vocab, self.hidden, self.tied, self.max_position, self.cautions
+        object.__setattr__(self, "_hash", hash((weights, others)))
         groups = tuple(Counter(self.layers).items())
         inside = sum(layer.parameters * count for layer, count in groups)
         object.__setattr__(self, "groups", groups)

@@ -208,7 +208,7 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
     keys = tuple(result.keys for _, result in rows[:MAX_ROWS])
     bases = dict.fromkeys(result.ceiling_basis for _, result in rows if result.ceiling_basis)
     caption = f"MFU of prefill and MBU of decode, ceilings {selection.joined(bases)}"
-    blocks: list[PageBlock] = [Table(columns, table, caption, keys, 1 + several)]
+    blocks: list[PageBlock] = [Table(columns, table, caption, keys)]
     count = sum(len(machine.calibrated) for machine in machines)
     if count > MAX_ROWS:
         blocks.append(

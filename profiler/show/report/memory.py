@@ -268,9 +268,7 @@ def _table(machines: Sequence[MachineRows]) -> list[PageBlock]:
         for machine, result in rows[:MAX_ROWS]
     )
     caption = "Weights and cache; then the total memory at the peak of each phase"
-    blocks: list[PageBlock] = [
-        Table(columns, table, caption, tuple(result.keys for _, result in rows[:MAX_ROWS]), 1 + several)
-    ]
+    blocks: list[PageBlock] = [Table(columns, table, caption, tuple(result.keys for _, result in rows[:MAX_ROWS]))]
     count = sum(len(machine.weighed) for machine in machines)
     if count > MAX_ROWS:
         blocks.append(muted(f"Only {MAX_ROWS} of {count:,} cases are shown; profile runs show RUN -o csv has all."))

@@ -174,7 +174,7 @@ def _cell(cell: MapCell) -> str:
 def _grid(
     titles: Sequence[str], rows: Sequence[Sequence[str]], alignments: Sequence[str], caption: str | None, width: int
 ) -> str:
-    """A table in which text wraps. Columns that do not fit are put below, with those that tell rows apart."""
+    """A table in which text wraps. Columns that do not fit are put below, beside those that tell rows apart."""
     shown = [list(titles), *map(list, rows[:MAX_ROWS])]
     caps = _caps(shown, alignments, width)
     cells = [
