@@ -184,4 +184,5 @@ def _progress(result: Any) -> str:
         solved = f", {scored(result.tasks).passed} of {len(result.tasks)} tasks passed"
     if result.failure:
         return f"{where}{solved}: failed: {result.failure}" + (f". {result.hint}" if result.hint else "")
-    return f"{where}: {result.summary.requests} requests in {seconds_text(result.summary.wall_s)}{solved}"
+    count = result.summary.requests
+    return f"{where}: {count} request{'s' * (count != 1)} in {seconds_text(result.summary.wall_s)}{solved}"

@@ -279,7 +279,7 @@ def server_cautions(result: EndpointResult) -> Iterator[Caution]:
     slots = result.model.slots
     if slots and result.streams > slots:
         queued = f"the server answers {slots} requests at a time and lets others wait, which is part of their TTFT"
-        yield Caution("queued", queued, f"--concurrency {slots}, or more slots of the server")
+        yield Caution("queued", queued, f"--concurrency {slots}, or llama-server -np {result.streams}")
     median = summary.itl.p50 if summary.itl else None
     if median and result.delay_s and result.delay_s > OUR_DELAY * median:
         late = f"this client itself may have been late by more than {OUR_DELAY:.0%} of ITL: its machine is busy"
