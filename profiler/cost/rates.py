@@ -292,7 +292,7 @@ class Efficiency:
 
     @property
     def dequantizes(self) -> bool:
-        """Whether weights are unpacked before they are multiplied by many tokens (``ggml_cuda_should_use_mmq``)."""
+        """Whether weights are unpacked before they are multiplied by many tokens (llama.cpp, ggml-cuda/mmq.cu)."""
         return bool(self.own["int8"]) and self.maker == "NVIDIA" and not self.target.flops.get("int8")
 
     def dequantized(self) -> dict[str, float]:

@@ -100,6 +100,7 @@ class Program:
 
     def lines(self) -> Iterator[OutputLine]:
         """Every line until the program closes its output."""
+        self._measure()  # of a program that ends before it is heard, this is all that is known
         with selectors.DefaultSelector() as selector:
             rests: dict[FileIO, bytes] = {}
             for pipe in (self._process.stdout, self._process.stderr):
