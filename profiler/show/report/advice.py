@@ -114,7 +114,7 @@ def section(
 
 
 def _of_catalog(model: str, forecast: Forecast) -> bool:
-    """Whether a model is the catalog's of that name, which a folder or a GGUF file may only bear."""
+    """Whether a model is the one that the catalog has under its name, which another folder or file may have, too."""
     name, shapes = hub.find(model), forecast.shapes.get(model)
     if name is None or shapes is None:
         return False

@@ -122,7 +122,7 @@ class Forecast:
     rows: Sequence[CaseResult] = ()  # which correct predictions
     _known: dict[tuple[str | int | None, ...], Predictor | None] = field(default_factory=dict)
     _taught: dict[int | None, Learned] = field(default_factory=dict)  # by threads
-    doubted: set[str] = field(default_factory=set)  # models that may only bear the name of the catalog's
+    doubted: set[str] = field(default_factory=set)  # models that may differ from the catalog's of the same name
     counts: dict[str, int] = field(default_factory=dict)  # parameters of models that are not in ``shapes``
 
     @classmethod
