@@ -305,12 +305,15 @@ def aside(used: Sequence[Row]) -> list[str]:
         HEAD,
     ]
     lines += [ErrorSummary(reason, groups[reason]).line() for reason in sorted(groups)]
-    prefills: dict[str, list[str]] = defaultdict(list)
-    for row in used:
-        if row.aside is None and row.prefill_aside is not None:
-            prefills[row.prefill_aside].append(f"{row.file[0]}{row.line}")
-    lines += ["", "Prefill rates that are not judged, while the decode rates of the same rows are:", ""]
-    return [*lines, *(f"- {reason}: {' '.join(prefills[reason])}" for reason in sorted(prefills))]
+    for phase, other in (("prefill", "decode"), ("decode", "prefill")):
+        found: dict[str, list[str]] = defaultdict(list)
+        for row in used:
+            reason = row.prefill_aside if phase == "prefill" else row.decode_aside
+            if row.aside is None and reason is not None:
+                found[reason].append(f"{row.file[0]}{row.line}")
+        lines += ["", f"{phase.capitalize()} rates that are not judged, while {other} rates of the same rows are:", ""]
+        lines += [f"- {reason}: {' '.join(found[reason])}" for reason in sorted(found)]
+    return lines
 
 
 def _shipped(row: Row) -> float:

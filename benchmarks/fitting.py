@@ -112,11 +112,13 @@ SHARED = (
     Parameter(("slower", "int4"), 1.1, 1.3),
 )
 LINKS = (
-    Parameter(("links", "sum_s", "NVIDIA"), 15e-6, 1.6),
+    Parameter(("links", "sum_s", "NVIDIA"), 15e-6, 1.6),  # NCCL's, over PCIe
+    Parameter(("links", "sum_s", "peer"), 8e-6, 1.6),  # kernels of vLLM and TensorRT-LLM in one shot: vLLM PR 2192
     Parameter(("links", "sum_s", "Apple"), 160e-6, 1.6),
     Parameter(("links", "share", "consumer"), 0.4, 1.6),
     Parameter(("links", "share", "other"), 0.7, 1.5),
-    Parameter(("links", "pipelined"), 0.6, 1.3),
+    Parameter(("links", "pipelined", "other"), 0.6, 1.3),
+    Parameter(("links", "pipelined", "mlx"), 0.9, 1.2),  # no device waits between passes
 )
 SEVERAL = {"NVIDIA": (3.0, 1.6), "AMD": (13.0, 1.8), "Apple": (2.0, 1.6)}
 ENGINES = (

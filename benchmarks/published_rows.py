@@ -164,6 +164,7 @@ class Row:
     prefill_inside: float = 1.0  # the part of the prefill that ``decode_s`` includes if there is an ``answer``
     series: str = ""  # rows of one origin, model, quantization and program have the same
     prefill_aside: str | None = None  # why the prefill is neither fitted to nor judged
+    decode_aside: str | None = None  # the same of the decode rate
 
     @property
     def target(self) -> Target:
@@ -237,8 +238,8 @@ class Row:
 
     def counts(self, phase: str) -> bool:
         """Whether its figure of a phase is fitted to and judged."""
-        whole = self.aside is None and self.seconds(phase) is not None
-        return whole and not (phase == "prefill" and self.prefill_aside)
+        set_aside = self.aside or (self.decode_aside if phase == "decode" else self.prefill_aside)
+        return set_aside is None and self.seconds(phase) is not None
 
     def tokens(self, phase: str) -> int:
         """Tokens that those seconds are the time of."""
@@ -260,7 +261,7 @@ class Row:
         seconds = rates.split(done).total
         if self.target.count == 1:
             return seconds
-        overlap = machine.overlap(done, self.machine, self.engine.pipelines_passes, content)
+        overlap = machine.overlap(done, self.machine, self.engine.pipelining, content)
         return seconds * overlap + machine.link_s(done, self.geometry, self.machine, content)
 
 

@@ -207,7 +207,7 @@ def rates(
         | dict.fromkeys(rule.dequantized(), 0.0),  # V100 and M40 decode one token as fast as they read
         few_packed=frozenset(before_many),
         overlap=max(1.0, rule.value("overlap", content["overlap"])),
-        layer_s=_layer_s(target, maker, content) * own["launch"] / own_duty_cycle,
+        layer_s=_layer_s(target, maker, content, own.get("captures", False)) * own["launch"] / own_duty_cycle,
         expert_layers=own["expert_layers"],
         pass_s=rule.value("pass_s", 0.0),
         sequence_s=rule.value("sequence_s", 0.0),
@@ -366,9 +366,9 @@ def _launches(
     return Ahead(call_s, content["step"]["device_call_s"], starts, layers_timed=False)
 
 
-def _layer_s(target: Target, maker: str, content: Mapping[str, Any]) -> float:
+def _layer_s(target: Target, maker: str, content: Mapping[str, Any], captures: bool) -> float:
     rule = content["launch"]
     if maker in rule["cycles_per_layer"]:
-        cycles = rule["cycles_per_layer"][maker] * rule["of_kind"].get(target.kind, 1.0)
+        cycles = rule["cycles_per_layer"][maker] * (1.0 if captures else rule["of_kind"].get(target.kind, 1.0))
         return float(cycles / (target.clock_hz or rule["otherwise_ghz"] * 1e9))
     return float(rule["seconds_per_layer"].get(maker, rule["seconds_per_layer"]["other"]))
