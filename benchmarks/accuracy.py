@@ -305,13 +305,13 @@ def aside(used: Sequence[Row]) -> list[str]:
         HEAD,
     ]
     lines += [ErrorSummary(reason, groups[reason]).line() for reason in sorted(groups)]
-    for phase, other in (("prefill", "decode"), ("decode", "prefill")):
+    for phase, other in (("Prefill", "decode"), ("Decode", "prefill")):
         found: dict[str, list[str]] = defaultdict(list)
         for row in used:
-            reason = row.prefill_aside if phase == "prefill" else row.decode_aside
+            reason = row.prefill_aside if phase == "Prefill" else row.decode_aside
             if row.aside is None and reason is not None:
                 found[reason].append(f"{row.file[0]}{row.line}")
-        lines += ["", f"{phase.capitalize()} rates that are not judged, while {other} rates of the same rows are:", ""]
+        lines += ["", f"{phase} rates that are not judged, while the {other} rates of such rows are:", ""]
         lines += [f"- {reason}: {' '.join(found[reason])}" for reason in sorted(found)]
     return lines
 

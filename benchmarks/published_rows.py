@@ -308,16 +308,15 @@ def match(file: str, line: int, raw: Mapping[str, str]) -> Row | str:
     host = _machine(raw)
     if isinstance(host, str):
         return host
-    geometry = published_models.geometry(raw["model"])
+    geometry, engine = published_models.geometry(raw["model"]), _engine(raw)
     if geometry is None:
         return "no rule for this architecture, or no public config"
-    engine = _engine(raw)
     if engine is None:
         return f"engine {raw['engine'].split()[0]} is not supported"
     quant = _quant(raw["quant"], engine)
     if quant is None:
         return f"quantization {raw['quant']} is not supported"
-    return _row(file, line, raw, host, geometry, engine, quant)
+    return _row(file, line, raw, host, engine.as_run(geometry), engine, quant)
 
 
 def _row(
@@ -369,6 +368,7 @@ def _row(
         1.0 if raw.get("source_id") else (batch - 1) / batch,  # llama-benchy counts from the first token of all
         _series(raw),
         row_checks.prefill_aside(raw, geometry, host.target),
+        row_checks.decode_aside(raw),
     )
 
 

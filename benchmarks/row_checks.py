@@ -55,9 +55,6 @@ def aside(raw: Mapping[str, str], geometry: Geometry) -> str | None:
     """Why a row is neither fitted to nor judged with the others, by its version and notes."""
     if any(word in raw["notes"] for word in SPILLED):
         return OFFLOADED
-    if raw["engine"].startswith("transformers") and "GPTQ" in raw["quant"]:
-        old = "exllamav1" in raw["quant"] or _month(raw) < EXLLAMA_V2_MONTH
-        return OLD_GPTQ if old else None
     if raw["engine"].startswith("vLLM (2023") and "4bit" in raw["quant"]:
         return OLD_AWQ
     if raw["engine"].startswith("vLLM (2023"):
@@ -67,6 +64,13 @@ def aside(raw: Mapping[str, str], geometry: Geometry) -> str | None:
     if _before(raw, DELTA_BUILD) and any(layer.kind == "gated delta" for layer in geometry.layers):
         return OLD_DELTA
     return SLOW_VERSION if raw["engine"].startswith("mlx-vlm 0.4") and raw["model"].startswith("gemma-4") else None
+
+
+def decode_aside(raw: Mapping[str, str]) -> str | None:
+    """The same of its decode rate only. Prompts are multiplied by unpacked weights, whatever the kernel for few rows."""
+    if not raw["engine"].startswith("transformers") or "GPTQ" not in raw["quant"]:
+        return None
+    return OLD_GPTQ if "exllamav1" in raw["quant"] or _month(raw) < EXLLAMA_V2_MONTH else None
 
 
 def prefill_aside(raw: Mapping[str, str], geometry: Geometry, target: Target) -> str | None:

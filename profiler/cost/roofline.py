@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
 from profiler.cost.interval import Basis
-from profiler.cost.work import WIDE, Item, PhaseWork
+from profiler.cost.work import CACHES, Item, PhaseWork
 from profiler.devices.target import Target
 
 HOSTS = (
@@ -202,7 +202,7 @@ class Rates(ABC):
 
     def rereading_cache(self, times: float) -> Self:
         """Rates for devices that together read K and V ``times`` times."""
-        again = {scheme: times * self.roofline.read_s[scheme] for scheme in ("cache", WIDE)}
+        again = {scheme: times * self.roofline.read_s[scheme] for scheme in CACHES}
         return replace(self, roofline=self.roofline.reads(**again))
 
     def wider(self, spread: float) -> Self:
