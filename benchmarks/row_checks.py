@@ -67,7 +67,7 @@ def aside(raw: Mapping[str, str], geometry: Geometry) -> str | None:
 
 
 def decode_aside(raw: Mapping[str, str]) -> str | None:
-    """The same of its decode rate only. Prompts are multiplied by unpacked weights, whatever the kernel for few rows."""
+    """The same of its decode rate only. Prompts are multiplied by unpacked weights, whatever the kernel for few."""
     if not raw["engine"].startswith("transformers") or "GPTQ" not in raw["quant"]:
         return None
     return OLD_GPTQ if "exllamav1" in raw["quant"] or _month(raw) < EXLLAMA_V2_MONTH else None
@@ -121,8 +121,8 @@ def possible(row: Row) -> Row | str:
 
 
 def _ended_early(row: Row) -> bool:
-    """Whether the total rate of a batch of long answers is far below that of its requests, by the source. With answers
-    shorter than their prompts, some requests wait for the prefill of others, which the row's work includes.
+    """Whether the total rate of a batch is far below the rates of its requests, by the source. If answers are shorter
+    than their prompts, requests wait for the prefill of others, which the work of the row includes.
     """
     each = _PER_REQUEST.search(row.notes)
     if each is None or row.answer is None or row.answer < row.prompt:

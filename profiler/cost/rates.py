@@ -210,6 +210,7 @@ def rates(
         overlap=max(1.0, rule.value("overlap", content["overlap"])),
         layer_s=_layer_s(target, maker, content, own.get("captures", False)) * own["launch"] / own_duty_cycle,
         expert_layers=own["expert_layers"],
+        many_layers=max(1.0, rule.value("many_layers", 1.0)),
         pass_s=rule.value("pass_s", 0.0),
         sequence_s=rule.value("sequence_s", 0.0),
         decode=wider(rule.bounds("decode", experts, basis), target.spread),

@@ -101,7 +101,7 @@ class PassRules:
     expert_copies: float | None = None  # how often a step moves each token's experts; None: reads each expert once
     shared_passes: bool = False  # a prefill pass takes its tokens from as many sequences as fit into it
     matrix_heads: int | None = None  # the widest heads whose attention runs on matrix units; None: all of them
-    step_heads: int | None = None  # the widest heads for which a decode step has a kernel of its own; None: all of them
+    step_heads: int | None = None  # the widest heads that the kernel of a decode step takes; None: all of them
     score_bytes: float = 0.0  # that a prefill moves per query, key and head; 0: none leave the chip (flash attention)
 
 
