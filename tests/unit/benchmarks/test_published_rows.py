@@ -296,8 +296,10 @@ def test_a_batch_whose_answers_ended_early_is_not_judged(
     published: ModuleType, monkeypatch: pytest.MonkeyPatch, each: str, test: str, prompt: str, judged: bool
 ) -> None:
     notes = f"c>1 rows are TOTAL tok/s over all streams; {each} tok/s per request"
-    row = raw(engine="vLLM 0.26.0", quant="BF16", device="DGX Spark (GB10, 128GB)", batch="10", decode_tps="80",
-              source=f"results/{test}.md", notes=notes, context=prompt, prefill_tps="3000", model="qwen3-8b")  # fmt: skip
+    row = raw(
+        model="qwen3-8b", engine="vLLM 0.26.0", quant="BF16", device="DGX Spark (GB10, 128GB)", batch="10",
+        decode_tps="80", prefill_tps="3000", context=prompt, source=f"results/{test}.md", notes=notes,
+    )  # fmt: skip
     monkeypatch.setattr(published, "published", lambda: iter([("f", 2, row)]))
     ((only,), _) = published.rows()
     assert (only.counts("decode"), only.counts("prefill")) == (judged, True)
