@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from profiler.case import PHASES
@@ -177,9 +178,10 @@ class Prediction:
         return Interval(usual * s.value, low * s.low, high * s.high, "prior")
 
 
+@lru_cache(maxsize=32)
 def rates_of(engine: Engine, host: Machine, dtype: str, experts: bool) -> Rates:
     """Rates of ``engine`` on one device: calibrated if its kernels were timed there, else from the data sheet.
-    ``experts``: for a mixture of experts."""
+    ``experts``: for a mixture of experts. Cached, because a choice predicts dozens of models on one machine."""
     target = host.target
     if target.members:
         each = [cost_rates.rates(member, engine.name, dtype, experts=experts) for member in target.members]

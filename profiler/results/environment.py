@@ -16,12 +16,11 @@ import platform
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import profiler
-from profiler import git
+from profiler import git, packages
 from profiler.case import digest
 from profiler.devices import allowance, cgroup, nvml
 from profiler.devices.base import DeviceInfo
@@ -214,15 +213,10 @@ def _is_virtual() -> bool | None:
 
 def _version(name: str) -> str | None:
     """Version of an installed distribution; for torch with the local part (``+cu130``), which metadata may lack."""
-    try:
-        distribution = metadata.distribution(name)
-    except metadata.PackageNotFoundError:
-        return None
-    if name != "torch":
-        return distribution.version
-    source = _read(Path(str(distribution.locate_file("torch/version.py")))) or ""
+    place = packages.code(name) if name == "torch" else None
+    source = "" if place is None else _read(place / "torch" / "version.py") or ""
     found = re.search(r"^__version__ = '([^']+)'", source, re.MULTILINE)
-    return found[1] if found else distribution.version
+    return found[1] if found else packages.version(name)
 
 
 def _source(root: Path) -> dict[str, Any] | None:

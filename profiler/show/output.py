@@ -12,7 +12,6 @@ newline unless it is empty. Three functions are optional:
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import textwrap
@@ -222,6 +221,8 @@ def _is_figures(column: Sequence[str]) -> bool:
 
 
 def _csv(rows: Sequence[JsonRow]) -> str:
+    import csv  # slow to import, and seldom asked for
+
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()

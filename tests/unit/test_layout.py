@@ -31,6 +31,7 @@ FLOORS = [
         "folders",
         "foreign",
         "git",
+        "packages",
         "decode_path",
         "registry",
         "settings",
