@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from profiler import registry
-from profiler.backends.base import Backend, Opener
+
+if TYPE_CHECKING:  # predictions do without backends, unless rows were measured by them
+    from profiler.backends.base import Backend, Opener
 
 FOLDER = "backends"
 DEFAULT = "hf"

@@ -27,7 +27,6 @@ from profiler.devices.base import DeviceInfo
 from profiler.errors import ProfileError
 from profiler.foreign import read_json
 from profiler.models.layers import GatedDelta
-from profiler.packages import version as package_version
 
 SCHEMA = 7
 # What is timed. A change here changes the meaning of stored figures, so it needs a new SCHEMA and a reader for the
@@ -217,7 +216,7 @@ def fingerprint(device: DeviceInfo, packages: Sequence[str] | None = None) -> st
 
     ``packages``: the versions of ``PACKAGES`` to use; None: the installed ones.
     """
-    versions = [package_version(name) or "" for name in PACKAGES] if packages is None else list(packages)
+    versions = [_version(name) for name in PACKAGES] if packages is None else list(packages)
     parts = [device.kind, device.title, device.cores, sorted(device.features), device.uuid, device.driver, versions]
     return digest([*parts, device.confinement] if device.confinement else parts)
 
@@ -489,3 +488,12 @@ def _leaves(tree: Mapping[str, Any]) -> Iterator[Any]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _version(name: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version  # slow to import, and only local devices need it
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import profiler
-from profiler import git, packages
+from profiler import git
 from profiler.case import digest
 from profiler.devices import allowance, cgroup, nvml
 from profiler.devices.base import DeviceInfo
@@ -213,10 +213,17 @@ def _is_virtual() -> bool | None:
 
 def _version(name: str) -> str | None:
     """Version of an installed distribution; for torch with the local part (``+cu130``), which metadata may lack."""
-    place = packages.code(name) if name == "torch" else None
-    source = "" if place is None else _read(place / "torch" / "version.py") or ""
+    from importlib import metadata  # slow to import, and readers of a store do without it
+
+    try:
+        distribution = metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return None
+    if name != "torch":
+        return distribution.version
+    source = _read(Path(str(distribution.locate_file("torch/version.py")))) or ""
     found = re.search(r"^__version__ = '([^']+)'", source, re.MULTILINE)
-    return found[1] if found else packages.version(name)
+    return found[1] if found else distribution.version
 
 
 def _source(root: Path) -> dict[str, Any] | None:

@@ -31,7 +31,6 @@ FLOORS = [
         "folders",
         "foreign",
         "git",
-        "packages",
         "decode_path",
         "registry",
         "settings",
