@@ -141,7 +141,7 @@ def link_s(work: PhaseWork, geometry: Geometry, machine: Machine, content: Mappi
     if machine.split == "layer":
         return work.passes * (target.count - 1) * (HOP_S + activations / rate)
     around = 2 * (target.count - 1) / target.count  # the factor of a ring all-reduce
-    sum_s = _of(rule["sum_s"], target.vendor) * math.log2(target.count)
+    sum_s = _of(rule["sum_s"], "peer" if target.peer_bytes_s else target.vendor) * math.log2(target.count)
     return float(work.passes * 2 * work.layers * (sum_s + activations * around / rate))
 
 
@@ -149,13 +149,16 @@ def _of(rule: Mapping[str, float], name: str) -> float:
     return rule.get(name, rule["other"])
 
 
-def overlap(work: PhaseWork, machine: Machine, pipelines: bool, content: Mapping[str, Any] | None = None) -> float:
-    """Factor on the seconds of pass after pass over layers on several devices, for an engine that ``pipelines`` them:
-    it starts a pass on the first device while the others work on earlier ones."""
+def overlap(
+    work: PhaseWork, machine: Machine, pipelining: str | None, content: Mapping[str, Any] | None = None
+) -> float:
+    """Factor on the seconds of pass after pass over layers on several devices, for an engine that pipelines them: it
+    starts a pass on the first device while the others work on earlier ones. ``pipelining``: the engine's name; None:
+    it does not."""
     count, passes = machine.target.count, work.full_passes
-    if not pipelines or machine.split != "layer" or count == 1:
+    if pipelining is None or machine.split != "layer" or count == 1:
         return 1.0
-    pipelined = float((shares() if content is None else content)["links"]["pipelined"])
+    pipelined = _of((shares() if content is None else content)["links"]["pipelined"], pipelining)
     return 1 - pipelined * (1 - (passes + count - 1) / (passes * count))
 
 

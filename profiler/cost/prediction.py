@@ -356,7 +356,7 @@ class Predictor:
         learned: Correction | None,
     ) -> PredictedPhase:
         split = rates.split(done)
-        at_once = machine.overlap(done, self.machine, self.engine.pipelines_passes)
+        at_once = machine.overlap(done, self.machine, self.engine.pipelining)
         seconds = split.total * at_once + machine.link_s(done, self.geometry, self.machine)
         binds = experts_or(split.binds, done, rates)
         basis = rates.basis
