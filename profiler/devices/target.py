@@ -33,7 +33,8 @@ FIGURES = ("vram", "bandwidth", "bf16", "fp16", "fp32", "int8", "fp8", "fp4", "w
 UNKNOWN_GPU = (300e9, {"bf16": 20e12, "fp32": 10e12})  # a small card of 2020, for GPUs that are not in the catalog
 UNKNOWN_SPREAD = 4.0  # factor either way on the figures of such a GPU
 SLICE_SPREAD = 1.25  # a slice has shares of a data sheet's figures, and we have measured none
-_COUNT = re.compile(r"^(\d{1,3})\s*[x×]\s*(.+)$", re.IGNORECASE)  # not 7900 xtx
+_COUNT = re.compile(r"^(\d{1,3})\s*[x×*]\s*(.+)$", re.IGNORECASE)  # not 7900 xtx
+_COUNT_AFTER = re.compile(r"^(.+?)(?:\s+|(?<=\d))[x×*]\s*([1-9]\d?)$", re.IGNORECASE)  # not rx 580
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,7 @@ def find(text: str | None = None) -> Target:
     wanted = text.strip()
     if "," in wanted and "=" not in wanted:
         return _several(text)
+    wanted = _COUNT_AFTER.sub(r"\2x\1", wanted)
     match = _COUNT.match(wanted)
     if match and not wanted.casefold().startswith("0"):
         count = int(match[1])
