@@ -113,7 +113,7 @@ def _sized(
         return None if device.memory_bytes is None else round(device.memory_bytes / GIB)
 
     def rank(device: CatalogDevice) -> bool:
-        return size not in (sizes.get(device.name) or [gib(device)])
+        return size not in sizes[device.name] if device.name in sizes else size != gib(device)
 
     found = sorted(found, key=lambda each: (rank(each), len(each.name)))
     device = found[0]

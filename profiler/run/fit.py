@@ -281,7 +281,7 @@ class OneCase:
         return _verify(self.named, prediction, self._placed(prediction))
 
     def _placed(self, prediction: Prediction) -> Placement:
-        return placement(self.model.geometry, self.predictor.storage, prediction.host_bytes)
+        return _placed(prediction, self.model.geometry, self.predictor)
 
 
 def one_case(request: FitRequest) -> OneCase:
@@ -312,7 +312,13 @@ def one_case(request: FitRequest) -> OneCase:
 
 def _named(name: str, model: Model, run_as: EngineQuant, request: FitRequest) -> Named:
     as_stored = run_as.checkpoint_format is not None or not request.quants
-    return Named(model.source.argument(name), model.source, as_stored, run_as.measurable)
+    longest = model.geometry.max_position
+    return Named(model.source.argument(name), model.source, as_stored, run_as.measurable, longest=longest)
+
+
+def _placed(prediction: Prediction, geometry: Geometry, predictor: Predictor) -> Placement:
+    used = prediction.terms.needed.value / prediction.machine.target.memory_bytes
+    return placement(geometry, predictor.storage, prediction.host_bytes, used)
 
 
 def _verify(named: Named, prediction: Prediction, placed: Placement) -> Command | None:
@@ -359,7 +365,7 @@ def _cases(
                 largest_context=longest[batch],
                 largest_batch=widest,
                 geometry=model.geometry,
-                placed=placement(model.geometry, predictor.storage, prediction.host_bytes),
+                placed=_placed(prediction, model.geometry, predictor),
                 checkpoint_format=checkpoint_format,
                 speculation=drafts,
             )

@@ -56,6 +56,7 @@ class Named:
     as_stored: bool = True  # the user asked for no other quantization than that of the file
     measurable: bool = True  # `profile sweep` can run the weights as they are predicted
     build: str | None = None  # folder of the engine's programs, where a sweep does not find them by itself
+    longest: int | None = None  # tokens that the model supports
 
     @property
     def title(self) -> str:
@@ -116,9 +117,10 @@ class Placement:
     layers: int  # of the model
     on_host: int = 0  # whole layers in host memory
     experts_on_host: int = 0  # layers whose experts are in host memory
+    used: float = 0.0  # share of the memory of the fullest device that the case needs; 0: unknown
 
 
-def placement(geometry: Geometry, storage: Storage, offloaded_bytes: float) -> Placement:
+def placement(geometry: Geometry, storage: Storage, offloaded_bytes: float, used: float = 0.0) -> Placement:
     """The fewest layers that free ``offloaded_bytes``: experts first, since each token reads few of them."""
     count, left = len(geometry.layers), offloaded_bytes
     sparse = sum(isinstance(layer.mlp, Experts) for layer in geometry.layers)
@@ -129,7 +131,7 @@ def placement(geometry: Geometry, storage: Storage, offloaded_bytes: float) -> P
         moved = min(sparse, math.ceil(left * sparse / experts))
         left -= moved * experts / sparse
     whole = min(count, math.ceil(left * count / others)) if left > 0 else 0
-    return Placement(count, whole, moved)
+    return Placement(count, whole, moved, used)
 
 
 @dataclass(frozen=True, slots=True)

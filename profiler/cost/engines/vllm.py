@@ -15,6 +15,8 @@ Rules read at version 0.26 (its own logs and the checkpoints it loads) and 0.21 
 
 from __future__ import annotations
 
+import math
+
 from profiler.cost.engines.base import GGUF, SAFETENSORS, Engine, EngineRequest, Named, Placement, Terms, spread
 from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine, Split
@@ -53,6 +55,8 @@ KV_DTYPES = {"bf16": "bfloat16", "fp8": "fp8", "int8": "int8_per_token_head"}
 PARALLEL = {"tensor": "--tensor-parallel-size", "layer": "--pipeline-parallel-size"}
 LOADS = ("folder", "hub")  # kinds of sources
 CHECKPOINT = "CHECKPOINT"
+GENERATED = 128  # --output-len
+POOL, SPARE = 0.9, 0.01  # --gpu-memory-utilization (0.9 or 0.92 by version), and the memory for generated tokens
 FRAMEWORK = spread(1800 * MIB, 900 * MIB, 4000 * MIB)  # context, NCCL, captured graphs
 HOST = spread(3000 * MIB, 1500 * MIB, 8000 * MIB)
 
@@ -119,9 +123,18 @@ class Vllm(Engine):
             return None
         checkpoint, how, blanks = _checkpoint(model, request.quant)
         kv = KV_DTYPES.get((request.kv or "auto").casefold())
+        most = model.longest or request.context + GENERATED
+        tokens = max(1, min(request.context, most - GENERATED))
+        generated = min(GENERATED, most - tokens)
+        share = math.ceil((placed.used + SPARE) * 100) / 100
         return command(
             ("vllm", "bench", "latency", "--model", checkpoint, *how),
-            ("--input-len", str(request.context), "--output-len", "128", "--batch-size", str(request.batch)),
+            ("--input-len", str(tokens), "--output-len", str(generated), "--batch-size", str(request.batch)),
+            (
+                "--max-model-len",
+                str(tokens + generated),
+            ),  # by default, the pool must hold the model's longest context
+            ("--gpu-memory-utilization", f"{min(share, 1):g}") if share > POOL else (),
             ("--kv-cache-dtype", kv) if kv else (),
             (PARALLEL[machine.split], str(machine.target.count)) if machine.target.count > 1 else (),
             **blanks,

@@ -89,12 +89,13 @@ def test_what_only_transformers_has_is_predicted_in_transformers(tmp_path: Path,
 @pytest.mark.parametrize(
     ("words", "command"),
     [
-        (("--on", "rtx 4090"), "-c 8192 -ngl 61"),
+        (("--on", "rtx 4090"), "-c 8192 -np 1 -ngl 61"),  # four slots by default, each with its own windows
         (("--on", "rtx 4090", "-b", "2"), "-c 16384 -np 2 -ngl 61"),
-        (("--on", "rtx 4090", "--kv", "q8_0"), "-c 8192 -ngl 61 -ctk q8_0 -ctv q8_0 -fa on"),
-        (("--on", "2x3090"), "-c 8192 -ngl 61 -sm layer -ts 1,1"),
-        (("--on", "rtx 3060", "--ram", "64g"), "-c 8192 -ngl 31"),  # the 30 last layers, and the output
-        (("--on", "cpu"), "-c 8192 -ngl 0"),
+        (("--on", "rtx 4090", "--kv", "q8_0"), "-c 8192 -np 1 -ngl 61 -ctk q8_0 -ctv q8_0 -fa on"),
+        (("--on", "2x3090"), "-c 8192 -np 1 -ngl 61 -sm layer -ts 1,1"),
+        (("--on", "3090, 4090", "--split", "tensor"), "-c 8192 -np 1 -ngl 61 -sm tensor -ts 1,1"),
+        (("--on", "rtx 3060", "--ram", "64g"), "-c 8192 -np 1 -ngl 31"),  # the 30 last layers, and the output
+        (("--on", "cpu"), "-c 8192 -np 1 -ngl 0"),
     ],
 )
 def test_the_server_runs_as_the_prediction_assumes(words: tuple[str, ...], command: str) -> None:
@@ -103,6 +104,24 @@ def test_the_server_runs_as_the_prediction_assumes(words: tuple[str, ...], comma
         assert row["serve"] is None
         return
     assert row["serve"] == f"llama-server -m MODEL-Q4_K_M.gguf {command}"
+
+
+@pytest.mark.parametrize(
+    ("words", "has", "lacks"),
+    [
+        # The pool of pages must hold --max-model-len, which is 262,144 for this model if nothing else is said.
+        (("gemma-4-31b", "--on", "2x3090", "-q", "awq", "-c", "8k"), "--max-model-len 8320", "--gpu-memory"),
+        (("gemma-4-31b", "--on", "2x3090", "-q", "awq", "-c", "200k"), "--gpu-memory-utilization 0.97", "!"),
+        (
+            ("qwen3-8b", "--on", "3090", "-c", "40960", "-q", "fp8"),
+            "--input-len 40832 --output-len 128",
+            "--gpu-memory",
+        ),
+    ],
+)
+def test_vllm_gets_room_for_the_case_and_no_more(words: tuple[str, ...], has: str, lacks: str) -> None:
+    (row,) = rows(*words, "--engine", "vllm")
+    assert has in row["verify"] and lacks not in row["verify"]
 
 
 def test_experts_go_to_host_memory_before_whole_layers() -> None:
