@@ -95,6 +95,7 @@ class LlamaCpp(Engine):
     usual_quants = ("q4_k_m",)
     default_kv = "f16"
     smaller_kv = "q8_0"
+    chunk_option = "-ub"
     outdated_quants = frozenset({"q4_0", "q4_1", "q5_0", "q5_1"})  # since the k-quants
     makers = frozenset(CONTEXT) - {"other"} | {"CPU"}
     reads = frozenset({GGUF})

@@ -47,6 +47,7 @@ class Mlx(Engine):
     usual_quants = ("4bit",)
     default_kv = "bf16"
     smaller_kv = "8bit"
+    chunk_option = "--prefill-step-size"
     reads = frozenset({SAFETENSORS, MLX})
     ignores_windows = frozenset({"mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe"})
     pipelines_passes = True

@@ -69,6 +69,7 @@ class Vllm(Engine):
     usual_quants = ("bf16",)
     default_kv = "auto"
     smaller_kv = "fp8"
+    chunk_option = "--max-num-batched-tokens"
     default_split: Split = "tensor"
     drafts = True
     reads = frozenset({SAFETENSORS, GGUF})
@@ -212,12 +213,16 @@ def cache_bytes(geometry: Geometry, request: EngineRequest) -> int:
 class LikeVllm(Vllm):
     """A server with the same rules of memory; which command measures a case with it is not known here."""
 
-    def __init__(self, name: str, version: str) -> None:
-        self.name, self.version = name, version
+    def __init__(self, name: str, version: str, chunk_option: str) -> None:
+        self.name, self.version, self.chunk_option = name, version, chunk_option
 
     def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> None:
         """No rule."""
 
 
 ENGINE = Vllm()
-RELATED = (LikeVllm("sglang", "by the rules of vllm 0.26"), LikeVllm("tensorrt-llm", "by the rules of vllm 0.26"))
+RULES = "by the rules of vllm 0.26"
+RELATED = (
+    LikeVllm("sglang", RULES, "--chunked-prefill-size"),
+    LikeVllm("tensorrt-llm", RULES, "--max_num_tokens"),
+)
