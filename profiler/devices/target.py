@@ -244,6 +244,8 @@ def several(members: Sequence[Target]) -> Target:
         source="; ".join(dict.fromkeys(each.source for each in members)),
         limits=tuple(dict.fromkeys(limit for each in members for limit in each.limits)),
         spread=max(each.spread for each in members),
+        default_dtype=next((each.default_dtype for each in members if each.unsupported_dtypes), first.default_dtype),
+        unsupported_dtypes=tuple(dict.fromkeys(dtype for each in members for dtype in each.unsupported_dtypes)),
     )
 
 

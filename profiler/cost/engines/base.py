@@ -180,6 +180,11 @@ class Engine(ABC):
     def check(self, quant: str) -> str:
         """``quant`` in the engine's spelling. Raises NotFound with the nearest names if it has no rule."""
 
+    def unavailable(self, target: Target, quant: str) -> str | None:
+        """Why the engine cannot run on one device in ``quant``, which is checked; ``None`` if it can, or if we do not
+        know."""
+        return None
+
     @abstractmethod
     def storage(self, geometry: Geometry, quant: str, dtype: str, repacks: bool = False) -> Storage:
         """The weights as this engine stores them; ``repacks`` as in ``Quant``. Raises ProfileError if it cannot."""

@@ -59,6 +59,11 @@ class Mlx(Engine):
             raise unknown("quantization of mlx", quant, self.quants)
         return spelled
 
+    def unavailable(self, target: Target, quant: str) -> str | None:
+        if target.vendor in ("AMD", "Intel"):  # it has backends for Metal, CUDA and the CPU
+            return f"{self.name} runs on Apple's chips, NVIDIA GPUs and CPUs, not on {target.name}"
+        return None
+
     def storage(self, geometry: Geometry, quant: str, dtype: str, repacks: bool = False) -> Storage:
         held = (
             Held(weight, layer, count, *_stored(weight, quant, count))

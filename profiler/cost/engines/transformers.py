@@ -106,6 +106,11 @@ class Transformers(Engine):
             raise unknown("quantization of transformers", quant, self.quants)
         return quant.casefold().replace("_", "-")
 
+    def unavailable(self, target: Target, quant: str) -> str | None:
+        if target.generation == "Kepler":
+            return f"{self.name} does not run on {target.name}: PyTorch needs CUDA 12, which dropped Kepler"
+        return None
+
     def storage(self, geometry: Geometry, quant: str, dtype: str, repacks: bool = False) -> Storage:
         if quant in OF_CHECKPOINTS:
             return _packed_in_four_bits(geometry, dtype)

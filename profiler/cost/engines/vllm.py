@@ -57,6 +57,10 @@ LOADS = ("folder", "hub")  # kinds of sources
 CHECKPOINT = "CHECKPOINT"
 GENERATED = 128  # --output-len
 POOL, SPARE = 0.9, 0.01  # --gpu-memory-utilization (0.9 or 0.92 by version), and the memory for generated tokens
+# docs/getting_started/installation/gpu.cuda.inc.md and docs/features/quantization/README.md; int4 is GPTQ there.
+BEFORE_VOLTA = ("Kepler", "Maxwell", "Pascal")
+# nvidia.github.io/TensorRT-LLM, Supported Hardware: Ampere and later.
+BEFORE_AMPERE = (*BEFORE_VOLTA, "Volta", "Turing")
 FRAMEWORK = spread(1800 * MIB, 900 * MIB, 4000 * MIB)  # context, NCCL, captured graphs
 HOST = spread(3000 * MIB, 1500 * MIB, 8000 * MIB)
 
@@ -80,6 +84,15 @@ class Vllm(Engine):
         if spelled not in self.quants:
             raise unknown("quantization of vllm", quant, (*self.quants, *NAMES))
         return spelled
+
+    def unavailable(self, target: Target, quant: str) -> str | None:
+        if target.generation in BEFORE_VOLTA:
+            return f"{self.name} needs compute capability 7.0 (Volta), and {target.name} is older"
+        if target.generation == "Volta" and quant in PACKED and quant != "int4":
+            return f"{self.name} has no kernels for {quant} on Volta ({target.name})"
+        if quant in target.unsupported_dtypes:
+            return f"{self.name} does not run {quant} on {target.name}: use {target.default_dtype}"
+        return None
 
     def storage(self, geometry: Geometry, quant: str, dtype: str, repacks: bool = False) -> Storage:
         held = [_held(weight, None, 1, quant) for weight in geometry.outside]
@@ -220,9 +233,18 @@ class LikeVllm(Vllm):
         """No rule."""
 
 
+class TensorRt(LikeVllm):
+    """TensorRT-LLM, which NVIDIA makes for its own GPUs."""
+
+    def unavailable(self, target: Target, quant: str) -> str | None:
+        if target.vendor not in ("NVIDIA", "other") or target.generation in BEFORE_AMPERE:
+            return f"{self.name} runs on NVIDIA GPUs since Ampere, not on {target.name}"
+        return None
+
+
 ENGINE = Vllm()
 RULES = "by the rules of vllm 0.26"
 RELATED = (
     LikeVllm("sglang", RULES, "--chunked-prefill-size"),
-    LikeVllm("tensorrt-llm", RULES, "--max_num_tokens"),
+    TensorRt("tensorrt-llm", RULES, "--max_num_tokens"),
 )

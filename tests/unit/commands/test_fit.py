@@ -124,6 +124,44 @@ def test_vllm_gets_room_for_the_case_and_no_more(words: tuple[str, ...], has: st
     assert has in row["verify"] and lacks not in row["verify"]
 
 
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("mi300x --engine tensorrt-llm", "runs on NVIDIA GPUs since Ampere, not on MI300X"),
+        ("t4 --engine tensorrt-llm", "runs on NVIDIA GPUs since Ampere, not on T4"),
+        ("mi300x --engine mlx", "not on MI300X"),
+        ("p40 --engine vllm", "needs compute capability 7.0"),
+        ("3090,p40 --engine sglang", "needs compute capability 7.0"),
+        ("v100 --engine vllm -q bf16", "use fp16"),
+        ("v100 --engine vllm -q fp8", "no kernels for fp8 on Volta"),
+        ("k80 --engine transformers", "PyTorch needs CUDA 12"),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "explain"])
+def test_nothing_is_predicted_for_a_device_on_which_the_engine_does_not_run(
+    command: str, words: str, why: str
+) -> None:
+    result = CliRunner().invoke(main, [command, "qwen3-8b", "--on", *words.split()])
+    assert result.exit_code != 0 and why in " ".join(result.stderr.split())
+
+
+def test_one_impossible_quantization_leaves_the_others() -> None:
+    result = CliRunner().invoke(
+        main, ["fit", "qwen3-8b", "--on", "v100", "--engine", "vllm", "-q", "fp8,fp16", "-o", "json"]
+    )
+    assert [row["quant"] for row in json.loads(result.stdout)] == ["fp16"]
+    assert result.exit_code == 1 and "no kernels for fp8" in result.stderr
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_the_default_is_a_dtype_that_the_device_has(engine: str) -> None:
+    """As in a sweep there, which measures a catalog model in the device's default dtype."""
+    for on in ("v100", "t4", "2x v100", "v100, 3090"):
+        assert "bf16" not in {row["quant"] for row in rows("qwen3-8b", "--on", on, "--engine", engine)}
+    (row,) = rows("qwen3-8b", "--on", "v100", "-q", "bf16", "--engine", "transformers")
+    assert any("only emulates bf16" in caution for caution in row["cautions"])
+
+
 def test_experts_go_to_host_memory_before_whole_layers() -> None:
     """As many as the prediction moves, and no layer more; Ollama cannot."""
     (row,) = rows("gemma-4-26b-a4b", "--engine", "llama.cpp", "-c", "8k", "--on", "rtx 3060", "--ram", "64g")
