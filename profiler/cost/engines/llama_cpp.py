@@ -197,8 +197,8 @@ class LlamaCpp(Engine):
         options = _options(request, machine, placed)
         drafts = ("--spec-type", "draft-mtp", "--spec-draft-n-max", str(request.mtp)) if request.mtp else ()
         server = command("llama-server", "-m", file, "-c", cells, slots, options, drafts, **blanks)
-        if machine.target.count > 1 and machine.split != "layer":  # the others share out layers
-            return Serving(server, ())
+        if request.mtp or (machine.target.count > 1 and machine.split != "layer"):
+            return Serving(server, ())  # the others draft with a model of its own, and share out whole layers
         settings = (
             ("LM Studio", _lm_studio(request, machine, placed)),
             ("Ollama", _ollama(request, machine, placed)),

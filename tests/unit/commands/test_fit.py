@@ -162,6 +162,20 @@ def test_the_default_is_a_dtype_that_the_device_has(engine: str) -> None:
     assert any("only emulates bf16" in caution for caution in row["cautions"])
 
 
+@pytest.mark.parametrize(
+    ("words", "lacking"),
+    [
+        ("qwen3.5-27b --on 5090 --mtp 2 --acceptance 0.7", "of multi-token prediction."),
+        ("qwen3-8b --on m4 --engine vllm", "of this engine on such a device."),
+        ("qwen3-30b-a3b --on 4090 --engine llama.cpp -q q8_0 --ram 64g", "with weights in host memory."),
+    ],
+)
+def test_a_prior_says_what_was_never_measured(words: str, lacking: str) -> None:
+    page = CliRunner().invoke(main, ["fit", *words.split(), "--notes", "all"]).stdout
+    assert f"prior: we have no measurements {lacking}" in " ".join(page.split())
+    assert ("LM Studio" in page) == ("q8_0" in words)  # it has no multi-token prediction
+
+
 def test_experts_go_to_host_memory_before_whole_layers() -> None:
     """As many as the prediction moves, and no layer more; Ollama cannot."""
     (row,) = rows("gemma-4-26b-a4b", "--engine", "llama.cpp", "-c", "8k", "--on", "rtx 3060", "--ram", "64g")
