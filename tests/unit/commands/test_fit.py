@@ -166,7 +166,7 @@ def test_the_default_is_a_dtype_that_the_device_has(engine: str) -> None:
     ("words", "lacking"),
     [
         ("qwen3.5-27b --on 5090 --mtp 2 --acceptance 0.7", "of multi-token prediction."),
-        ("qwen3-8b --on m4 --engine vllm", "of this engine on such a device."),
+        ("qwen3-8b --on m4-max --engine vllm", "of this engine on such a device."),
         ("qwen3-30b-a3b --on 4090 --engine llama.cpp -q q8_0 --ram 64g", "with weights in host memory."),
     ],
 )
