@@ -105,7 +105,7 @@ def explain(predictor: Predictor, context: int, batch: int, kv: str | None = Non
         PhaseParts(
             name,
             tuple(
-                replace(share, predicted_s=share.predicted_s * factor)
+                _corrected(share, factor, predictor.machine.target.guessed)
                 for share in _shares(done, predictor, rates, predictor.offloaded(done, offloaded, rates))
             ),
             done.passes,
@@ -116,6 +116,13 @@ def explain(predictor: Predictor, context: int, batch: int, kv: str | None = Non
         )
     )
     return Explanation(phases, terms, tuple(_changes(predictor, request)))
+
+
+def _corrected(share: Share, factor: float, guessed: bool) -> Share:
+    """``share`` with what rows taught. Where ceilings are guesses, nothing is predicted to be faster than them."""
+    predicted = share.predicted_s * factor
+    ceiling = min(share.ceiling_s, predicted) if guessed else share.ceiling_s
+    return replace(share, predicted_s=predicted, ceiling_s=ceiling)
 
 
 def _graph_helps(predictor: Predictor) -> bool:
@@ -184,7 +191,8 @@ def cause(phase: PhaseParts) -> str:
     part = phase.widest
     if phase.fraction >= NEAR_BEST and part.part != "launches":
         return f"near the best speed: the largest loss is in {part.part}"
-    lost = f"{(part.predicted_s - part.ceiling_s) / (phase.predicted_s - phase.ceiling_s):.0%} of the lost time"
+    losses = sum(max(0.0, share.predicted_s - share.ceiling_s) for share in phase.shares)  # caches beat some ceilings
+    lost = f"{(part.predicted_s - part.ceiling_s) / losses:.0%} of the lost time"
     if part.part == "launches":
         hide = "a larger batch or --path graph hides it" if phase.graph_helps else "a larger batch hides it"
         return f"{lost} goes to launching kernels; {hide}"

@@ -160,7 +160,7 @@ def _matches(words: Sequence[str], known: Sequence[CatalogDevice], in_titles: bo
         for device in known
         if any(title == words or (bare != words and bare == _bare(title)) for title in titles[device.name])
     ]
-    exact = [device for device in known if said == "".join(_words(device.name))]
+    exact = [device for device in known if _without_series(words) == _without_series(_words(device.name))]
     if titled or exact:
         return titled or exact
     holding = [
@@ -197,6 +197,11 @@ def _unsaid(device: CatalogDevice, said: str) -> set[str]:
     return {
         part for word in words[of_chip[0] if of_chip else 0 :] if word not in said for part in _PART.findall(word)
     }
+
+
+def _without_series(words: Sequence[str]) -> str:
+    """The name as one word. People leave the series out: a 4090 is an RTX 4090."""
+    return re.sub("^(rtx|gtx|rx)", "", "".join(words))
 
 
 def _bare(words: Sequence[str]) -> list[str]:
