@@ -360,7 +360,10 @@ def _described(text: str) -> Target:
         try:
             figures[name] = float(value)
         except ValueError:
-            raise ProfileError(f"--on {printable(name)}={printable(value)} is not a number") from None
+            raise ProfileError(
+                f"--on {printable(name)}={printable(value)} is not a number",
+                "In GiB, GB/s and TFLOP/s, without the unit: --on vram=24,bandwidth=1008,bf16=165",
+            ) from None
         if not 0 < figures[name] < 1e7:
             raise ProfileError(f"--on {name}={printable(value)} is out of range")
     missing = [name for name in ("vram", "bandwidth") if name not in figures]
