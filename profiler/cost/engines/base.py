@@ -169,6 +169,7 @@ class Engine(ABC):
     drafts_in_own_context = False  # with buffers of its own for that
     unquantized = "bf16"  # its name of 16-bit weights
     multiplies_in_int8 = False  # multiplies packed weights in 8 bits
+    sums_in_fp32 = False  # adds up products of fp16 in fp32, which GeForce cards do at half their rate
     ignores_windows: frozenset[str] = frozenset()  # families in whose sliding layers it attends to every token
 
     @property

@@ -95,7 +95,7 @@ class Transformers(Engine):
     makers = frozenset(PROCESS) - {"other"}
     operator_counts = COUNTS
     paths = PATHS
-    loads_with_transformers = copies_experts_whole = True
+    loads_with_transformers = copies_experts_whole = sums_in_fp32 = True
 
     @property
     def quants(self) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ class Vllm(Engine):
     smaller_kv = "fp8"
     chunk_option = "--max-num-batched-tokens"
     default_split: Split = "tensor"
-    drafts = True
+    drafts = sums_in_fp32 = True
     reads = frozenset({SAFETENSORS, GGUF})
     quants = (*BYTES, *PACKED)
 
