@@ -266,7 +266,9 @@ def test_all_formats(output: str) -> None:
     assert result.exit_code == 0
     assert "qwen3.5-9b" in result.stdout
     if output == "csv":
-        assert next(csv.DictReader(io.StringIO(result.stdout)))["model"] == "qwen3.5-9b"
+        row = next(csv.DictReader(io.StringIO(result.stdout)))
+        assert row["model"] == "qwen3.5-9b"
+        assert float(row["decode.tps.low"]) < float(row["decode.tps.value"]) < float(row["decode.tps.high"])
 
 
 def test_without_a_model_it_chooses_the_model_with_its_quantization() -> None:
