@@ -94,10 +94,11 @@ class Transformers(Engine):
     version = "5.23"
     usual_quants = ("bf16", "nf4")
     default_kv = "the compute dtype"
+    chunk_option = "profile sweep --ubatch"
     makers = frozenset(PROCESS) - {"other"}
     operator_counts = COUNTS
     paths = PATHS
-    loads_with_transformers = copies_experts_whole = True
+    loads_with_transformers = copies_experts_whole = sums_in_fp32 = True
 
     @property
     def quants(self) -> tuple[str, ...]:
@@ -107,6 +108,11 @@ class Transformers(Engine):
         if quant.casefold().replace("_", "-") not in self.quants:
             raise unknown("quantization of transformers", quant, self.quants)
         return quant.casefold().replace("_", "-")
+
+    def unavailable(self, target: Target, quant: str) -> str | None:
+        if target.generation == "Kepler":
+            return f"{self.name} does not run on {target.name}: PyTorch needs CUDA 12, which dropped Kepler"
+        return None
 
     def storage(self, geometry: Geometry, quant: str, dtype: str, repacks: bool = False) -> Storage:
         if quant in OF_CHECKPOINTS:

@@ -49,6 +49,19 @@ def test_parts_add_up_to_the_prediction_and_stay_below_the_ceiling(engine: str, 
     assert found.terms.peak == prediction.terms.peak
 
 
+@pytest.mark.parametrize("model", ["qwen3-0.6b", "gemma-3-1b", "qwen3.5-2b"])
+def test_no_part_is_faster_than_a_ceiling_that_is_a_guess(model: str) -> None:
+    """Otherwise more than 100% of the lost time would go to launching kernels."""
+    case = Predictor(
+        families.geometry(hub.shipped_config(model)), engines.find("transformers"), "bf16", Machine(of(CPU))
+    )
+    assert case.machine.target.guessed
+    for phase in explanation.explain(case, 8192, 1).phases:
+        assert all(share.ceiling_s <= share.predicted_s for share in phase.shares)
+        percent, found, _ = explanation.cause(phase).partition("% of the lost time")
+        assert not found or int(percent) <= 100
+
+
 @pytest.mark.parametrize(
     ("engine", "quant", "model"), [("llama.cpp", "q8_0", "gemma-4-31b"), ("llama.cpp", "q8_0", "qwen3.5-122b-a10b"),
                                    ("transformers", "bf16", "gemma-4-31b"), ("vllm", "bf16", "qwen3.6-35b-a3b")]
