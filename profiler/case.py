@@ -30,7 +30,8 @@ PREFILL_CHUNK, PREFILL_CHUNK_CPU = 2048, 512
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 KEY_LENGTH = 16  # hex digits, so 64 bits: the probability of a collision among a million cases is 1 in 37 million
 
-FILES = ("folder", "gguf")  # source kinds whose location is a path
+CONFIG = "config.json"  # names the folder that holds it
+FILES = ("folder", "gguf", "config")  # source kinds whose location is a path
 
 MODEL = "model"  # anything else that applies to all measurements of the model
 UNUSED = "unused-weights"  # tensors of the file that the model does not use
@@ -159,7 +160,7 @@ _IDENTITY = attrgetter(*IDENTITY)
 class Source:
     """Where a model comes from, as plain JSON content."""
 
-    kind: str  # catalog | folder | gguf | hub
+    kind: str  # catalog | folder | gguf | config (a JSON file without weights) | hub
     location: str  # catalog name, absolute path, hub id
     revision: str | None
     config: Mapping[str, Any]  # the raw config.json
@@ -171,7 +172,10 @@ class Source:
         for it.
         """
         if self.kind in FILES:
-            return _path(typed or self.location, self.kind)
+            named = typed or self.location
+            if self.kind == "folder" and os.path.basename(named) == CONFIG:
+                named = os.path.dirname(named) or "."
+            return _path(named, self.kind)
         if typed is not None:
             return typed
         return f"{self.location}@{self.revision}" if self.kind == "hub" and self.revision else self.location

@@ -105,7 +105,7 @@ def explain(predictor: Predictor, context: int, batch: int, kv: str | None = Non
         PhaseParts(
             name,
             tuple(
-                replace(share, predicted_s=share.predicted_s * factor)
+                _corrected(share, factor, predictor.machine.target.guessed)
                 for share in _shares(done, predictor, rates, predictor.offloaded(done, offloaded, rates))
             ),
             done.passes,
@@ -118,6 +118,13 @@ def explain(predictor: Predictor, context: int, batch: int, kv: str | None = Non
     return Explanation(phases, terms, tuple(_changes(predictor, request)))
 
 
+def _corrected(share: Share, factor: float, guessed: bool) -> Share:
+    """``share`` with what rows taught. Where ceilings are guesses, nothing is predicted to be faster than them."""
+    predicted = share.predicted_s * factor
+    ceiling = min(share.ceiling_s, predicted) if guessed else share.ceiling_s
+    return replace(share, predicted_s=predicted, ceiling_s=ceiling)
+
+
 def _graph_helps(predictor: Predictor) -> bool:
     path = predictor.runs(GRAPH)
     return path == GRAPH != predictor.path
@@ -125,9 +132,9 @@ def _graph_helps(predictor: Predictor) -> bool:
 
 def _shares(done: PhaseWork, predictor: Predictor, rates: Rates, offloaded: Offloaded) -> list[Share]:
     """Parts with the same name are merged, longest first. Launches, links and offloaded weights come last."""
-    bandwidth = predictor.machine.ceiling_bytes_s
+    bandwidth, in_int8 = predictor.machine.ceiling_bytes_s, predictor.engine.multiplies_in_int8
     peaks = {
-        scheme: machine.flops_ceiling(predictor.machine, predictor.dtype, scheme, predictor.engine.multiplies_in_int8)
+        scheme: machine.flops_ceiling(predictor.as_summed, predictor.dtype, scheme, in_int8)
         for scheme in {item.scheme for item in done.items}
     }
     parts: dict[str, list[float]] = {}
@@ -184,7 +191,8 @@ def cause(phase: PhaseParts) -> str:
     part = phase.widest
     if phase.fraction >= NEAR_BEST and part.part != "launches":
         return f"near the best speed: the largest loss is in {part.part}"
-    lost = f"{(part.predicted_s - part.ceiling_s) / (phase.predicted_s - phase.ceiling_s):.0%} of the lost time"
+    losses = sum(max(0.0, share.predicted_s - share.ceiling_s) for share in phase.shares)  # caches beat some ceilings
+    lost = f"{(part.predicted_s - part.ceiling_s) / losses:.0%} of the lost time"
     if part.part == "launches":
         hide = "a larger batch or --path graph hides it" if phase.graph_helps else "a larger batch hides it"
         return f"{lost} goes to launching kernels; {hide}"
@@ -218,7 +226,7 @@ def _changes(predictor: Predictor, request: EngineRequest) -> list[Change]:
         consider(f"a smaller cache (--kv {smaller})", replace(request, kv=smaller))
     ubatch = engine.prefill_rules(geometry, request, host.target).ubatch
     if request.context > 256 and ubatch > 256:
-        consider("a prefill in smaller chunks (--ubatch 256)", replace(request, ubatch=256))
+        consider(f"a prefill in smaller chunks ({engine.chunk_option} 256)", replace(request, ubatch=256))
     for quant in _smaller(predictor):
         consider(f"a smaller quantization (-q {quant})", replace(request, quant=quant))
     return sorted((change for change in found if change.freed_bytes > 0), key=lambda change: -change.freed_bytes)

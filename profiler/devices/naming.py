@@ -27,9 +27,12 @@ MAKERS = {"nvidia": "NVIDIA", "geforce": "NVIDIA", "amd": "AMD", "radeon": "AMD"
 FILLERS = frozenset({"gpu", "graphics"})
 SHARED = ("desktop-soc", "edge", "igpu")  # kinds that share the memory of their host
 MAX_NAMED = 8  # devices that a message lists
-_WORD = re.compile(r"[a-z]+|\d+")
+_WORD = re.compile(r"[a-z0-9]+")
+_PART = re.compile(r"[a-z]+|\d+")
+_GENERATION = re.compile(r"sxm\d")  # NVML says SXM2, SXM4 and SXM5; the chip decides which one it is
 _FORM = re.compile(r"\s*\(.*\)")  # how many cores, in a name
 _SIZE = re.compile(r"(?<![\d.])(\d{1,4})\s*gi?b\b")
+_BARE_SIZE = re.compile(r"(?<=\d)[^\d]*\s(\d{1,4})$")  # m4 max 128
 _COMPUTER = re.compile(r"\b(macbook( pro| air)?|mac (mini|studio|pro)|imac)\b")  # "MacBook Pro M4" has no M4 Pro
 
 
@@ -47,25 +50,23 @@ def choose(
     found = _named(said, known)
     if found:
         return _taken(text, found, {} if asked else sizes, known)
-    if asked is None:
-        raise _missing(text, known)
-    found = _named(f"{said[: asked.start()]} {said[asked.end() :]}", known)
-    if not found:
-        raise _missing(text, known)
-    return _sized(text, found, int(asked[1]), sizes)
+    asked = asked or _BARE_SIZE.search(said.rstrip())
+    if asked and (found := _named(f"{said[: asked.start(1)]} {said[asked.end() :]}", known)):
+        return _sized(text, found, int(asked[1]), sizes)
+    if found := _named(said, known, in_titles=True):
+        return _taken(text, found, {} if asked else sizes, known)
+    raise _missing(text, known)
 
 
-def _named(said: str, known: Sequence[CatalogDevice]) -> list[CatalogDevice]:
+def _named(said: str, known: Sequence[CatalogDevice], *, in_titles: bool = False) -> list[CatalogDevice]:
     """The devices that a name may mean, with and without the words for the computer and the maker."""
     for spelled in dict.fromkeys((said, _COMPUTER.sub(" ", said))):
-        words = _WORD.findall(spelled)
-        if found := _matches(words, known):
-            return found
+        words = _words(spelled)
         makers = {MAKERS[word] for word in words if word in MAKERS}
-        bare = [word for word in words if word not in MAKERS and word not in FILLERS]
-        if bare != words and not re.fullmatch(r"\d{,2}", "".join(bare)):
-            found = _matches(bare, [device for device in known if makers <= {device.vendor}])
-        if found:
+        of_maker = [device for device in known if makers <= {device.vendor}]
+        bare = _bare(words)
+        alone = re.fullmatch(r"\d{,2}", "".join(bare))  # geforce 1
+        if found := _matches(words, of_maker, in_titles) or ([] if alone else _matches(bare, of_maker, in_titles)):
             return found
     return []
 
@@ -86,8 +87,7 @@ def _taken(
     cautions = []
     others = [each.name for each in found if each is not device][:MAX_NAMED]
     if others:
-        also = listed(others)
-        cautions.append(f'{name}: taken as {device.name}; the catalog also has {also}: --on "{others[0]}"')
+        cautions.append(_also(name, device, others))
     if device.memory_bytes is not None:
         taken = round(device.memory_bytes / GIB)
         more = [size for size in _chip_sold(device, sizes) if size != taken and not _has(device, size, known)]
@@ -100,13 +100,24 @@ def _taken(
     return device, tuple(cautions)
 
 
+def _also(name: str, device: CatalogDevice, others: Sequence[str]) -> str:
+    return f'{name}: taken as {device.name}; the catalog also has {listed(others)}: --on "{others[0]}"'
+
+
 def _sized(
     text: str, found: Sequence[CatalogDevice], size: int, sizes: Mapping[str, Sequence[int]]
 ) -> tuple[CatalogDevice, tuple[str, ...]]:
     """A device with the memory that its name has after it; of several forms, the one that is sold with it."""
-    found = sorted(found, key=lambda each: (size not in sizes.get(each.name, ()), len(each.name)))
+
+    def gib(device: CatalogDevice) -> int | None:
+        return None if device.memory_bytes is None else round(device.memory_bytes / GIB)
+
+    def rank(device: CatalogDevice) -> bool:
+        return size not in sizes[device.name] if device.name in sizes else size != gib(device)
+
+    found = sorted(found, key=lambda each: (rank(each), len(each.name)))
     device = found[0]
-    has = None if device.memory_bytes is None else round(device.memory_bytes / GIB)
+    has = gib(device)
     sold = sorted({*_chip_sold(device, sizes), *([has] if has else [])})
     free = device.kind in SHARED and not _SIZE.search(device.name.casefold())
     if size != has and not (free and (size in sold or (len(sold) < 2 and size < (has or size + 1)))):
@@ -115,10 +126,11 @@ def _sized(
             f"{printable(text)}: the catalog has {device.name} with {listing} GB, not with {size} GB",
             f"Leave the size out, or describe it by its data sheet: --on vram={size},bandwidth=GB/S,bf16=TFLOPS",
         )
+    name = printable(text.strip())
+    others = [each.name for each in found[1:] if rank(each) == rank(device) and each.flops != device.flops]
+    cautions: tuple[str, ...] = (_also(name, device, others),) if others else ()
     own = sizes.get(device.name)
-    cautions: tuple[str, ...] = ()
     if own and size not in own:
-        name = printable(text.strip())
         cautions = (f"{name}: the catalog lacks the form with {size} GB; taken with the speed of {device.name}",)
     if size != has:
         device = replace(device, name=f"{device.name} {size}GB", memory_bytes=size * GIB)
@@ -136,34 +148,80 @@ def _has(device: CatalogDevice, size: int, known: Sequence[CatalogDevice]) -> bo
     return any(f"{chip} {size}GB" == each.name for each in known)
 
 
-def _matches(words: Sequence[str], known: Sequence[CatalogDevice]) -> list[CatalogDevice]:
-    """The devices that NVML calls so, that are named so, or whose names hold all the words, in this order."""
-    if not words:
+def _matches(words: Sequence[str], known: Sequence[CatalogDevice], in_titles: bool) -> list[CatalogDevice]:
+    """The devices that NVML calls so, that are named so, or whose names hold all the words; or those in NVML."""
+    said = "".join(words)
+    if not said:
         return []
-    titled = [device for device in known if words in [_words(title) for title in device.titles]]
-    exact = [device for device in known if _words(device.name) == words]
-    holding = [device for device in known if all(word in _words(device.name) for word in words)]
-    plain = [
-        device for device in holding if not OTHER_CHIP & (set(_words(device.name.partition("(")[0])) - set(words))
+    titles = {device.name: [_words(title) for title in device.titles] for device in known}
+    bare = _bare(words)
+    titled = [
+        device
+        for device in known
+        if any(title == words or (bare != words and bare == _bare(title)) for title in titles[device.name])
     ]
-    if titled or exact or plain:
-        return titled or exact or plain
-    if holding:
+    exact = [device for device in known if _without_series(words) == _without_series(_words(device.name))]
+    if titled or exact:
+        return titled or exact
+    holding = [
+        device
+        for device in known
+        if any(_consists_of(said, name) for name in (titles[device.name] if in_titles else [_words(device.name)]))
+    ]
+    plain = [device for device in holding if not OTHER_CHIP & _unsaid(device, said)]
+    if holding and not plain:
         variants = ", ".join(device.name for device in holding)
         raise NotFound(f"the catalog has {printable(' '.join(words))} only as a variant", f"Name one: {variants}.")
-    glued = "".join(words)
-    whole = re.compile(rf"(?<!\d(?=\d)){re.escape(glued)}(?!(?<=\d)\d)")  # rtx40 does not match rtx4060
-    return [device for device in known if len(glued) > 1 and whole.search("".join(_words(device.name)))]
+    return plain
+
+
+def _consists_of(said: str, words: Sequence[str]) -> bool:
+    """Whether ``said`` is some of the words in any order, however it is spaced: rtx4090, a100 sxm 80gb.
+
+    Only whole words count: an L40 is no L40S, a GB200 no GH200 96GB, and an M2 with 16 GB no P100 SXM2 16GB.
+    """
+    return not said or any(
+        _consists_of(said[len(word) :], [*words[:index], *words[index + 1 :]])
+        for index, word in enumerate(words)
+        if said.startswith(word)
+    )
+
+
+def _unsaid(device: CatalogDevice, said: str) -> set[str]:
+    """The parts of a device's name that ``said`` leaves out and that may tell its chip from another.
+
+    What comes before a number with a letter does not: there is no W7900 but the Radeon PRO W7900.
+    """
+    words = _words(device.name.partition("(")[0])
+    of_chip = [at for at, word in enumerate(words) if re.fullmatch(r"[a-z]\d{2,}", word) and word in said]
+    return {
+        part for word in words[of_chip[0] if of_chip else 0 :] if word not in said for part in _PART.findall(word)
+    }
+
+
+def _without_series(words: Sequence[str]) -> str:
+    """The name as one word. People leave the series out: a 4090 is an RTX 4090."""
+    return re.sub("^(rtx|gtx|rx)", "", "".join(words))
+
+
+def _bare(words: Sequence[str]) -> list[str]:
+    """The words without the maker."""
+    return [word for word in words if word not in MAKERS and word not in FILLERS]
 
 
 def _words(name: str) -> list[str]:
-    return _WORD.findall(name.casefold())
+    return _WORD.findall(_GENERATION.sub("sxm", name.casefold()))
 
 
 def _missing(text: str, known: Sequence[CatalogDevice]) -> NotFound:
     """The error for a name that means none. Names that share its number are near, otherwise those spelled alike."""
-    numbers = {word for word in _WORD.findall(_SIZE.sub(" ", text.casefold())) if word.isdigit() and len(word) > 2}
-    near = [device.name for device in known if numbers & set(_words(device.name))][:MAX_NAMED]
+    words = _words(_SIZE.sub(" ", text.casefold()))
+    chips = {word for word in words if any(map(str.isdigit, word)) and any(map(str.isalpha, word))}
+    numbers = {part for word in words for part in _PART.findall(word) if part.isdigit() and len(part) > 2}
+    near = [device.name for device in known if chips & set(_words(device.name))][:MAX_NAMED]
+    near = (
+        near or [device.name for device in known if numbers & set(_PART.findall(device.name.casefold()))][:MAX_NAMED]
+    )
     if near:
         hint = f"The catalog has {listed(near)}, whose figures differ. "
     else:

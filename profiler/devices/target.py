@@ -33,7 +33,8 @@ FIGURES = ("vram", "bandwidth", "bf16", "fp16", "fp32", "int8", "fp8", "fp4", "w
 UNKNOWN_GPU = (300e9, {"bf16": 20e12, "fp32": 10e12})  # a small card of 2020, for GPUs that are not in the catalog
 UNKNOWN_SPREAD = 4.0  # factor either way on the figures of such a GPU
 SLICE_SPREAD = 1.25  # a slice has shares of a data sheet's figures, and we have measured none
-_COUNT = re.compile(r"^(\d{1,3})\s*[x×]\s*(.+)$", re.IGNORECASE)  # not 7900 xtx
+_COUNT = re.compile(r"^(\d{1,3})\s*[x×*]\s*(.+)$", re.IGNORECASE)  # not 7900 xtx
+_COUNT_AFTER = re.compile(r"^(.+?)(?:\s+|(?<=\d))[x×*]\s*([1-9]\d?)$", re.IGNORECASE)  # not rx 580
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,7 @@ def find(text: str | None = None) -> Target:
     wanted = text.strip()
     if "," in wanted and "=" not in wanted:
         return _several(text)
+    wanted = _COUNT_AFTER.sub(r"\2x\1", wanted)
     match = _COUNT.match(wanted)
     if match and not wanted.casefold().startswith("0"):
         count = int(match[1])
@@ -242,6 +244,8 @@ def several(members: Sequence[Target]) -> Target:
         source="; ".join(dict.fromkeys(each.source for each in members)),
         limits=tuple(dict.fromkeys(limit for each in members for limit in each.limits)),
         spread=max(each.spread for each in members),
+        default_dtype=next((each.default_dtype for each in members if each.unsupported_dtypes), first.default_dtype),
+        unsupported_dtypes=tuple(dict.fromkeys(dtype for each in members for dtype in each.unsupported_dtypes)),
     )
 
 
@@ -356,7 +360,10 @@ def _described(text: str) -> Target:
         try:
             figures[name] = float(value)
         except ValueError:
-            raise ProfileError(f"--on {printable(name)}={printable(value)} is not a number") from None
+            raise ProfileError(
+                f"--on {printable(name)}={printable(value)} is not a number",
+                "In GiB, GB/s and TFLOP/s, without the unit: --on vram=24,bandwidth=1008,bf16=165",
+            ) from None
         if not 0 < figures[name] < 1e7:
             raise ProfileError(f"--on {name}={printable(value)} is out of range")
     missing = [name for name in ("vram", "bandwidth") if name not in figures]

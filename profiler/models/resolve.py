@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from profiler.case import ModelNote, Source, digest
+from profiler.case import CONFIG, ModelNote, Source, digest
 from profiler.errors import NotFound, ProfileError
 from profiler.folders import describe
 from profiler.models import config, families, gguf, gguf_config, hub, safetensors
@@ -29,10 +29,11 @@ from profiler.shell import quote
 from profiler.units import bytes_text, printable
 
 WITHOUT_WEIGHTS = "Without --weights real, the model is measured with random values of the same shapes."
-ONLY = "A model is a folder with config.json and safetensors, or a .gguf file."
+ONLY = "A model is a folder with config.json and safetensors, a .gguf file, or a config.json."
+NO_HUB_ID = (".gguf", ".json", "/")  # a Hugging Face id does not end so
 MAX_LISTED = 10_000  # entries of a folder that are looked at for a hint
 PIPELINE = "model_index.json"  # of diffusers: its folders hold parts, not language models
-CHECKPOINT_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json")
+CHECKPOINT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,15 @@ def resolve(name: str, *, offline: bool | None = None) -> Model:
 def _resolved(name: str, offline: bool | None) -> Model:
     path = _existing(name)
     if path is not None:
-        return _folder(path) if path.is_dir() else _gguf(path)
+        if path.is_dir():
+            return _folder(path)
+        if path.name == CONFIG:
+            return _folder(path.parent)
+        return _config_file(path) if _is_config(path) else _gguf(path)
     known = hub.find(name)
     if known is not None:
         return _catalog(known)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.casefold().endswith((".gguf", "/")):
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.casefold().endswith(NO_HUB_ID):
         return _hub(name, offline)
     raise _no_such(name)
 
@@ -147,7 +152,7 @@ def _no_such(name: str) -> NotFound:
         return NotFound(f"there is no folder {shown}", f"For the model in the catalog, pass its name alone: {model}.")
     if (target := _link(name)) is not None:
         return NotFound(f"{shown} is a link to {printable(target)}, which does not exist")
-    if os.sep in name or name.casefold().endswith(".gguf"):
+    if os.sep in name or name.casefold().endswith(NO_HUB_ID):
         return NotFound(
             f"no such file, folder or Hugging Face id: {shown}",
             f"{did_you_mean(_beside(name))}Relative paths start at the current folder; profile models lists the names"
@@ -181,6 +186,17 @@ def _folder(path: Path) -> Model:
         find=partial(of_folder, path, raw),
         no_weights=partial(why_missing, path),
     )
+
+
+def _is_config(path: Path) -> bool:
+    return path.suffix.casefold() == ".json" and path.name not in CHECKPOINT_FILES and not gguf.is_gguf(path)
+
+
+def _config_file(path: Path) -> Model:
+    """A config by itself, which was saved under another name."""
+    raw = config.read(path)
+    name = _shown(path.stem)
+    return _model(name, Source("config", str(path), None, raw), no_weights=lambda: "a config has no weights")
 
 
 def _no_config(folder: Path) -> NotFound:

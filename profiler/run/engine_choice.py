@@ -93,6 +93,8 @@ def _schemes(models: Sequence[str]) -> list[Scheme]:
 def _config(name: str) -> Mapping[str, Any]:
     """The config of a folder, a catalog name or a downloaded Hugging Face id; empty if there is none."""
     folder: Path | None = Path(name).expanduser()
+    if folder is not None and folder.suffix == ".json" and folder.is_file():
+        return config.read(folder)
     if folder is None or not folder.is_dir():
         known = hub.find(name)
         if known is not None:

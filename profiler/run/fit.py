@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from profiler import devices
+from profiler.case import Source
 from profiler.cost.engines.base import Engine, Named, Placement, Serving, placement
 from profiler.cost.engines.transformers import swept
 from profiler.cost.learned import NOTHING, Learned, from_store
@@ -27,8 +28,7 @@ from profiler.run.engine_choice import ChosenEngine, chosen
 from profiler.run.goal import closest, least_loss, ranked
 from profiler.run.grid import counts, model_names, words
 from profiler.run.loss import KnownLoss, KnownLosses
-from profiler.run.prompts import contexts_of
-from profiler.run.quantization import EngineQuant, checked, engine_quants, held
+from profiler.run.quantization import EngineQuant, checked, defaults, engine_quants, held
 from profiler.run.refusal import Refusal, accepted, combined_error
 from profiler.shell import Command
 from profiler.units import printable
@@ -153,8 +153,11 @@ def predictions(request: FitRequest) -> FitResult:
         model = resolved[name]
         try:
             as_stored = held(model)
-            own, note = contexts_of(counted, model.source) if counted is not None else (contexts, None)
-            for run_as in engine_quants(model, as_stored, engine, machine.target, asked, quants):
+            own, note = _contexts_of(counted, model.source) if counted is not None else (contexts, None)
+            runs = engine_quants(model, as_stored, engine, machine.target, asked, quants)
+            errors = {run_as.quant: _unavailable(engine, machine.target, run_as.quant) for run_as in runs}
+            impossible |= {(name, error.message): Refusal(name, error) for error in filter(None, errors.values())}
+            for run_as in (run_as for run_as in runs if errors[run_as.quant] is None):
                 run_as = replace(run_as, cautions=(*run_as.cautions, *filter(None, [note])))
                 found += _cases(
                     name, model, as_stored, engine, run_as, machine, own, batches, request, taught[machine]
@@ -202,7 +205,7 @@ def _plan(
     if request.goal is not None:
         return dict.fromkeys(names or choice.names(), choice.usual_quants(engine, machine.target)), []
     if names:
-        return dict.fromkeys(names, engine.usual_quants), []
+        return dict.fromkeys(names, defaults(engine, machine.target)), []
     found: dict[str, tuple[str, ...]] = {}
     slower = []
     for family, prefix in choice.FAMILIES.items():
@@ -281,7 +284,7 @@ class OneCase:
         return _verify(self.named, prediction, self._placed(prediction))
 
     def _placed(self, prediction: Prediction) -> Placement:
-        return placement(self.model.geometry, self.predictor.storage, prediction.host_bytes)
+        return _placed(prediction, self.model.geometry, self.predictor)
 
 
 def one_case(request: FitRequest) -> OneCase:
@@ -291,7 +294,7 @@ def one_case(request: FitRequest) -> OneCase:
     engine = picked.engine
     (machine,) = _machines(request, engine, [target])
     _check_options(request, engine, [machine])
-    asked, usual = words(request.quants), engine.usual_quants
+    asked, usual = words(request.quants), defaults(engine, machine.target)
     contexts, batches, names = _contexts(request), counts("-b", request.batches), model_names(request.models)
     if max(map(len, (asked, contexts, batches, names))) > 1:
         raise ProfileError(
@@ -301,6 +304,8 @@ def one_case(request: FitRequest) -> OneCase:
         raise ProfileError("no model named", "profile models lists the catalog.")
     _, model = _model(names[0], request, contexts)
     run_as = engine_quants(model, held(model), engine, machine.target, asked, usual)[0]
+    if (error := _unavailable(engine, machine.target, run_as.quant)) is not None:
+        raise error
     learned = _learned(machine.target, request)
     predictor = choice.predictor(model.geometry, engine, run_as.quant, machine, request.path, learned, run_as)
     cautions = (*picked.reasons, *model.cautions, *run_as.cautions, *_extrapolated(engine, run_as, machine, request))
@@ -312,7 +317,13 @@ def one_case(request: FitRequest) -> OneCase:
 
 def _named(name: str, model: Model, run_as: EngineQuant, request: FitRequest) -> Named:
     as_stored = run_as.checkpoint_format is not None or not request.quants
-    return Named(model.source.argument(name), model.source, as_stored, run_as.measurable)
+    longest = model.geometry.max_position
+    return Named(model.source.argument(name), model.source, as_stored, run_as.measurable, longest=longest)
+
+
+def _placed(prediction: Prediction, geometry: Geometry, predictor: Predictor) -> Placement:
+    used = prediction.terms.needed.value / prediction.machine.target.memory_bytes
+    return placement(geometry, predictor.storage, prediction.host_bytes, used)
 
 
 def _verify(named: Named, prediction: Prediction, placed: Placement) -> Command | None:
@@ -327,6 +338,13 @@ def _serving(named: Named, prediction: Prediction, placed: Placement) -> Serving
     if prediction.verdict.word == "no":
         return None
     return prediction.engine.serve(named, prediction.request, prediction.machine, placed)
+
+
+def _contexts_of(scenario: str, source: Source) -> tuple[tuple[int, ...], str | None]:
+    """``prompts.contexts_of``, which is imported with the checkers of answers, and only a scenario needs it."""
+    from profiler.run.prompts import contexts_of
+
+    return contexts_of(scenario, source)
 
 
 def _cases(
@@ -359,7 +377,7 @@ def _cases(
                 largest_context=longest[batch],
                 largest_batch=widest,
                 geometry=model.geometry,
-                placed=placement(model.geometry, predictor.storage, prediction.host_bytes),
+                placed=_placed(prediction, model.geometry, predictor),
                 checkpoint_format=checkpoint_format,
                 speculation=drafts,
             )
@@ -389,6 +407,9 @@ def _extrapolated(engine: Engine, run_as: EngineQuant, machine: Machine, request
     target = machine.target
     if not engine.loads_with_transformers:
         return ()
+    if run_as.quant in target.unsupported_dtypes:
+        told = f"{target.name} only emulates {run_as.quant}, which is slower than predicted"
+        return (f"{told}: use -q {target.default_dtype}",)
     if target.kind == "described" and request.path is None:
         return ("--on with figures assumes eager decode; for an NVIDIA GPU add --path graph, the default there",)
     if swept(target):
@@ -422,6 +443,13 @@ def _check_options(request: FitRequest, engine: Engine, machines: Sequence[Machi
                            "Leave --ram out.")  # fmt: skip
     if request.split is not None and all(machine.target.count == 1 for machine in machines):
         raise ProfileError("--split needs several devices", 'For example: --on 2x"rtx 3090"')
+
+
+def _unavailable(engine: Engine, target: Target, quant: str) -> ProfileError | None:
+    """The error for a device on which the engine does not run in ``quant``."""
+    reasons = (engine.unavailable(member, quant) for member in target.members or (target,))
+    reason = next(filter(None, reasons), None)
+    return None if reason is None else ProfileError(reason, "Choose another --engine, -q or --on.")
 
 
 def _contexts(request: FitRequest) -> tuple[int, ...]:

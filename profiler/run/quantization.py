@@ -216,6 +216,12 @@ def checked(engine: Engine, quant: str) -> str:
         raise NotFound(error.message, f"{registry.did_you_mean(near)}{error.hint}") from None
 
 
+def defaults(engine: Engine, target: Target) -> tuple[str, ...]:
+    """What people usually run in ``engine``, in a dtype that the device has."""
+    own = (target.default_dtype if quant in target.unsupported_dtypes else quant for quant in engine.usual_quants)
+    return tuple(dict.fromkeys(own))
+
+
 def has(engine: Engine, quant: str) -> bool:
     """Whether an engine has a quantization of this name."""
     try:
@@ -252,9 +258,9 @@ def _plain(model: Model, stored: Stored, engine: Engine, target: Target) -> Engi
     if engine.loads_with_transformers:
         notes = dtype_notes(stored, model.source.config, target)
         return EngineQuant(own_dtype(stored, target), cautions=tuple(note.text for note in notes))
-    if stored.dtype is not None and stored.dtype in engine.quants:
+    if stored.dtype is not None and stored.dtype in engine.quants and stored.dtype not in target.unsupported_dtypes:
         return EngineQuant(stored.dtype)
-    dtype = engine.usual_quants[0]
+    dtype = defaults(engine, target)[0]
     told = f"the checkpoint's weights are stored in {stored.dtype}, and {engine.name} loads them in {dtype}"
     return EngineQuant(dtype, cautions=(told,))
 

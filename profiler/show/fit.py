@@ -11,6 +11,7 @@ from profiler.cost.interval import Interval
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import LIMITS, Goal, PredictedPhase, Prediction
 from profiler.cost.speculation import Speculation
+from profiler.registry import listed
 from profiler.run.fit import FitPrediction, FitResult
 from profiler.run.goal import answer, context_text
 from profiler.shell import Command
@@ -354,13 +355,26 @@ def _bases(found: Sequence[FitPrediction]) -> list[str]:
         most = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
         rows = f"{most} row{'s' * (counts[-1] > 1)}"
         lines.append(f"learned: corrected by {rows} of similar cases measured here; --no-learned leaves them out.")
-    priors = [each for each in speeds if each.basis == "prior"]
-    if any(each.host_bytes for each in priors):
-        lines.append("prior: we have no measurements with weights in host memory.")
-    elif priors:
-        can = any(each.engine.operator_counts and each.machine.target.local for each in priors)
-        lines.append(f"prior: we have no measurements of this engine on such a device{_CALIBRATE * can}.")
+    priors = [each for each in found if each.prediction.decode and each.prediction.basis == "prior"]
+    if lacking := dict.fromkeys(map(_lacking, priors)):
+        here = [each.prediction for each in priors if each.prediction.engine.operator_counts]
+        can = _OF_DEVICE in lacking and any(each.machine.target.local for each in here)
+        lines.append(f"prior: we have no measurements {listed(list(lacking), 'or')}{_CALIBRATE * can}.")
     return lines
+
+
+def _lacking(each: FitPrediction) -> str:
+    """What no published measurement is of, for a prediction that is a prior."""
+    found, stored = each.prediction, each.checkpoint_format
+    quant = found.request.quant
+    if found.host_bytes:
+        return "with weights in host memory"
+    if found.request.mtp:
+        return "of multi-token prediction"
+    as_stored = stored if stored is not None and stored.quant == quant else None
+    if not found.engine.timed(quant, as_stored, found.machine.target):
+        return f"of {quant} in this engine"
+    return _OF_DEVICE
 
 
 def _label(each: FitPrediction) -> str:
@@ -368,6 +382,7 @@ def _label(each: FitPrediction) -> str:
     return f"{printable(each.model, 40)} {request.quant} c={request.context} b={request.batch}"
 
 
+_OF_DEVICE = "of this engine on such a device"
 _BASIS = {
     "fitted": "fitted: from published measurements of this engine (benchmarks/accuracy.md).",
     "calibrated": "calibrated: from measured ceilings of this device.",

@@ -12,7 +12,6 @@ newline unless it is empty. Three functions are optional:
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import textwrap
@@ -58,8 +57,8 @@ def render(
 ) -> str:
     """``rows`` in a format of ``FORMATS``, including the newline; ``shown`` converts a row to the texts of a table.
 
-    A table fits the terminal by ``fitted``, which explains ``drop`` and ``prose``. csv encodes nested values as JSON
-    and guards text against spreadsheets; md escapes text that would break a cell.
+    A table fits the terminal by ``fitted``, which explains ``drop`` and ``prose``. csv has the columns of a
+    DataFrame, lists as JSON, and guards text against spreadsheets; md escapes text that would break a cell.
     """
     if output == "json":
         return json.dumps(list(rows), indent=2) + "\n"
@@ -221,13 +220,28 @@ def _is_figures(column: Sequence[str]) -> bool:
     return all(cell[:1].isdigit() or cell == UNKNOWN for cell in column) and any(cell != UNKNOWN for cell in column)
 
 
+def flat(prefix: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Any]]]:
+    """Columns in the order of the fields; those of a nested field are named by its path, joined by dots.
+
+    A field that is an object in some rows is treated as one in all.
+    """
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        if any(isinstance(value, Mapping) for value in values):
+            yield from flat(f"{prefix}{name}.", [value if isinstance(value, Mapping) else {} for value in values])
+        else:
+            yield f"{prefix}{name}", values
+
+
 def _csv(rows: Sequence[JsonRow]) -> str:
+    import csv  # slow to import, and seldom asked for
+
+    columns = dict(flat("", rows))
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        flat = ((name, json.dumps(v) if isinstance(v, list | dict) else v) for name, v in row.items())
-        writer.writerow({name: spreadsheet_cell(value) for name, value in flat})
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(spreadsheet_cell, columns))
+    for values in zip(*columns.values(), strict=True):
+        writer.writerow(spreadsheet_cell(json.dumps(v) if isinstance(v, list) else v) for v in values)
     return text.getvalue()
 
 

@@ -67,17 +67,7 @@ class Rows(Sequence[Row]):
             raise ProfileError(
                 f"to_pandas needs pandas, which cannot be imported: {what}", "pip install pandas"
             ) from None
-        return pandas.DataFrame(dict(_columns("", self._rows)), index=range(len(self)))
-
-
-def _columns(prefix: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Any]]]:
-    """Flat columns in the order of the fields. A field that is an object in some rows is treated as one in all."""
-    for name in dict.fromkeys(name for row in rows for name in row):
-        values = [row.get(name) for row in rows]
-        if any(isinstance(value, Mapping) for value in values):
-            yield from _columns(f"{prefix}{name}.", [value if isinstance(value, Mapping) else {} for value in values])
-        else:
-            yield f"{prefix}{name}", values
+        return pandas.DataFrame(dict(output.flat("", self._rows)), index=range(len(self)))
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:

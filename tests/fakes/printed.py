@@ -53,7 +53,7 @@ OTHERS: dict[tuple[str, ...], Table] = {
     ("vllm", "bench", "latency"): (
         _options(
             "--model --revision --input-len --output-len --batch-size --dtype --quantization --kv-cache-dtype"
-            " --tensor-parallel-size --pipeline-parallel-size --max-model-len"
+            " --tensor-parallel-size --pipeline-parallel-size --max-model-len --gpu-memory-utilization"
         ),
         0,
         0,

@@ -272,7 +272,7 @@ def test_a_quantization_that_nobody_has_a_file_of_is_a_blank_with_the_way_to_it(
 
     for own in (said(), said("-q", "f32")):
         assert own["verify"] == f"profile sweep --backend llama.cpp -m '{gguf}' -c 64 -b 1 --device cpu"
-        assert own["serve"] == f"llama-server -m '{gguf}' -c 64 -ngl 0"
+        assert own["serve"] == f"llama-server -m '{gguf}' -c 64 -np 1 -ngl 0"
         assert own["verify_blanks"] == {}
     other = said("-q", "q5_k_m")
     assert f"-m '{gguf}' -q q5_k_m --weights synthetic " in other["verify"]

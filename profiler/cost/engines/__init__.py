@@ -10,10 +10,15 @@ from functools import lru_cache
 
 from profiler import registry
 from profiler.cost.engines.base import Engine
+from profiler.errors import NotFound
 
 FOLDER = "cost.engines"
 OF_GGUF = "llama.cpp"  # runs a GGUF file if no engine is named
 DEFAULT = "transformers"  # what `profile sweep` measures
+PROGRAMS = {  # what people call an engine, and the engine that it runs
+    **dict.fromkeys(("ollama", "lmstudio", "lm-studio", "koboldcpp", "jan", "llama-server", "llama-bench"), OF_GGUF),
+    **dict.fromkeys(("hf", "pytorch", "torch", "bitsandbytes"), DEFAULT),
+}
 
 
 def names() -> tuple[str, ...]:
@@ -28,6 +33,10 @@ def find(word: str) -> Engine:
     for name, engine in known.items():
         if _spelled(name) == spelled:
             return engine
+    if spelled in PROGRAMS:
+        raise NotFound(
+            f"unknown engine: {spelled}", f"It runs {PROGRAMS[spelled]}: use --engine {PROGRAMS[spelled]}."
+        )
     raise registry.unknown("engine", word, known)
 
 

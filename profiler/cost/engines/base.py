@@ -56,6 +56,7 @@ class Named:
     as_stored: bool = True  # the user asked for no other quantization than that of the file
     measurable: bool = True  # `profile sweep` can run the weights as they are predicted
     build: str | None = None  # folder of the engine's programs, where a sweep does not find them by itself
+    longest: int | None = None  # tokens that the model supports
 
     @property
     def title(self) -> str:
@@ -116,9 +117,10 @@ class Placement:
     layers: int  # of the model
     on_host: int = 0  # whole layers in host memory
     experts_on_host: int = 0  # layers whose experts are in host memory
+    used: float = 0.0  # share of the memory of the fullest device that the case needs; 0: unknown
 
 
-def placement(geometry: Geometry, storage: Storage, offloaded_bytes: float) -> Placement:
+def placement(geometry: Geometry, storage: Storage, offloaded_bytes: float, used: float = 0.0) -> Placement:
     """The fewest layers that free ``offloaded_bytes``: experts first, since each token reads few of them."""
     count, left = len(geometry.layers), offloaded_bytes
     sparse = sum(isinstance(layer.mlp, Experts) for layer in geometry.layers)
@@ -129,7 +131,7 @@ def placement(geometry: Geometry, storage: Storage, offloaded_bytes: float) -> P
         moved = min(sparse, math.ceil(left * sparse / experts))
         left -= moved * experts / sparse
     whole = min(count, math.ceil(left * count / others)) if left > 0 else 0
-    return Placement(count, whole, moved)
+    return Placement(count, whole, moved, used)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,7 @@ class Engine(ABC):
     usual_quants: tuple[str, ...]  # what people usually run, without -q; the most usual first
     default_kv: str
     smaller_kv: str | None = None  # a type of K and V that takes less memory
+    chunk_option: str  # what sets the tokens of a prefill pass
     outdated_quants: frozenset[str] = frozenset()  # another of the same size loses less, so no page advises them
     makers: frozenset[str] = frozenset()  # vendors whose devices ``memory`` treats differently
     operator_counts: OperatorCounts | None = None  # for an engine whose kernels `profile calibrate` times
@@ -166,6 +169,7 @@ class Engine(ABC):
     drafts_in_own_context = False  # with buffers of its own for that
     unquantized = "bf16"  # its name of 16-bit weights
     multiplies_in_int8 = False  # multiplies packed weights in 8 bits
+    sums_in_fp32 = False  # adds up products of fp16 in fp32, which GeForce cards do at half their rate
     ignores_windows: frozenset[str] = frozenset()  # families in whose sliding layers it attends to every token
 
     @property
@@ -181,6 +185,11 @@ class Engine(ABC):
     @abstractmethod
     def check(self, quant: str) -> str:
         """``quant`` in the engine's spelling. Raises NotFound with the nearest names if it has no rule."""
+
+    def unavailable(self, target: Target, quant: str) -> str | None:
+        """Why the engine cannot run on one device in ``quant``, which is checked; ``None`` if it can, or if we do not
+        know."""
+        return None
 
     @abstractmethod
     def storage(self, geometry: Geometry, quant: str, dtype: str, repacks: bool = False) -> Storage:

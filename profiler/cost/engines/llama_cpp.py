@@ -74,7 +74,6 @@ REPACKED = {
 MULTIPLIED = ("attention", "delta", "mlp", "experts", "head")  # parts that are repacked
 QUANTIZED_INPUT = 34 / 32  # bytes of an activation that is multiplied by quantized weights
 OLLAMA_KV = ("f16", "q8_0", "q4_0")  # values of OLLAMA_KV_CACHE_TYPE (docs/faq.md)
-SPLIT_MODES = {"layer": "layer", "tensor": "row"}
 GENERATED = 128  # tokens that llama-bench decodes by default
 LINKED = "FILE.gguf"  # stands for a link to a file whose path llama.cpp's programs cannot take
 CONVERT = ("python3", "convert_hf_to_gguf.py")
@@ -98,6 +97,7 @@ class LlamaCpp(Engine):
     usual_quants = ("q4_k_m",)
     default_kv = "f16"
     smaller_kv = "q8_0"
+    chunk_option = "-ub"
     outdated_quants = frozenset({"q4_0", "q4_1", "q5_0", "q5_1"})  # since the k-quants
     makers = frozenset(CONTEXT) - {"other"} | {"CPU"}
     reads = frozenset({GGUF})
@@ -195,11 +195,13 @@ class LlamaCpp(Engine):
 
     def serve(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Serving:
         file, blanks = _file(model, request.quant)
-        slots = ("-np", str(request.batch)) if request.batch > 1 else ()
+        slots = ("-np", str(request.batch))  # four by default, each with its own window and recurrent states
         cells = str(request.batch * request.context)
         options = _options(request, machine, placed)
         drafts = ("--spec-type", "draft-mtp", "--spec-draft-n-max", str(request.mtp)) if request.mtp else ()
         server = command("llama-server", "-m", file, "-c", cells, slots, options, drafts, **blanks)
+        if request.mtp or (machine.target.count > 1 and machine.split != "layer"):
+            return Serving(server, ())  # the others draft with a model of its own, and share out whole layers
         settings = (
             ("LM Studio", _lm_studio(request, machine, placed)),
             ("Ollama", _ollama(request, machine, placed)),
@@ -265,7 +267,7 @@ def _options(request: EngineRequest, machine: Machine, placed: Placement) -> tup
         *(("-ncmoe", str(placed.experts_on_host)) if placed.experts_on_host else ()),
         *(("-ub", str(request.ubatch)) if request.ubatch else ()),
         *(("-ctk", kv, "-ctv", kv, "-fa", "on") if kv else ()),
-        *(("-sm", SPLIT_MODES[machine.split], "-ts", _shares(machine)) if several else ()),
+        *(("-sm", machine.split, "-ts", _shares(machine)) if several else ()),
     )
 
 
@@ -275,7 +277,7 @@ def _lm_studio(request: EngineRequest, machine: Machine, placed: Placement) -> s
     return "; ".join(
         (
             f"Context Length {request.context * request.batch}",
-            *((f"Max Concurrent Predictions {request.batch}",) if request.batch > 1 else ()),
+            f"Max Concurrent Predictions {request.batch}",
             f"GPU Offload {layers} of {placed.layers} layers",
             *((f"force MoE weights of {placed.experts_on_host} layers onto CPU",) if placed.experts_on_host else ()),
             *((f"Flash Attention on, K and V Cache Quantization Type {request.kv}",) if _quantized(request) else ()),

@@ -50,6 +50,7 @@ class Mlx(Engine):
     usual_quants = ("4bit",)
     default_kv = "bf16"
     smaller_kv = "8bit"
+    chunk_option = "--prefill-step-size"
     reads = frozenset({SAFETENSORS, MLX})
     ignores_windows = frozenset({"gemma2", "mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe"})
     pipelines_passes = True
@@ -60,6 +61,11 @@ class Mlx(Engine):
         if spelled not in self.quants:
             raise unknown("quantization of mlx", quant, self.quants)
         return spelled
+
+    def unavailable(self, target: Target, quant: str) -> str | None:
+        if target.vendor in ("AMD", "Intel"):  # it has backends for Metal, CUDA and the CPU
+            return f"{self.name} runs on Apple's chips, NVIDIA GPUs and CPUs, not on {target.name}"
+        return None
 
     def storage(self, geometry: Geometry, quant: str, dtype: str, repacks: bool = False) -> Storage:
         held = (

@@ -15,6 +15,8 @@ Rules read at version 0.26 (its own logs and the checkpoints it loads) and 0.21 
 
 from __future__ import annotations
 
+import math
+
 from profiler.cost.engines.base import GGUF, SAFETENSORS, Engine, EngineRequest, Named, Placement, Terms, spread
 from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine, Split
@@ -53,6 +55,12 @@ KV_DTYPES = {"bf16": "bfloat16", "fp8": "fp8", "int8": "int8_per_token_head"}
 PARALLEL = {"tensor": "--tensor-parallel-size", "layer": "--pipeline-parallel-size"}
 LOADS = ("folder", "hub")  # kinds of sources
 CHECKPOINT = "CHECKPOINT"
+GENERATED = 128  # --output-len
+POOL, SPARE = 0.9, 0.01  # --gpu-memory-utilization (0.9 or 0.92 by version), and the memory for generated tokens
+# docs/getting_started/installation/gpu.cuda.inc.md and docs/features/quantization/README.md; int4 is GPTQ there.
+BEFORE_VOLTA = ("Kepler", "Maxwell", "Pascal")
+# nvidia.github.io/TensorRT-LLM, Supported Hardware: Ampere and later.
+BEFORE_AMPERE = (*BEFORE_VOLTA, "Volta", "Turing")
 FRAMEWORK = spread(1800 * MIB, 900 * MIB, 4000 * MIB)  # context, NCCL, captured graphs
 HOST = spread(3000 * MIB, 1500 * MIB, 8000 * MIB)
 
@@ -65,8 +73,9 @@ class Vllm(Engine):
     usual_quants = ("bf16",)
     default_kv = "auto"
     smaller_kv = "fp8"
+    chunk_option = "--max-num-batched-tokens"
     default_split: Split = "tensor"
-    drafts = True
+    drafts = sums_in_fp32 = True
     reads = frozenset({SAFETENSORS, GGUF})
     quants = (*BYTES, *PACKED)
 
@@ -75,6 +84,15 @@ class Vllm(Engine):
         if spelled not in self.quants:
             raise unknown("quantization of vllm", quant, (*self.quants, *NAMES))
         return spelled
+
+    def unavailable(self, target: Target, quant: str) -> str | None:
+        if target.generation in BEFORE_VOLTA:
+            return f"{self.name} needs compute capability 7.0 (Volta), and {target.name} is older"
+        if target.generation == "Volta" and quant in PACKED and quant != "int4":
+            return f"{self.name} has no kernels for {quant} on Volta ({target.name})"
+        if quant in target.unsupported_dtypes:
+            return f"{self.name} does not run {quant} on {target.name}: use {target.default_dtype}"
+        return None
 
     def storage(self, geometry: Geometry, quant: str, dtype: str, repacks: bool = False) -> Storage:
         held = [_held(weight, None, 1, quant) for weight in geometry.outside]
@@ -119,9 +137,18 @@ class Vllm(Engine):
             return None
         checkpoint, how, blanks = _checkpoint(model, request.quant)
         kv = KV_DTYPES.get((request.kv or "auto").casefold())
+        most = model.longest or request.context + GENERATED
+        tokens = max(1, min(request.context, most - GENERATED))
+        generated = min(GENERATED, most - tokens)
+        share = math.ceil((placed.used + SPARE) * 100) / 100
         return command(
             ("vllm", "bench", "latency", "--model", checkpoint, *how),
-            ("--input-len", str(request.context), "--output-len", "128", "--batch-size", str(request.batch)),
+            ("--input-len", str(tokens), "--output-len", str(generated), "--batch-size", str(request.batch)),
+            (
+                "--max-model-len",
+                str(tokens + generated),
+            ),  # by default, the pool must hold the model's longest context
+            ("--gpu-memory-utilization", f"{min(share, 1):g}") if share > POOL else (),
             ("--kv-cache-dtype", kv) if kv else (),
             (PARALLEL[machine.split], str(machine.target.count)) if machine.target.count > 1 else (),
             **blanks,
@@ -199,12 +226,25 @@ def cache_bytes(geometry: Geometry, request: EngineRequest) -> int:
 class LikeVllm(Vllm):
     """A server with the same rules of memory; which command measures a case with it is not known here."""
 
-    def __init__(self, name: str, version: str) -> None:
-        self.name, self.version = name, version
+    def __init__(self, name: str, version: str, chunk_option: str) -> None:
+        self.name, self.version, self.chunk_option = name, version, chunk_option
 
     def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> None:
         """No rule."""
 
 
+class TensorRt(LikeVllm):
+    """TensorRT-LLM, which NVIDIA makes for its own GPUs."""
+
+    def unavailable(self, target: Target, quant: str) -> str | None:
+        if target.vendor not in ("NVIDIA", "other") or target.generation in BEFORE_AMPERE:
+            return f"{self.name} runs on NVIDIA GPUs since Ampere, not on {target.name}"
+        return None
+
+
 ENGINE = Vllm()
-RELATED = (LikeVllm("sglang", "by the rules of vllm 0.26"), LikeVllm("tensorrt-llm", "by the rules of vllm 0.26"))
+RULES = "by the rules of vllm 0.26"
+RELATED = (
+    LikeVllm("sglang", RULES, "--chunked-prefill-size"),
+    TensorRt("tensorrt-llm", RULES, "--max_num_tokens"),
+)

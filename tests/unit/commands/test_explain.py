@@ -53,6 +53,15 @@ def keep(store: Path, row: Measurement, **elsewhere: object) -> None:
         opened.append(opened.start_run(["sweep"], content), replace(row, environment=content))
 
 
+@pytest.mark.parametrize(
+    ("engine", "option"),
+    [("llama.cpp", "-ub"), ("vllm", "--max-num-batched-tokens"), ("transformers", "profile sweep --ubatch")],
+)
+def test_smaller_chunks_are_an_option_of_the_program_that_would_run_the_model(engine: str, option: str) -> None:
+    page = CliRunner().invoke(main, ["explain", "qwen3.5-2b", "--on", "rtx 4090", "--engine", engine]).stdout
+    assert f"a prefill in smaller chunks ({option} 256) frees" in page
+
+
 def test_a_page_names_parts_gap_and_memory() -> None:
     text = run("explain", "gemma-4-26b-a4b", "--on", "rtx 4090", "--engine", "llama.cpp", "-c", "32k").stdout
     for word in ("1 sequence of 32,768 tokens", "prefill, 64 chunks: at best", "decode, one step: at best",

@@ -89,12 +89,13 @@ def test_what_only_transformers_has_is_predicted_in_transformers(tmp_path: Path,
 @pytest.mark.parametrize(
     ("words", "command"),
     [
-        (("--on", "rtx 4090"), "-c 8192 -ngl 61"),
+        (("--on", "rtx 4090"), "-c 8192 -np 1 -ngl 61"),  # four slots by default, each with its own windows
         (("--on", "rtx 4090", "-b", "2"), "-c 16384 -np 2 -ngl 61"),
-        (("--on", "rtx 4090", "--kv", "q8_0"), "-c 8192 -ngl 61 -ctk q8_0 -ctv q8_0 -fa on"),
-        (("--on", "2x3090"), "-c 8192 -ngl 61 -sm layer -ts 1,1"),
-        (("--on", "rtx 3060", "--ram", "64g"), "-c 8192 -ngl 31"),  # the 30 last layers, and the output
-        (("--on", "cpu"), "-c 8192 -ngl 0"),
+        (("--on", "rtx 4090", "--kv", "q8_0"), "-c 8192 -np 1 -ngl 61 -ctk q8_0 -ctv q8_0 -fa on"),
+        (("--on", "2x3090"), "-c 8192 -np 1 -ngl 61 -sm layer -ts 1,1"),
+        (("--on", "3090, 4090", "--split", "tensor"), "-c 8192 -np 1 -ngl 61 -sm tensor -ts 1,1"),
+        (("--on", "rtx 3060", "--ram", "64g"), "-c 8192 -np 1 -ngl 31"),  # the 30 last layers, and the output
+        (("--on", "cpu"), "-c 8192 -np 1 -ngl 0"),
     ],
 )
 def test_the_server_runs_as_the_prediction_assumes(words: tuple[str, ...], command: str) -> None:
@@ -103,6 +104,76 @@ def test_the_server_runs_as_the_prediction_assumes(words: tuple[str, ...], comma
         assert row["serve"] is None
         return
     assert row["serve"] == f"llama-server -m MODEL-Q4_K_M.gguf {command}"
+
+
+@pytest.mark.parametrize(
+    ("words", "has", "lacks"),
+    [
+        # The pool of pages must hold --max-model-len, which is 262,144 for this model if nothing else is said.
+        (("gemma-4-31b", "--on", "2x3090", "-q", "awq", "-c", "8k"), "--max-model-len 8320", "--gpu-memory"),
+        (("gemma-4-31b", "--on", "2x3090", "-q", "awq", "-c", "200k"), "--gpu-memory-utilization 0.97", "!"),
+        (
+            ("qwen3-8b", "--on", "3090", "-c", "40960", "-q", "fp8"),
+            "--input-len 40832 --output-len 128",
+            "--gpu-memory",
+        ),
+    ],
+)
+def test_vllm_gets_room_for_the_case_and_no_more(words: tuple[str, ...], has: str, lacks: str) -> None:
+    (row,) = rows(*words, "--engine", "vllm")
+    assert has in row["verify"] and lacks not in row["verify"]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("mi300x --engine tensorrt-llm", "runs on NVIDIA GPUs since Ampere, not on MI300X"),
+        ("t4 --engine tensorrt-llm", "runs on NVIDIA GPUs since Ampere, not on T4"),
+        ("mi300x --engine mlx", "not on MI300X"),
+        ("p40 --engine vllm", "needs compute capability 7.0"),
+        ("3090,p40 --engine sglang", "needs compute capability 7.0"),
+        ("v100 --engine vllm -q bf16", "use fp16"),
+        ("v100 --engine vllm -q fp8", "no kernels for fp8 on Volta"),
+        ("k80 --engine transformers", "PyTorch needs CUDA 12"),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "explain"])
+def test_nothing_is_predicted_for_a_device_on_which_the_engine_does_not_run(
+    command: str, words: str, why: str
+) -> None:
+    result = CliRunner().invoke(main, [command, "qwen3-8b", "--on", *words.split()])
+    assert result.exit_code != 0 and why in " ".join(result.stderr.split())
+
+
+def test_one_impossible_quantization_leaves_the_others() -> None:
+    result = CliRunner().invoke(
+        main, ["fit", "qwen3-8b", "--on", "v100", "--engine", "vllm", "-q", "fp8,fp16", "-o", "json"]
+    )
+    assert [row["quant"] for row in json.loads(result.stdout)] == ["fp16"]
+    assert result.exit_code == 1 and "no kernels for fp8" in result.stderr
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_the_default_is_a_dtype_that_the_device_has(engine: str) -> None:
+    """As in a sweep there, which measures a catalog model in the device's default dtype."""
+    for on in ("v100", "t4", "2x v100", "v100, 3090"):
+        assert "bf16" not in {row["quant"] for row in rows("qwen3-8b", "--on", on, "--engine", engine)}
+    (row,) = rows("qwen3-8b", "--on", "v100", "-q", "bf16", "--engine", "transformers")
+    assert any("only emulates bf16" in caution for caution in row["cautions"])
+
+
+@pytest.mark.parametrize(
+    ("words", "lacking"),
+    [
+        ("qwen3.5-27b --on 5090 --mtp 2 --acceptance 0.7", "of multi-token prediction."),
+        ("qwen3-8b --on m4-max --engine vllm", "of this engine on such a device."),
+        ("qwen3-30b-a3b --on 4090 --engine llama.cpp -q q8_0 --ram 64g", "with weights in host memory."),
+    ],
+)
+def test_a_prior_says_what_was_never_measured(words: str, lacking: str) -> None:
+    page = CliRunner().invoke(main, ["fit", *words.split(), "--notes", "all"]).stdout
+    assert f"prior: we have no measurements {lacking}" in " ".join(page.split())
+    assert ("LM Studio" in page) == ("q8_0" in words)  # it has no multi-token prediction
 
 
 def test_experts_go_to_host_memory_before_whole_layers() -> None:
@@ -195,7 +266,9 @@ def test_all_formats(output: str) -> None:
     assert result.exit_code == 0
     assert "qwen3.5-9b" in result.stdout
     if output == "csv":
-        assert next(csv.DictReader(io.StringIO(result.stdout)))["model"] == "qwen3.5-9b"
+        row = next(csv.DictReader(io.StringIO(result.stdout)))
+        assert row["model"] == "qwen3.5-9b"
+        assert float(row["decode.tps.low"]) < float(row["decode.tps.value"]) < float(row["decode.tps.high"])
 
 
 def test_without_a_model_it_chooses_the_model_with_its_quantization() -> None:

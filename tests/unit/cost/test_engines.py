@@ -39,6 +39,9 @@ def test_an_unknown_engine_names_the_nearest() -> None:
     with pytest.raises(NotFound) as caught:
         engines.find("llamacpp")
     assert "llama.cpp" in str(caught.value)
+    for program, engine in (("Ollama", "llama.cpp"), ("lm_studio", "llama.cpp"), ("hf", "transformers")):
+        with pytest.raises(NotFound, match=f"use --engine {engine}"):
+            engines.find(program)
 
 
 @pytest.mark.parametrize("name", ENGINES)

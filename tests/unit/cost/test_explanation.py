@@ -9,6 +9,7 @@ from fakes.ceilings import FP32, MEASURED
 
 from profiler.case import Case
 from profiler.cost import cases, engines, explanation
+from profiler.cost.engines.transformers import IN_FP32
 from profiler.cost.explanation import Share
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import Predictor
@@ -46,6 +47,19 @@ def test_parts_add_up_to_the_prediction_and_stay_below_the_ceiling(engine: str, 
         assert found.phases[0].predicted_s == pytest.approx(prediction.prefill.seconds.value)
         assert found.phases[1].predicted_s == pytest.approx(prediction.decode.seconds.value)
     assert found.terms.peak == prediction.terms.peak
+
+
+@pytest.mark.parametrize("model", ["qwen3-0.6b", "gemma-3-1b", "qwen3.5-2b"])
+def test_no_part_is_faster_than_a_ceiling_that_is_a_guess(model: str) -> None:
+    """Otherwise more than 100% of the lost time would go to launching kernels."""
+    case = Predictor(
+        families.geometry(hub.shipped_config(model)), engines.find("transformers"), "bf16", Machine(of(CPU))
+    )
+    assert case.machine.target.guessed
+    for phase in explanation.explain(case, 8192, 1).phases:
+        assert all(share.ceiling_s <= share.predicted_s for share in phase.shares)
+        percent, found, _ = explanation.cause(phase).partition("% of the lost time")
+        assert not found or int(percent) <= 100
 
 
 @pytest.mark.parametrize(
@@ -265,8 +279,12 @@ def test_loading_peaks_with_the_file_and_the_copy_and_not_at_all_where_it_is_map
     linear = sum(weight.parameters for weight in geometry.weights() if weight.role == "linear")
     assert packed is not None
     assert packed["value"] - MEASURED.process_bytes == pytest.approx(
-        (2 + 0.5 + 4 / 64) * linear + 35 * 2**20, rel=0.01
+        (2 + 0.5 + 4 / 64 + 4 * IN_FP32[0]) * linear + 35 * 2**20, rel=0.01
     )
+    converted = load_peak("fp16", "fp16")  # from a checkpoint in bf16, if it is not one in fp16
+    assert converted is not None
+    assert converted["value"] - mapped["value"] == pytest.approx(geometry.parameters * 4, rel=0.05)
+    assert converted["low"] == mapped["low"]
 
 
 def test_a_packed_checkpoint_of_16_bits_stays_mapped_and_counts_for_the_process_but_not_for_whether_it_fits() -> None:

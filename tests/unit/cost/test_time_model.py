@@ -106,6 +106,18 @@ def test_no_interval_promises_more_than_the_data_sheet(seed: int) -> None:
                 assert took.low >= max(read, computed) * (1 - 1e-9), what
 
 
+@pytest.mark.parametrize(("engine", "faster"), [("transformers", False), ("vllm", False), ("llama.cpp", True)])
+def test_fp16_on_a_geforce_is_faster_only_with_sums_in_fp16(engine: str, faster: bool) -> None:
+    """PyTorch's products of fp16 are summed in fp32, which a GeForce does at half the rate of its data sheet."""
+    names = ("f16", "bf16") if engine == "llama.cpp" else ("fp16", "bf16")
+    for on in (find("rtx 4090"), find("3090, 4090")):
+        seconds = [
+            predictor("llama-3.1-8b", engine, name, on).phases(4096, 4096, 1)[0].seconds.value for name in names
+        ]
+        assert (seconds[0] < 0.8 * seconds[1]) == faster
+        assert faster or seconds[0] == pytest.approx(seconds[1], rel=0.02)
+
+
 def test_a_batch_reads_the_weights_once() -> None:
     case = predictor("qwen3.5-27b", "llama.cpp", "q4_k_m", find("rtx 4090"))
     one, eight = (case.phases(512, 512, batch)[1].seconds.value for batch in (1, 8))

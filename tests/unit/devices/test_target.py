@@ -30,6 +30,14 @@ from profiler.units import GIB
         ("spark", "DGX Spark (GB10)"),
         ("NVIDIA GeForce RTX 4090", "RTX 4090"),  # as nvidia-smi prints it
         ("rtx4090", "RTX 4090"),
+        ("h100 sxm5 80gb", "H100 SXM"),
+        ("a100-sxm4-80gb", "A100 80GB SXM"),
+        ("4060 ti 16", "RTX 4060 Ti 16GB"),
+        ("rtx 6000 pro", "RTX PRO 6000 Blackwell"),
+        ("rtx pro 6000 server", "RTX PRO 6000 Blackwell"),
+        ("w7900", "Radeon PRO W7900"),
+        ("r9700", "Radeon AI PRO R9700"),
+        ("rtx 3060 laptop gpu", "RTX 3060 Laptop"),
     ],
 )
 def test_a_name_is_matched_by_its_words(typed: str, name: str) -> None:
@@ -50,6 +58,8 @@ def test_a_name_is_matched_by_its_words(typed: str, name: str) -> None:
         ("rx 7900 xtx", "RX 7900 XTX", 24),
         ("amd rx 7900 xtx", "RX 7900 XTX", 24),
         ("780m 32gb", "Radeon 780M (Ryzen 7 8745H) 32GB", 32),
+        ("m2 16gb", "Apple M2 (10c) 16GB", 16),  # not the P100 SXM2 16GB
+        ("m4 max 128", "Apple M4 Max (40c)", 128),
     ],
 )
 def test_names_as_people_say_them(typed: str, name: str, gib: int) -> None:
@@ -68,11 +78,18 @@ def test_names_as_people_say_them(typed: str, name: str, gib: int) -> None:
         ("h100", "taken as H100 SXM; the catalog also has H100 PCIe"),
         ("v100", "taken with 32 GB; the form with 16 GB is not in the catalog"),
         ("2x m4 max", "taken with 128 GB"),
+        ("h100 80gb", "taken as H100 SXM; the catalog also has H100 PCIe"),
+        ("m4 pro 48gb", "taken as Apple M4 Pro (20c); the catalog also has Apple M4 Pro (16c)"),
     ],
 )
 def test_what_a_name_left_open_is_said(typed: str, words: str) -> None:
     assert words in " ".join(find(typed).limits)
-    assert not find("rtx 4090").limits and not find("a100 40gb pcie").limits and not find("m4 max 64gb").limits
+    assert (
+        not find("rtx 4090").limits
+        and not find("4090").limits
+        and not find("a100 40gb pcie").limits
+        and not find("m4 max 64gb").limits
+    )
 
 
 def test_a_form_of_a_card_beside_the_one_in_the_catalog_is_said() -> None:
@@ -98,12 +115,24 @@ def test_what_the_catalog_does_not_have_is_refused(typed: str) -> None:
         find(typed)
 
 
+@pytest.mark.parametrize(
+    ("typed", "near"),
+    [("gb200", "B200 SXM and GH200 96GB"), ("a40", ""), ("a16", ""), ("l40", "L40S"), ("h100 nvl", "H100 PCIe")],
+)  # fmt: skip
+def test_a_chip_that_the_catalog_lacks_is_never_taken_for_another(typed: str, near: str) -> None:
+    with pytest.raises(NotFound, match="unknown device") as raised:
+        find(typed)
+    assert near in (raised.value.hint or "")
+
+
 def test_a_laptops_chip_is_not_the_desktops() -> None:
     with pytest.raises(NotFound, match=r"The catalog has RTX 4070, RTX 4070 SUPER.* whose figures differ"):
         find("4070 laptop")
 
 
-@pytest.mark.parametrize("typed", ['2x"rtx 3090"', "2x rtx 3090", "2×3090", "2X3090"])
+@pytest.mark.parametrize(
+    "typed", ['2x"rtx 3090"', "2x rtx 3090", "2×3090", "2X3090", "2*3090", "rtx 3090 x2", "3090x2"]
+)
 def test_several_equal_devices(typed: str) -> None:
     target = find(typed)
     assert (target.count, target.name, target.title) == (2, "RTX 3090", "2x RTX 3090")
@@ -130,7 +159,7 @@ def test_an_invalid_device_is_one_clear_line(typed: str) -> None:
     assert "\x1b" not in str(caught.value)
 
 
-@pytest.mark.parametrize("typed", ["rtx", "a", "Apple", "jetson"])
+@pytest.mark.parametrize("typed", ["rtx", "arc", "Apple", "jetson"])
 def test_a_word_that_matches_many_devices_is_ambiguous(typed: str) -> None:
     with pytest.raises(NotFound, match="devices of the catalog") as raised:
         find(typed)

@@ -250,10 +250,25 @@ def test_a_link_to_nothing_says_where_it_leads(tmp_path: Path) -> None:
 
 
 def test_a_refused_path_is_named_as_a_path(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
     (tmp_path / "empty").mkdir()
-    for path in (tmp_path / "config.json", tmp_path / "empty"):
+    for path in (tmp_path / "model.safetensors.index.json", tmp_path / "empty"):
         assert str(path) in one_line(str(path))
+
+
+def test_a_config_by_itself_is_a_model_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One named config.json stands for its folder, also on the command lines that are printed."""
+    inside = resolve(str(folder(tmp_path / "tiny") / "config.json"))
+    assert inside == resolve(str(tmp_path / "tiny"))
+    assert inside.source.argument("tiny/config.json") == "./tiny"
+    (tmp_path / "tiny" / "config.json").rename(tmp_path / "saved.json")
+    monkeypatch.chdir(tmp_path)
+    alone = resolve("saved.json")
+    assert (alone.name, alone.geometry, alone.checkpoint) == ("saved", inside.geometry, None)
+    assert resolve(alone.source.argument("saved.json")).model_id == alone.model_id
+    (tmp_path / "package.json").write_text('{"name": "x"}')
+    assert "model_type is missing" in one_line("package.json")
+    assert "no such file" in one_line("missing.json")
 
 
 def test_a_file_that_is_no_gguf_and_a_folder_without_config_say_what_is_wanted(tmp_path: Path) -> None:
