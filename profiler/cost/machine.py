@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from profiler.cost.rates import PLAIN, shares
@@ -172,6 +172,19 @@ def offload_s(work: PhaseWork, host_bytes: float, streams: bool, machine: Machin
     rate, share = (machine.target.link_bytes_s, LINK_SHARE) if streams or many else (machine.ram_bytes_s, RAM_SHARE)
     best = work.passes * host_bytes / rate
     return best / share, best
+
+
+def as_summed(host: Machine, in_fp32: bool) -> Machine:
+    """``host`` for an engine that sums products of fp16 ``in_fp32``: a data sheet has the FLOP/s of fp16 with the
+    fastest sums, which are twice those in fp32 on a GeForce card, and for bf16 only those in fp32."""
+    return replace(host, target=_as_summed(host.target)) if in_fp32 else host
+
+
+def _as_summed(target: Target) -> Target:
+    slowest = target.flops.get("bf16")
+    if target.vendor == "NVIDIA" and slowest is not None and target.flops.get("fp16", 0.0) > slowest:
+        target = replace(target, flops={**target.flops, "fp16": slowest})
+    return replace(target, members=tuple(map(_as_summed, target.members))) if target.members else target
 
 
 def flops_ceiling(host: Machine, dtype: str, scheme: str, in_int8: bool) -> float:

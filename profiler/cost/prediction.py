@@ -26,7 +26,6 @@ from profiler.cost.speculation import Draft, Speculation, draft, spread_of
 from profiler.cost.storage import Storage
 from profiler.cost.work import PhaseWork
 from profiler.decode_path import EAGER
-from profiler.devices.target import Target
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Experts
@@ -183,7 +182,7 @@ class Prediction:
 def rates_of(engine: Engine, host: Machine, dtype: str, experts: bool) -> Rates:
     """Rates of ``engine`` on one device: calibrated if its kernels were timed there, else from the data sheet.
     ``experts``: for a mixture of experts. Cached, because a choice predicts dozens of models on one machine."""
-    target = _as_summed(host.target, engine)
+    target = host.target
     if target.members:
         each = [cost_rates.rates(member, engine.name, dtype, experts=experts) for member in target.members]
         return cost_rates.joined(each, [machine.work_share(member, host) for member in target.members])
@@ -191,16 +190,6 @@ def rates_of(engine: Engine, host: Machine, dtype: str, experts: bool) -> Rates:
     if target.ceilings is None or engine.operator_counts is None:
         return base
     return calibrated(base, target.ceilings, dtype, engine.operator_counts)
-
-
-def _as_summed(target: Target, engine: Engine) -> Target:
-    """``target`` with the FLOP/s of fp16 that the engine's sums allow. Data sheets state those of its fastest sums,
-    and for bf16 those of sums in fp32."""
-    slowest = target.flops.get("bf16")
-    members = tuple(_as_summed(member, engine) for member in target.members)
-    if engine.sums_in_fp32 and slowest is not None and target.flops.get("fp16", 0.0) > slowest:
-        target = replace(target, flops={**target.flops, "fp16": slowest})
-    return replace(target, members=members) if members else target
 
 
 class Predictor:
@@ -222,10 +211,9 @@ class Predictor:
         ``learned``: what rows of this machine teach; nothing gives the plain prediction. ``speculation``: decode with
         the model's multi-token-prediction layers."""
         self.checkpoint_format, self.learned = checkpoint_format, learned
-        geometry = engine.as_run(geometry)
+        geometry, host = engine.as_run(geometry), machine.as_summed(host, engine.sums_in_fp32)
         self.geometry, self.engine, self.quant, self.machine, self.dtype = geometry, engine, quant, host, dtype
         self.path = path = engine.runs(path, quant, dtype, host.target, geometry.model_type)
-        self.as_summed = replace(host, target=_as_summed(host.target, engine))  # whose FLOP/s are the ceilings
         self._ceilings: dict[str, float] = {}  # FLOP/s by storage type
         self.storage: Storage = self.storage_in(quant, dtype)
         machine.check(geometry, host)
@@ -408,7 +396,7 @@ class Predictor:
     def _flops_ceiling(self, scheme: str) -> float:
         if scheme not in self._ceilings:
             in_int8 = self.engine.multiplies_in_int8
-            self._ceilings[scheme] = machine.flops_ceiling(self.as_summed, self.dtype, scheme, in_int8)
+            self._ceilings[scheme] = machine.flops_ceiling(self.machine, self.dtype, scheme, in_int8)
         return self._ceilings[scheme]
 
     def offloaded(self, done: PhaseWork, nbytes: int, rates: Rates) -> Offloaded:
