@@ -43,6 +43,7 @@ LLMFIT_PRESSURE_FROM, LLMFIT_PRESSURE_LEAST = 0.6, 0.3
 WORST = 15
 LARGEST = 8  # contributions to a mean error
 HOST_BYTES = 64 * GIB  # an assumption about hosts, for rows whose weights do not fit on the device
+FAR = 0.6  # of an error: four times the usual one
 FEW = 8  # figures below which a group has no line of its own
 DEPTHS = (0, 4096, 16384, 65536)
 
@@ -228,6 +229,10 @@ def _origins(judged: Sequence[Judged]) -> list[str]:
     return [
         "## Where the mean error comes from",
         "",
+        f"A few figures are far off. Those whose error is above {FAR:.0%}:",
+        "",
+        *(far_line(name, [j.error for j in judged if j.kind == name]) for name in left_out.KINDS),
+        "",
         *contributions([(j.kind, j.row.engine.name, j.row.target.title, j.error) for j in judged]),
         "",
         "What is known of the largest biases that are left, with the number of figures and their signed median:",
@@ -349,6 +354,17 @@ def contributions(errors: Sequence[tuple[str, str, str, float]]) -> list[str]:
                 f" | {np.median(found):+.0%} |"
             )
     return lines
+
+
+def far_line(kind: str, errors: Sequence[float]) -> str:
+    """How much of the mean error of a kind is in few figures that are far off."""
+    sizes, slower = np.abs(errors), np.asarray(errors) > FAR
+    far = sizes > FAR
+    part = sizes[far].sum() / sizes.sum()
+    return (
+        f"- {kind}: {far.sum()} of {len(errors)} figures, {slower.sum()} of them slower than predicted, make {part:.0%}"
+        f" of the mean error. The others have a MAPE of {sizes[~far].mean():.1%}."
+    )
 
 
 def cause_line(name: str, errors: Sequence[float], why: str) -> str:
