@@ -362,8 +362,8 @@ def far_line(kind: str, errors: Sequence[float]) -> str:
     far = sizes > FAR
     part = sizes[far].sum() / sizes.sum()
     return (
-        f"- {kind}: {far.sum()} of {len(errors)} figures, {slower.sum()} of them slower than predicted, make {part:.0%}"
-        f" of the mean error. The others have a MAPE of {sizes[~far].mean():.1%}."
+        f"- {kind}: {far.sum()} of {len(errors)} figures, {slower.sum()} of them slower than predicted, make"
+        f" {part:.0%} of the mean error. The others have a MAPE of {sizes[~far].mean():.1%}."
     )
 
 
