@@ -322,8 +322,9 @@ def _named(name: str, model: Model, run_as: EngineQuant, request: FitRequest) ->
 
 
 def _placed(prediction: Prediction, geometry: Geometry, predictor: Predictor) -> Placement:
-    used = prediction.terms.needed.value / prediction.machine.target.memory_bytes
-    return placement(geometry, predictor.storage, prediction.host_bytes, used)
+    target, terms = prediction.machine.target, prediction.terms
+    used, cache = terms.needed.value / target.memory_bytes, terms.cache.value * prediction.machine.whole
+    return placement(geometry, predictor.storage, prediction.host_bytes, used, cache)
 
 
 def _verify(named: Named, prediction: Prediction, placed: Placement) -> Command | None:
