@@ -25,7 +25,8 @@ HUBER = 0.15  # log units: the influence of a row does not grow beyond this erro
 STEPS = 12
 SMALL_STEP = 0.03  # log units
 TURNED = 0.5  # the part of its step that a parameter takes after it turned around, as at the kink of a limit
-LEAST = {("overlap",): 1.02, ("cache",): 0.85}  # of an engine: below, rates hardly follow, and steps would jump
+# Of an engine: below, rates hardly follow, and steps would jump.
+LEAST = {("overlap",): 1.02, ("cache",): 0.85, ("unfused",): 1.0, ("many_layers",): 1.0}
 BANDWIDTH = "bandwidth"
 COPIES = "copies"  # in the content: paths that have the value of a parameter too, by its own path
 GENERATION_WIDTH, DEVICE_WIDTH = {BANDWIDTH: 1.12}, {BANDWIDTH: 1.08}  # of shares of the bandwidth
@@ -112,11 +113,13 @@ SHARED = (
     Parameter(("slower", "int4"), 1.1, 1.3),
 )
 LINKS = (
-    Parameter(("links", "sum_s", "NVIDIA"), 15e-6, 1.6),
+    Parameter(("links", "sum_s", "NVIDIA"), 15e-6, 1.6),  # NCCL's, over PCIe
+    Parameter(("links", "sum_s", "peer"), 8e-6, 1.6),  # kernels of vLLM and TensorRT-LLM in one shot: vLLM PR 2192
     Parameter(("links", "sum_s", "Apple"), 160e-6, 1.6),
     Parameter(("links", "share", "consumer"), 0.4, 1.6),
     Parameter(("links", "share", "other"), 0.7, 1.5),
-    Parameter(("links", "pipelined"), 0.6, 1.3),
+    Parameter(("links", "pipelined", "other"), 0.6, 1.3),
+    Parameter(("links", "pipelined", "mlx"), 0.9, 1.2),  # no device waits between passes
 )
 SEVERAL = {"NVIDIA": (3.0, 1.6), "AMD": (13.0, 1.8), "Apple": (2.0, 1.6)}
 ENGINES = (
@@ -124,8 +127,10 @@ ENGINES = (
         "llama.cpp",
         overlap=(1.3, 1.3),
         cache={"NVIDIA": (1.1, 1.4), "AMD": (1.5, 1.8), "Apple": (1.5, 1.6)},
+        unfused=(1.5, 1.6),
         sequence_s=(30e-6, 2.0),
         expert_layers=(0.5, 1.8),
+        many_layers=(1.7, 1.5),  # products of one token are fused with what follows, those of more are not: mmvq.cu
         prefill={"NVIDIA": (0.5, 1.6), "AMD": (0.5, 1.8), "Apple": (0.70, 1.4)},
         plain={"NVIDIA": (1.25, 1.6), "AMD": (0.9, 1.6), "Apple": (1.05, 1.2)},
         attention=SEVERAL,
@@ -158,6 +163,7 @@ ENGINES = (
         "mlx",
         bandwidth=(1.05, 1.2),
         cache=(1.2, 1.6),
+        unfused=(1.5, 1.6),
         launch=(0.8, 1.8),
         expert_layers=(0.5, 1.8),
         prefill=(0.75, 1.4),

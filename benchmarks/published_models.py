@@ -39,7 +39,7 @@ def _of(shape: Mapping[str, Any]) -> Geometry:
     layers = [_layer(shape, index) for index in range(shape["layers"])]
     known: dict[Layer, Layer] = {}
     return Geometry(
-        model_type="llama",
+        model_type=shape.get("type", "llama"),
         layers=tuple(known.setdefault(layer, layer) for layer in layers),
         vocab=vocab,
         hidden=hidden,

@@ -164,6 +164,7 @@ class Row:
     prefill_inside: float = 1.0  # the part of the prefill that ``decode_s`` includes if there is an ``answer``
     series: str = ""  # rows of one origin, model, quantization and program have the same
     prefill_aside: str | None = None  # why the prefill is neither fitted to nor judged
+    decode_aside: str | None = None  # the same of the decode rate
 
     @property
     def target(self) -> Target:
@@ -237,8 +238,8 @@ class Row:
 
     def counts(self, phase: str) -> bool:
         """Whether its figure of a phase is fitted to and judged."""
-        whole = self.aside is None and self.seconds(phase) is not None
-        return whole and not (phase == "prefill" and self.prefill_aside)
+        set_aside = self.aside or (self.decode_aside if phase == "decode" else self.prefill_aside)
+        return set_aside is None and self.seconds(phase) is not None
 
     def tokens(self, phase: str) -> int:
         """Tokens that those seconds are the time of."""
@@ -260,7 +261,7 @@ class Row:
         seconds = rates.split(done).total
         if self.target.count == 1:
             return seconds
-        overlap = machine.overlap(done, self.machine, self.engine.pipelines_passes, content)
+        overlap = machine.overlap(done, self.machine, self.engine.pipelining, content)
         return seconds * overlap + machine.link_s(done, self.geometry, self.machine, content)
 
 
@@ -307,16 +308,15 @@ def match(file: str, line: int, raw: Mapping[str, str]) -> Row | str:
     host = _machine(raw)
     if isinstance(host, str):
         return host
-    geometry = published_models.geometry(raw["model"])
+    geometry, engine = published_models.geometry(raw["model"]), _engine(raw)
     if geometry is None:
         return "no rule for this architecture, or no public config"
-    engine = _engine(raw)
     if engine is None:
         return f"engine {raw['engine'].split()[0]} is not supported"
     quant = _quant(raw["quant"], engine)
     if quant is None:
         return f"quantization {raw['quant']} is not supported"
-    return _row(file, line, raw, host, geometry, engine, quant)
+    return _row(file, line, raw, host, engine.as_run(geometry), engine, quant)
 
 
 def _row(
@@ -368,6 +368,7 @@ def _row(
         1.0 if raw.get("source_id") else (batch - 1) / batch,  # llama-benchy counts from the first token of all
         _series(raw),
         row_checks.prefill_aside(raw, geometry, host.target),
+        row_checks.decode_aside(raw),
     )
 
 

@@ -22,8 +22,12 @@ POOL = 0.9  # --gpu-memory-utilization of vLLM
 OFFLOADED = "a part of the weights, of unknown size, was in host memory"
 SPILLED = ("PARTIAL CPU OFFLOAD", "HOST SPILL")  # the same in notes
 SLOW_VERSION = "mlx-vlm 0.4 decodes Gemma 4 up to three times slower than mlx-lm, says the source"
-OLD_GPTQ = "a kernel for GPTQ that its library called old in 2023"
+OLD_GPTQ = "kernels for GPTQ before those of ExLlama v2, which the library of today has dropped (GPTQModel PR 2505)"
+EXLLAMA_V2_MONTH = "2023-10"  # AutoGPTQ took them over in that month (PR 349)
 OLD_AWQ = "vLLM of 2023, which warned that its 4-bit kernels were not optimized (Marlin's came with PR 3922)"
+OLD_VLLM = "vLLM of 2023, which launched every kernel from Python (it captures CUDA graphs since PR 1926)"
+OLD_SPLIT = "llama.cpp before it could share out layers (PR 4766), so its devices shared the rows of each matrix"
+SPLIT_BUILD, SPLIT_MONTH = 1840, "2024-01"  # that change was merged on 2024-01-12
 OLD_DELTA = "llama.cpp before it had a kernel for the gated delta rule (PR 19504)"
 DELTA_BUILD = 8000  # that change was proposed at this build, and is in b8240
 OLD_ATTENTION = "llama.cpp before its attention used the matrix units of RDNA4 (PR 18481), at depth"
@@ -37,9 +41,12 @@ FP4_BUILD, FP4_MONTH = 7500, "2025-12"  # that change was proposed at about b735
 FP4_TYPES = ("mxfp4", "nvfp4")
 SHARED_EXPERTS = "a batch faster than its experts can be read, so its sequences must have chosen the same ones"
 WAITED = "the batch does not fit, so requests waited"
+ENDED_EARLY = "answers that ended early, so fewer requests ran than the row says: its total is less than their rates"
+LEAST_RUNNING = 0.9  # of the stated requests; below, some of them must have ended early
 WARMED_UP = "the first row of a run, which includes its warm-up, says the source"
 LONGER = "a prompt at least half as long again took less time in the same series"
 MUCH_LONGER = 1.5
+_PER_REQUEST = re.compile(r"(\d+(?:\.\d+)?) tok/s per request")
 _BUILD = re.compile(r"\bb(\d{4,5})\b")
 _MONTH = re.compile(r"\b(20\d\d-\d\d)\b")
 
@@ -48,13 +55,22 @@ def aside(raw: Mapping[str, str], geometry: Geometry) -> str | None:
     """Why a row is neither fitted to nor judged with the others, by its version and notes."""
     if any(word in raw["notes"] for word in SPILLED):
         return OFFLOADED
-    if "cuda-old" in raw["quant"]:
-        return OLD_GPTQ
     if raw["engine"].startswith("vLLM (2023") and "4bit" in raw["quant"]:
         return OLD_AWQ
+    if raw["engine"].startswith("vLLM (2023"):
+        return OLD_VLLM
+    if raw.get("gpus") not in (None, "", "1") and _before(raw, SPLIT_BUILD, SPLIT_MONTH):
+        return OLD_SPLIT
     if _before(raw, DELTA_BUILD) and any(layer.kind == "gated delta" for layer in geometry.layers):
         return OLD_DELTA
     return SLOW_VERSION if raw["engine"].startswith("mlx-vlm 0.4") and raw["model"].startswith("gemma-4") else None
+
+
+def decode_aside(raw: Mapping[str, str]) -> str | None:
+    """The same of its decode rate only. Prompts are multiplied by unpacked weights, whatever the kernel for few."""
+    if not raw["engine"].startswith("transformers") or "GPTQ" not in raw["quant"]:
+        return None
+    return OLD_GPTQ if "exllamav1" in raw["quant"] or _month(raw) < EXLLAMA_V2_MONTH else None
 
 
 def prefill_aside(raw: Mapping[str, str], geometry: Geometry, target: Target) -> str | None:
@@ -74,8 +90,14 @@ def _before(raw: Mapping[str, str], build: int, month: str = "") -> bool:
     """Whether a row is of llama.cpp before a build or, if it only names one, before a month."""
     if not raw["engine"].startswith("llama.cpp"):
         return False
-    built, released = _BUILD.search(raw["engine"]), _MONTH.search(raw["engine"])
-    return int(built[1]) < build if built else released is not None and released[1] < month
+    built, released = _BUILD.search(raw["engine"]), _month(raw)
+    return int(built[1]) < build if built else "" < released < month
+
+
+def _month(raw: Mapping[str, str]) -> str:
+    """The month that the engine of a row names, as ``2026-01``; empty without one."""
+    found = _MONTH.search(raw["engine"])
+    return found[1] if found else ""
 
 
 def possible(row: Row) -> Row | str:
@@ -95,7 +117,17 @@ def possible(row: Row) -> Row | str:
         if row.batch > 1 and row.experts:
             return replace(row, aside=SHARED_EXPERTS)
         return f"impossible: {share:.0%} of the memory's bandwidth"
-    return row
+    return replace(row, decode_aside=ENDED_EARLY) if _ended_early(row) else row
+
+
+def _ended_early(row: Row) -> bool:
+    """Whether the total rate of a batch is far below the rates of its requests, by the source. If answers are shorter
+    than their prompts, requests wait for the prefill of others, which the work of the row includes.
+    """
+    each = _PER_REQUEST.search(row.notes)
+    if each is None or row.answer is None or row.answer < row.prompt:
+        return False
+    return row.decode_tps < LEAST_RUNNING * row.request.batch * float(each[1])
 
 
 def with_plausible_prefills(rows: Sequence[Row]) -> list[Row]:

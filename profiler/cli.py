@@ -7,6 +7,7 @@ code (None: 0). The first line of the file is the command's line in the help.
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import importlib.util
 import os
@@ -26,6 +27,7 @@ from profiler.units import printable
 
 INTERRUPTED = 128 + signal.SIGINT
 COMPLETION = "_PROFILE_COMPLETE"  # a shell asks for the completion of a line
+GARBAGE = 100_000  # new objects before garbage is looked for: imports make that many, and hardly any garbage
 DEBUG = "PROFILER_DEBUG"  # show tracebacks, for developers of the profiler
 ISSUES = "please report it with that file"
 HINTS = EXHAUSTED | {
@@ -72,6 +74,7 @@ class Commands(click.Group):
         """Run, and exit with 0, what the command returned, 2 for usage errors, or 130 for Ctrl-C."""
         if os.environ.get(COMPLETION):  # click writes bytes, which a guarded stream does not take
             super().main(args, **extra | {"prog_name": "profile"})
+        gc.set_threshold(GARBAGE)
         with console.guarded():
             code = self._code(args, extra)
         sys.exit(code if isinstance(code, int) else 0)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from profiler import registry
-from profiler.backends.base import Backend, Opener
+
+if TYPE_CHECKING:  # predictions do without backends, unless rows were measured by them
+    from profiler.backends.base import Backend, Opener
 
 FOLDER = "backends"
 DEFAULT = "hf"
@@ -32,7 +35,7 @@ def opener(name: str) -> Opener:
 
 def of_row(name: str) -> Backend | None:
     """The traits of a stored row's backend; ``None`` if that backend is not installed here."""
-    return _by_name(tuple(__path__)).get(name)
+    return _of_row(name, tuple(__path__))
 
 
 def simulated(name: str) -> str | None:
@@ -41,7 +44,13 @@ def simulated(name: str) -> str | None:
     return None if backend is None else backend.simulated
 
 
+@lru_cache(maxsize=64)
+def _of_row(name: str, folders: tuple[str, ...]) -> Backend | None:
+    """Imports one backend, because a store seldom has rows of all, and caches it, because every row looks it up."""
+    return registry.load(FOLDER, name, "backend").BACKEND if name in registry.names(FOLDER) else None
+
+
 @lru_cache(maxsize=8)
 def _by_name(folders: tuple[str, ...]) -> dict[str, Backend]:
-    """Cached for each set of ``folders``, because every row of a table looks its backend up."""
+    """Cached for each set of ``folders``, because every case of a grid looks its backend up."""
     return {name: registry.load(FOLDER, name, "backend").BACKEND for name in registry.names(FOLDER)}

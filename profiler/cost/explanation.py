@@ -151,7 +151,7 @@ def _shares(done: PhaseWork, predictor: Predictor, rates: Rates, offloaded: Offl
         packed = total if item.kind == "weights" and item.scheme not in PLAIN else 0.0
         for index, value in enumerate((nbytes, item.flops, ceiling, total, bound + cost.extra, packed)):
             entry[index] += value
-    at_once = machine.overlap(done, predictor.machine, predictor.engine.pipelines_passes)  # passes on several devices
+    at_once = machine.overlap(done, predictor.machine, predictor.engine.pipelining)  # passes on several devices
     shares = [
         Share(
             name,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from profiler.cost.rates import PLAIN, shares
@@ -84,6 +84,16 @@ def _usable(target: Target) -> int:
     return int(target.memory_bytes * share)
 
 
+def as_summed(target: Target, in_fp32: bool) -> Target:
+    """``target`` with the FLOP/s of fp16 that an engine's sums allow. Data sheets state those of its fastest sums,
+    and for bf16 those of sums in fp32."""
+    members = tuple(as_summed(member, in_fp32) for member in target.members)
+    slowest = target.flops.get("bf16")
+    if in_fp32 and slowest is not None and target.flops.get("fp16", 0.0) > slowest:
+        target = replace(target, flops={**target.flops, "fp16": slowest})
+    return replace(target, members=members) if members else target
+
+
 def work_share(member: Target, machine: Machine) -> float | None:
     """The share of the layers on one of several devices that differ, by its memory; ``None`` if all work at once."""
     if machine.split == "tensor":
@@ -146,7 +156,7 @@ def link_s(work: PhaseWork, geometry: Geometry, machine: Machine, content: Mappi
     if machine.split == "layer":
         return work.passes * (target.count - 1) * (HOP_S + activations / rate)
     around = 2 * (target.count - 1) / target.count  # the factor of a ring all-reduce
-    sum_s = _of(rule["sum_s"], target.vendor) * math.log2(target.count)
+    sum_s = _of(rule["sum_s"], "peer" if target.peer_bytes_s else target.vendor) * math.log2(target.count)
     return float(work.passes * 2 * work.layers * (sum_s + activations * around / rate))
 
 
@@ -154,13 +164,16 @@ def _of(rule: Mapping[str, float], name: str) -> float:
     return rule.get(name, rule["other"])
 
 
-def overlap(work: PhaseWork, machine: Machine, pipelines: bool, content: Mapping[str, Any] | None = None) -> float:
-    """Factor on the seconds of pass after pass over layers on several devices, for an engine that ``pipelines`` them:
-    it starts a pass on the first device while the others work on earlier ones."""
+def overlap(
+    work: PhaseWork, machine: Machine, pipelining: str | None, content: Mapping[str, Any] | None = None
+) -> float:
+    """Factor on the seconds of pass after pass over layers on several devices, for an engine that pipelines them: it
+    starts a pass on the first device while the others work on earlier ones. ``pipelining``: the engine's name; None:
+    it does not."""
     count, passes = machine.target.count, work.full_passes
-    if not pipelines or machine.split != "layer" or count == 1:
+    if pipelining is None or machine.split != "layer" or count == 1:
         return 1.0
-    pipelined = float((shares() if content is None else content)["links"]["pipelined"])
+    pipelined = _of((shares() if content is None else content)["links"]["pipelined"], pipelining)
     return 1 - pipelined * (1 - (passes + count - 1) / (passes * count))
 
 

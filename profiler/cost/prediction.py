@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from profiler.case import PHASES
@@ -25,7 +26,6 @@ from profiler.cost.speculation import Draft, Speculation, draft, spread_of
 from profiler.cost.storage import Storage
 from profiler.cost.work import PhaseWork
 from profiler.decode_path import EAGER
-from profiler.devices.target import Target
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Experts
@@ -178,10 +178,11 @@ class Prediction:
         return Interval(usual * s.value, low * s.low, high * s.high, "prior")
 
 
+@lru_cache(maxsize=32)
 def rates_of(engine: Engine, host: Machine, dtype: str, experts: bool) -> Rates:
     """Rates of ``engine`` on one device: calibrated if its kernels were timed there, else from the data sheet.
-    ``experts``: for a mixture of experts."""
-    target = _as_summed(host.target, engine)
+    ``experts``: for a mixture of experts. Cached, because a choice predicts dozens of models on one machine."""
+    target = machine.as_summed(host.target, engine.sums_in_fp32)
     if target.members:
         each = [cost_rates.rates(member, engine.name, dtype, experts=experts) for member in target.members]
         return cost_rates.joined(each, [machine.work_share(member, host) for member in target.members])
@@ -189,16 +190,6 @@ def rates_of(engine: Engine, host: Machine, dtype: str, experts: bool) -> Rates:
     if target.ceilings is None or engine.operator_counts is None:
         return base
     return calibrated(base, target.ceilings, dtype, engine.operator_counts)
-
-
-def _as_summed(target: Target, engine: Engine) -> Target:
-    """``target`` with the FLOP/s of fp16 that the engine's sums allow. Data sheets state those of its fastest sums,
-    and for bf16 those of sums in fp32."""
-    slowest = target.flops.get("bf16")
-    members = tuple(_as_summed(member, engine) for member in target.members)
-    if engine.sums_in_fp32 and slowest is not None and target.flops.get("fp16", 0.0) > slowest:
-        target = replace(target, flops={**target.flops, "fp16": slowest})
-    return replace(target, members=members) if members else target
 
 
 class Predictor:
@@ -223,8 +214,10 @@ class Predictor:
         geometry = engine.as_run(geometry)
         self.geometry, self.engine, self.quant, self.machine, self.dtype = geometry, engine, quant, host, dtype
         self.path = path = engine.runs(path, quant, dtype, host.target, geometry.model_type)
-        self.as_summed = replace(host, target=_as_summed(host.target, engine))  # whose FLOP/s are the ceilings
-        self._ceilings: dict[str, float] = {}  # FLOP/s by storage type
+        self.as_summed = replace(
+            host, target=machine.as_summed(host.target, engine.sums_in_fp32)
+        )  # whose FLOP/s are the ceilings
+        self._ceilings: dict[str, float] = {}  # FLOP/s of ``as_summed`` by storage type
         self.storage: Storage = self.storage_in(quant, dtype)
         machine.check(geometry, host)
         self.speculation, self.draft = speculation, None
@@ -366,7 +359,7 @@ class Predictor:
         learned: Correction | None,
     ) -> PredictedPhase:
         split = rates.split(done)
-        at_once = machine.overlap(done, self.machine, self.engine.pipelines_passes)
+        at_once = machine.overlap(done, self.machine, self.engine.pipelining)
         seconds = split.total * at_once + machine.link_s(done, self.geometry, self.machine)
         binds = experts_or(split.binds, done, rates)
         basis = rates.basis

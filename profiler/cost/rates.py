@@ -32,7 +32,7 @@ from profiler.cost.roofline import (
     of_both,
     wider,
 )
-from profiler.cost.work import WIDE, Item, PhaseWork
+from profiler.cost.work import CACHES, UNFUSED, WIDE, Item, PhaseWork
 from profiler.decode_path import GRAPH
 from profiler.devices.target import Target
 from profiler.models.gguf import BLOCKS, TYPES
@@ -52,7 +52,7 @@ EXTRAS = {  # of ``Roofline``, their names in the file, and their values without
     "expert_flops": ("experts", 1.0),
     "state_token_s": ("state_token_s", 0.0),
 }
-AS_THEY_ARE = (*PLAIN, "cache", WIDE, "state")  # types that are multiplied without unpacking
+AS_THEY_ARE = (*PLAIN, *CACHES, "state")  # types that are multiplied without unpacking
 OTHERS = (*AS_THEY_ARE, *OF_CHECKPOINTS, "copy", *(name for name in TYPES if name not in PLAIN))
 
 
@@ -195,6 +195,7 @@ def rates(
     if halves:
         read_s["cache"] *= halves["cache"]
     read_s[WIDE] = read_s["cache"]
+    read_s[UNFUSED] = read_s["cache"] * max(1.0, rule.value("unfused", 1.0))
     basis: Basis = own["basis"] if maker in own["fitted_on"] else "prior"
     return DataSheetRates(
         roofline=Roofline(read_s, flop_s, vector_s, **{key: rule.value(*what) for key, what in EXTRAS.items()}),
@@ -207,8 +208,9 @@ def rates(
         | dict.fromkeys(rule.dequantized(), 0.0),  # V100 and M40 decode one token as fast as they read
         few_packed=frozenset(before_many),
         overlap=max(1.0, rule.value("overlap", content["overlap"])),
-        layer_s=_layer_s(target, maker, content) * own["launch"] / own_duty_cycle,
+        layer_s=_layer_s(target, maker, content, own.get("captures", False)) * own["launch"] / own_duty_cycle,
         expert_layers=own["expert_layers"],
+        many_layers=max(1.0, rule.value("many_layers", 1.0)),
         pass_s=rule.value("pass_s", 0.0),
         sequence_s=rule.value("sequence_s", 0.0),
         decode=wider(rule.bounds("decode", experts, basis), target.spread),
@@ -261,7 +263,7 @@ class Efficiency:
             return _peak(self.target, "fp32") * min(share, 1.0)
         if scheme == WIDE:
             return _peak(self.target, "fp32") * min(self.value("wide", 0.22), 1.0)
-        if scheme in ("cache", "state"):
+        if scheme in ("cache", UNFUSED, "state"):
             return _peak(self.target, dtype) * min(share / self.value("attention", 2.0), 1.0)
         if scheme in AS_THEY_ARE:
             names = {"f16": ("fp16",), "fp16": ("fp16",), "bf16": ("bf16",)}.get(scheme, (dtype,))
@@ -366,9 +368,9 @@ def _launches(
     return Ahead(call_s, content["step"]["device_call_s"], starts, layers_timed=False)
 
 
-def _layer_s(target: Target, maker: str, content: Mapping[str, Any]) -> float:
+def _layer_s(target: Target, maker: str, content: Mapping[str, Any], captures: bool) -> float:
     rule = content["launch"]
     if maker in rule["cycles_per_layer"]:
-        cycles = rule["cycles_per_layer"][maker] * rule["of_kind"].get(target.kind, 1.0)
+        cycles = rule["cycles_per_layer"][maker] * (1.0 if captures else rule["of_kind"].get(target.kind, 1.0))
         return float(cycles / (target.clock_hz or rule["otherwise_ghz"] * 1e9))
     return float(rule["seconds_per_layer"].get(maker, rule["seconds_per_layer"]["other"]))

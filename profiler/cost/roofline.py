@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
 from profiler.cost.interval import Basis
-from profiler.cost.work import WIDE, Item, PhaseWork
+from profiler.cost.work import CACHES, Item, PhaseWork
 from profiler.devices.target import Target
 
 HOSTS = (
@@ -163,6 +163,7 @@ class Rates(ABC):
     launches: InTurn | Ahead
     layer_s: float  # launches per layer and pass that are not counted as calls
     expert_layers: float  # launches of an expert layer, in units of ``layer_s``
+    many_layers: float = 1.0  # the same of any layer if a pass has more than one token
     decode: Bounds
     prefill: Bounds
     basis: Basis
@@ -191,6 +192,7 @@ class Rates(ABC):
             reading += read if read > compute else 0.0
             computing += (compute if compute >= read else 0.0) + extra
         layers = work.layers + self.expert_layers * work.expert_layers
+        layers *= self.many_layers if work.tokens > 1 else 1.0
         each_s = layers * self.layer_s + self.pass_s + work.sequences * self.sequence_s
         launching = work.passes * each_s + self.launches.seconds(work, reading + computing)
         return Seconds(reading + computing + launching, reading, computing, launching)
@@ -202,7 +204,7 @@ class Rates(ABC):
 
     def rereading_cache(self, times: float) -> Self:
         """Rates for devices that together read K and V ``times`` times."""
-        again = {scheme: times * self.roofline.read_s[scheme] for scheme in ("cache", WIDE)}
+        again = {scheme: times * self.roofline.read_s[scheme] for scheme in CACHES}
         return replace(self, roofline=self.roofline.reads(**again))
 
     def wider(self, spread: float) -> Self:

@@ -15,6 +15,8 @@ from profiler.models.layers import DELTA_CHUNK, IDEAL, RECURRENT_BYTES, Attentio
 
 Kind = Literal["weights", "cache", "state", "activations", "convolution"]
 WIDE = "wide cache"  # K and V of heads whose attention runs on vector units: see ``PassRules.matrix_heads``
+UNFUSED = "unfused cache"  # K and V of heads that are too wide for the kernel of a step: see ``PassRules.step_heads``
+CACHES = ("cache", WIDE, UNFUSED)
 GROWING_TOUCHES = 3  # reads and writes of a cache that is copied to append to it and then read
 STATE_TOUCHES = 2.0  # the minimum for a recurrent state: a step reads it and writes it back
 MLP_TENSORS = 4  # tensors as wide as a feed-forward layer: gate, up, activation, product
@@ -99,6 +101,7 @@ class PassRules:
     expert_copies: float | None = None  # how often a step moves each token's experts; None: reads each expert once
     shared_passes: bool = False  # a prefill pass takes its tokens from as many sequences as fit into it
     matrix_heads: int | None = None  # the widest heads whose attention runs on matrix units; None: all of them
+    step_heads: int | None = None  # the widest heads that the kernel of a decode step takes; None: all of them
     score_bytes: float = 0.0  # that a prefill moves per query, key and head; 0: none leave the chip (flash attention)
 
 
@@ -133,7 +136,8 @@ def decode(
         else:
             nbytes = many * mixer.read_elements(depth) * rules.cache_bytes * rules.cache_touches
             avoidable = nbytes * (1 - 1 / rules.cache_touches)
-            items.append(Item(layer.kind, "cache", "cache", nbytes, flops, tokens, avoidable_bytes=avoidable))
+            scheme = UNFUSED if rules.step_heads and mixer.head_dim > rules.step_heads else "cache"
+            items.append(Item(layer.kind, "cache", scheme, nbytes, flops, tokens, avoidable_bytes=avoidable))
     calls = 0.0
     if rules.calls is not None:
         items.append(_activations(geometry, rules.calls, len(geometry.layers) * rows))

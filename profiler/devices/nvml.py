@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from profiler.errors import ProfileError
 from profiler.units import printable
 
 BY_BUS = "PCI_BUS_ID"  # the order in which NVML numbers cards
+DRIVER = "libnvidia-ml.so.1"  # its library on Linux, by the name that pynvml asks the loader for
 PATIENCE_S = 2.0  # a call usually takes a millisecond
 HIDING = ("none", "void")  # values of NVIDIA_VISIBLE_DEVICES with which a container gets no GPU
 # fp32 lanes of a multiprocessor by compute capability (CUDA programming guide). Of the cards that have slices, A100
@@ -55,6 +58,8 @@ class Gpu:
 
 def opened() -> Any:
     """The initialized module ``pynvml``, for which its user calls ``nvmlShutdown``. Raises Missing."""
+    if "pynvml" not in sys.modules and not _has_driver():
+        raise Missing("no NVIDIA driver answers (NVML Shared Library Not Found)")
     try:
         import pynvml
     except ImportError:
@@ -64,6 +69,15 @@ def opened() -> Any:
     except pynvml.NVMLError as error:
         raise Missing(f"no NVIDIA driver answers ({error})") from None
     return pynvml
+
+
+def _has_driver() -> bool:
+    """Whether the driver's library may be here. Importing pynvml, only to hear that it is not, takes longer than a
+    prediction."""
+    try:
+        return sys.platform != "linux" or ctypes.CDLL(DRIVER) is not None
+    except OSError:
+        return False
 
 
 @contextmanager

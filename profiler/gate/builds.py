@@ -56,17 +56,7 @@ def of_project(
 
     It gives a build of the engine's programs (``find``), else a virtual environment. Raises ProfileError.
     """
-    root = revision.toplevel(Path.cwd())
-    if root is None:
-        raise ProfileError(
-            "--build builds a revision of your project, but the current folder is in no git repository"
-        )
-    typed = text.removeprefix("rev:")
-    commit = revision.commit(typed, root)
-    if commit is None:
-        raise ProfileError(f"{quoted(typed)} is no revision of {printable(root)}, which --build is about")
-    folder = built(commit, root, line, say)
-    name = f"{printable(typed)} ({commit[:12]})"
+    folder, name, root = of_revision(text, line, say)
     if find is not None:
         return replace(of_build(str(folder), find), name=name, repository=printable(root))
     environments = [folder / each for each in ENVIRONMENTS if (folder / each / "bin" / "python").exists()]
@@ -77,6 +67,21 @@ def of_project(
         )
     found = with_code(text, Launch((str(environments[0] / "bin" / "python"),)), scratch)
     return replace(found, name=name, repository=printable(root))
+
+
+def of_revision(text: str, line: str, say: Say) -> tuple[Path, str, Path]:
+    """The folder in which a revision was built, the revision's name in words, and the repository that the user stands
+    in. Raises ProfileError."""
+    root = revision.toplevel(Path.cwd())
+    if root is None:
+        raise ProfileError(
+            "--build builds a revision of your project, but the current folder is in no git repository"
+        )
+    typed = text.removeprefix("rev:")
+    commit = revision.commit(typed, root)
+    if commit is None:
+        raise ProfileError(f"{quoted(typed)} is no revision of {printable(root)}, which --build is about")
+    return built(commit, root, line, say), f"{printable(typed)} ({commit[:12]})", root
 
 
 def refuse_shared_libraries(base: Variant, candidate: Variant) -> None:

@@ -150,8 +150,24 @@ def run(request: GateRequest, say: Say) -> GateResult:
     rule, metrics = RegressionRule(request.delta), request.timed
     if request.rows is not None:
         return _judge_rows(request, rule, metrics)
-    with llama_cpp.using(request.sweep.llama_cpp or _built_here(request)):
+    with llama_cpp.using(request.sweep.llama_cpp or _candidate_build(request, say) or _built_here(request)):
         return _measure(request, rule, metrics, say)
+
+
+def _candidate_build(request: GateRequest, say: Say) -> str | None:
+    """The folder in which the candidate was built, if ``--build`` makes one of its revision.
+
+    The cases are resolved with the programs that will run them, so no other build has to be installed.
+    """
+    named, line = request.candidate, request.build
+    if (
+        named is None
+        or line is None
+        or Path(named).exists()
+        or backends.find(request.sweep.backend).find_build is None
+    ):
+        return None
+    return str(builds.of_revision(named, line, say)[0])
 
 
 def _built_here(request: GateRequest) -> str | None:

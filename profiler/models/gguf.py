@@ -35,7 +35,6 @@ WINDOW = 2**16  # bytes read at a time
 KEPT = 4096  # longer arrays (the vocabulary) are skipped, and only their length is kept
 PART = re.compile(r"(?P<name>.*-)(?P<number>\d{5})(?P<of>-of-\d{5}\.gguf)", re.DOTALL)  # of a split file
 MAX_PARTS = 1000
-CHECK_EVERY = 4096  # strings between two checks of the time limit
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
 # ggml_type → elements and bytes of a block (ggml.h, ggml-common.h)
@@ -271,19 +270,22 @@ class _Reader:
         return range(length)
 
     def skip_strings(self, count: int) -> None:
-        """Skip a vocabulary or its merges: up to a million strings, so the loop uses local names."""
-        at, window, start, length = self.at, self.window, self.start, struct.Struct("<Q").unpack_from
-        for index in range(count):
-            if index % CHECK_EVERY == 0:
-                self.look_at_clock()
-            if not start <= at <= start + len(window) - 8:
-                window, start = os.pread(self.fd, WINDOW, at), at
-                if len(window) < 8:
-                    raise _Bad(f"it is truncated at byte {self.size}, or contains a wrong length")
-            at += 8 + length(window, at - start)[0]
-            if at > self.size:
-                raise _Bad(f"it is truncated at byte {self.size}, or contains a wrong length")
-        self.at = at
+        """Skip a vocabulary or its merges: up to a million strings, so the inner loop only adds up their lengths."""
+        length = struct.Struct("<Q").unpack_from
+        while count:
+            self.look_at_clock()
+            self.check_left(8)
+            window, at = os.pread(self.fd, WINDOW, self.at), 0
+            last = len(window) - 8  # the last place where a whole length can be read
+            if last < 0:
+                raise _Bad("it became shorter while it was read")
+            skipped = 0
+            for skipped in range(1, count + 1):  # noqa: B007, as it is used after the loop
+                at += 8 + length(window, at)[0]
+                if at > last:
+                    break
+            count -= skipped
+            self.skip(at)
 
     def tensor(self) -> GgufTensor:
         self.look_at_clock()

@@ -16,7 +16,6 @@ import platform
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +213,8 @@ def _is_virtual() -> bool | None:
 
 def _version(name: str) -> str | None:
     """Version of an installed distribution; for torch with the local part (``+cu130``), which metadata may lack."""
+    from importlib import metadata  # slow to import, and readers of a store do without it
+
     try:
         distribution = metadata.distribution(name)
     except metadata.PackageNotFoundError:

@@ -23,6 +23,8 @@ from profiler.units import printable
 
 SCHEMA = 1
 Outcome = Literal["ok", "oom", "skipped", "failed", "timeout"]
+TaskVerdict = Literal["passed", "wrong", "cut", "failed"]
+TASK_VERDICTS: tuple[TaskVerdict, ...] = ("passed", "wrong", "cut", "failed")
 
 PLAIN = " on plain torch"
 SHARED_PREFILL = "shared-prefill"  # code of the caution: the prefill of another case, which is the same one

@@ -21,13 +21,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 from profiler.results.quality import Estimate
 from profiler.units import UNKNOWN
 
-TaskVerdict = Literal["passed", "wrong", "cut", "failed"]
-VERDICTS: tuple[TaskVerdict, ...] = ("passed", "wrong", "cut", "failed")
 COLUMNS = ("kind", "name", "outcome", "reason")
 DERIVED = ("passed", "answered", "rate", "kinds")  # added when a row is printed
 Z = 1.959964  # of a normal distribution, 95% of which is nearer to the mean
@@ -89,7 +87,7 @@ def wilson(passed: float, count: int) -> tuple[float, float]:
 
 
 def score(outcomes: Iterable[str]) -> TaskScore:
-    """The score of outcomes in the words of ``VERDICTS``."""
+    """The score of outcomes in the words of ``TASK_VERDICTS``."""
     return TaskScore(**Counter(outcomes))
 
 

@@ -19,8 +19,17 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from profiler.case import SERVER, Case, options_of
-from profiler.results.measurement import PHASES, Caution, DecodePath, Energy, Measurement, Memory, PhaseEnergy, Sample
-from profiler.results.tasks import VERDICTS
+from profiler.results.measurement import (
+    PHASES,
+    TASK_VERDICTS,
+    Caution,
+    DecodePath,
+    Energy,
+    Measurement,
+    Memory,
+    PhaseEnergy,
+    Sample,
+)
 from profiler.units import MAX_BYTES, printable
 
 MAX_TEXT = 64 * 1024  # characters
@@ -324,8 +333,8 @@ def _check_tasks(tasks: Mapping[str, Any]) -> None:
     columns = [tasks.get(name) for name in ("kind", "name", "outcome")]
     if not all(isinstance(values, list) and all(map(TASK_WORD.takes, values)) for values in columns):
         raise ValueError("serving.tasks has no lists of texts as kind, name and outcome")
-    if other := [each for each in columns[2] or () if each not in VERDICTS]:
-        raise ValueError(f"serving.tasks.outcome contains {shown(other[0])}, must be {' or '.join(VERDICTS)}")
+    if other := [each for each in columns[2] or () if each not in TASK_VERDICTS]:
+        raise ValueError(f"serving.tasks.outcome contains {shown(other[0])}, must be {' or '.join(TASK_VERDICTS)}")
     if len({len(values or ()) for values in columns}) > 1:
         raise ValueError("serving.tasks has columns of different lengths")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from profiler import devices
+from profiler.case import Source
 from profiler.cost.engines.base import Engine, Named, Placement, Serving, placement
 from profiler.cost.engines.transformers import swept
 from profiler.cost.learned import NOTHING, Learned, from_store
@@ -27,7 +28,6 @@ from profiler.run.engine_choice import ChosenEngine, chosen
 from profiler.run.goal import closest, least_loss, ranked
 from profiler.run.grid import counts, model_names, words
 from profiler.run.loss import KnownLoss, KnownLosses
-from profiler.run.prompts import contexts_of
 from profiler.run.quantization import EngineQuant, checked, defaults, engine_quants, held
 from profiler.run.refusal import Refusal, accepted, combined_error
 from profiler.shell import Command
@@ -153,7 +153,7 @@ def predictions(request: FitRequest) -> FitResult:
         model = resolved[name]
         try:
             as_stored = held(model)
-            own, note = contexts_of(counted, model.source) if counted is not None else (contexts, None)
+            own, note = _contexts_of(counted, model.source) if counted is not None else (contexts, None)
             runs = engine_quants(model, as_stored, engine, machine.target, asked, quants)
             errors = {run_as.quant: _unavailable(engine, machine.target, run_as.quant) for run_as in runs}
             impossible |= {(name, error.message): Refusal(name, error) for error in filter(None, errors.values())}
@@ -339,6 +339,13 @@ def _serving(named: Named, prediction: Prediction, placed: Placement) -> Serving
     if prediction.verdict.word == "no":
         return None
     return prediction.engine.serve(named, prediction.request, prediction.machine, placed)
+
+
+def _contexts_of(scenario: str, source: Source) -> tuple[tuple[int, ...], str | None]:
+    """``prompts.contexts_of``, which is imported with the checkers of answers, and only a scenario needs it."""
+    from profiler.run.prompts import contexts_of
+
+    return contexts_of(scenario, source)
 
 
 def _cases(

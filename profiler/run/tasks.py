@@ -15,8 +15,8 @@ from profiler.backends.endpoint import Exchange
 from profiler.errors import ProfileError
 from profiler.quality import tasks
 from profiler.quality.sandbox import SandboxError
-from profiler.results.measurement import Caution
-from profiler.results.tasks import TaskScore, TaskVerdict, score
+from profiler.results.measurement import Caution, TaskVerdict
+from profiler.results.tasks import TaskScore, score
 from profiler.run.prompts import EndpointPrompt, Prompt
 from profiler.units import printable
 

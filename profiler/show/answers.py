@@ -30,6 +30,7 @@ from profiler.errors import ProfileError
 from profiler.foreign import open_file
 from profiler.quality.checkers import HTML, fenced, judged_markup
 from profiler.results import tasks
+from profiler.results.measurement import TaskVerdict
 from profiler.run.endpoint import EndpointResult
 from profiler.run.prompts import OWN, EndpointPrompt, Verdict, judged
 from profiler.show.report.blocks import Head, Listing, PageBlock, Table
@@ -121,7 +122,7 @@ class KeptAnswer:
     figures: AnswerFigures
     expected: str | None = None
     verdict: Verdict | None = None
-    task: tasks.TaskVerdict | None = None  # how a task of --tasks ended; None: it is none
+    task: TaskVerdict | None = None  # how a task of --tasks ended; None: it is none
     reason: str | None = None  # why it was not passed
 
 
@@ -378,7 +379,7 @@ def _overview(found: _Collection) -> Iterator[PageBlock]:
         yield Listing(tuple(f"left out: {count:,} {reason}" for reason, count in found.left_out.items()))
 
 
-def _tasks_text(outcomes: Iterable[tasks.TaskVerdict | None]) -> str:
+def _tasks_text(outcomes: Iterable[TaskVerdict | None]) -> str:
     """``31 of 50: 62% (48–74)``."""
     found = tasks.score(each for each in outcomes if each is not None)
     return f"{found.passed} of {found.answered}: {tasks.rate_text(found)}" if found.answered else UNKNOWN

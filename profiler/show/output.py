@@ -12,7 +12,6 @@ newline unless it is empty. Three functions are optional:
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import textwrap
@@ -235,6 +234,8 @@ def flat(prefix: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, 
 
 
 def _csv(rows: Sequence[JsonRow]) -> str:
+    import csv  # slow to import, and seldom asked for
+
     columns = dict(flat("", rows))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -182,6 +182,11 @@ class Engine(ABC):
     ignores_windows: frozenset[str] = frozenset()  # families in whose sliding layers it attends to every token
 
     @property
+    def pipelining(self) -> str | None:
+        """Its name, if it pipelines passes."""
+        return self.name if self.pipelines_passes else None
+
+    @property
     @abstractmethod
     def quants(self) -> Sequence[str]:
         """The quantizations that have a rule, as users type them."""

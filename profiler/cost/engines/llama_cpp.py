@@ -82,6 +82,8 @@ CONVERTED = ("f32", "f16", "bf16", "q8_0")  # values of its --outtype
 MIX_BOUNDS = (0.95, 1.08)  # files of one mix differ by the llama.cpp version and the importance matrix that made them
 # The flash attention of ROCm uses the matrix units of these generations for heads of up to 128 only (PR 22880).
 MATRIX_HEADS, NARROW = 128, ("RDNA3", "RDNA3.5", "RDNA4")
+# The widest heads of the vector kernels of a step (ggml-cuda/fattn-vec.cuh). Full layers of Gemma 4 have wider ones.
+STEP_HEADS = 256
 # Bytes that a score of a prefill moves without flash attention: it is written in fp32, read and written by the
 # softmax, and read for the weighted sum; except with Metal, that sum first gets a copy in 16 bits.
 SCORE_BYTES = {"Apple": 16.0, "other": 20.0}
@@ -161,6 +163,7 @@ class LlamaCpp(Engine):
             how=Execution(skips_masked=flash, trims_shared=False),
             shared_passes=True,
             matrix_heads=MATRIX_HEADS if flash and target and target.generation in self.narrow else None,
+            step_heads=None if target and target.vendor == "CPU" else STEP_HEADS,
             score_bytes=0.0 if flash else SCORE_BYTES.get(target.vendor if target else "", SCORE_BYTES["other"]),
         )
 

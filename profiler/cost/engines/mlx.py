@@ -26,6 +26,7 @@ from profiler.registry import unknown
 from profiler.units import MIB
 
 STEP = 2048  # tokens of a prompt that are processed at once
+STEP_HEADS = 256  # the widest heads for which mlx 0.31 has a fused kernel (scaled_dot_product_attention.cpp)
 GROWTH = 256  # tokens by which a cache grows
 PLAIN = {"bf16": 2.0, "fp16": 2.0}
 BITS = {f"{bits}bit": bits + 32 / 64 for bits in (2, 3, 4, 5, 6, 8)} | {"mxfp4": 4 + 8 / 32, "nvfp4": 4 + 8 / 16}
@@ -49,7 +50,7 @@ class Mlx(Engine):
     smaller_kv = "8bit"
     chunk_option = "--prefill-step-size"
     reads = frozenset({SAFETENSORS, MLX})
-    ignores_windows = frozenset({"mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe"})
+    ignores_windows = frozenset({"gemma2", "mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe"})
     pipelines_passes = True
     quants = (*PLAIN, *BITS)
 
@@ -106,7 +107,8 @@ class Mlx(Engine):
 
     def prefill_rules(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> PassRules:
         """Arrays are computed when they are needed, and a pass evaluates only caches, as mlx_lm does."""
-        return PassRules(request.ubatch or STEP, kv_bytes(request), how=Execution(trims_shared=True))
+        how = Execution(trims_shared=True)
+        return PassRules(request.ubatch or STEP, kv_bytes(request), how=how, step_heads=STEP_HEADS)
 
 
 def _stored(weight: Weight, quant: str, count: int) -> tuple[str, int]:

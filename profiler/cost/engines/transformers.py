@@ -79,8 +79,11 @@ PROCESS = {  # interpreter, torch (CPU or CUDA build), transformers, bitsandbyte
 BITSANDBYTES_BYTES = 47 * MIB  # of it: what importing bitsandbytes adds
 WARM = (20 * MIB, 35 * MIB, 120 * MIB)  # what the first passes and packing leave in the heap of a process
 HEAP_HOLES = 2.0  # glibc's heap ÷ what is allocated in it: measured 1.6 to 3; less above 32 MiB, where it maps
-STORED_BYTES = 2  # per parameter in most checkpoints
+STORED, STORED_BYTES = "bf16", 2  # dtype of most checkpoints, and bytes per parameter; older ones are in fp16
 STILL_UNPACKED = 0.6  # share of weights not yet packed at the last one, as they are read ahead; measured 0.1 to 1
+# The same for weights in the mapped file, which are packed in fp32: Gemma 3 270M and SmolLM2 in int8, nf4, nf4-dq and
+# fp4 (8 rows).
+IN_FP32 = (0.5, 0.0, 1.6)
 FRAGMENTED = 1.03  # segments of the caching allocator ÷ what is allocated in them
 
 
@@ -196,19 +199,24 @@ class Transformers(Engine):
     def load_peak(self, geometry: Geometry, storage: Storage, dtype: str, target: Target) -> Interval | None:
         """Host memory while a checkpoint of 16-bit weights is loaded on a CPU, in bytes.
 
-        The file's pages are mapped and count until all of it is copied, although the system can reclaim them.
+        The file's pages are mapped and count until all of it is copied, although the system can reclaim them. Weights
+        in fp16 are converted if the checkpoint is in bf16, and else mapped like those in bf16.
         """
         if target.vendor != "CPU":
             return None
         width = DTYPE_BYTES[dtype]
         packed = [line for line in storage.lines if line.packed]
         unpacked = sum(line.elements for line in packed)
-        if width == STORED_BYTES:  # unpacked weights are mapped from the file and read when first used
-            read = sum(line.nbytes for line in packed) + STORED_BYTES * unpacked
-            return exact(read) + _process(target, storage) + Interval(0, 0, storage.device_bytes, "prior")
-        stored = geometry.parameters * STORED_BYTES
+        # Weights that are neither packed nor converted are mapped from the file and read when first used.
+        read = sum(line.nbytes for line in packed) + STORED_BYTES * unpacked
+        if dtype == STORED:
+            ahead = spread(*(share * DTYPE_BYTES["fp32"] * unpacked for share in IN_FP32))
+            mapped = Interval(0, 0, storage.device_bytes, "prior")
+            return exact(read) + _process(target, storage) + mapped + ahead
+        copied = storage.device_bytes + geometry.parameters * STORED_BYTES
+        least = read if width == STORED_BYTES else copied
         ahead = Interval(STILL_UNPACKED * width * unpacked, 0, width * unpacked, "prior")
-        return exact(storage.device_bytes + stored) + _process(target, storage) + ahead
+        return Interval(copied, least, copied, "prior") + _process(target, storage) + ahead
 
     def left_mapped(self, storage: Storage, dtype: str, target: Target) -> Interval:
         """Bytes of a checkpoint on a CPU that were packed and are still charged to the process.

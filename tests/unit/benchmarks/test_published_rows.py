@@ -195,8 +195,11 @@ def test_the_warm_up_of_a_run_is_not_judged(published: ModuleType, monkeypatch: 
         ({"model": "qwen3.5-27b", "engine": "llama.cpp b8240"}, None),
         ({"model": "gemma-3-12b", "engine": "llama.cpp (rocm7.1.1) b7423"}, None),
         ({"engine": "vLLM (2023-11)", "quant": "AWQ/GPTQ 4bit"}, "OLD_AWQ"),
+        ({"engine": "vLLM (2023-11)", "quant": "FP16"}, "OLD_VLLM"),
         ({"engine": "vLLM 0.23.0", "quant": "INT4"}, None),
-        ({"engine": "transformers + optimum GPTQ (2023-08)", "quant": "GPTQ 4bit (cuda-old)"}, "OLD_GPTQ"),
+        ({"engine": "llama.cpp (2023-11)", "gpus": "2"}, "OLD_SPLIT"),
+        ({"engine": "llama.cpp (2023-11)", "gpus": "1"}, None),
+        ({"engine": "llama.cpp (2024-05)", "gpus": "2"}, None),
     ],
 )
 def test_rows_of_kernels_that_were_replaced_are_set_aside(
@@ -262,6 +265,44 @@ def test_fp4_before_it_used_units_of_its_own_is_not_judged(
     old = more(model="gpt-oss-20b", engine="llama.cpp (CUDA, 2025-08)", quant="MXFP4", prefill_tps="9848")
     row = published.match(FILE, 2, old | changes)
     assert (row.counts("prefill"), row.counts("decode")) == (judged, True)
+
+
+@pytest.mark.parametrize(
+    ("engine", "quant", "judged"),
+    [
+        ("transformers + optimum GPTQ (2023-08)", "GPTQ 4bit (cuda-old)", False),
+        ("transformers (optimum-benchmark, 2023-09)", "GPTQ 4bit", False),
+        ("transformers (optimum-benchmark, 2023-11)", "GPTQ 4bit (exllamav1)", False),
+        ("transformers (optimum-benchmark, 2023-11)", "GPTQ 4bit (exllamav2)", True),
+        ("transformers (optimum-benchmark, 2023-09)", "FP16", True),
+    ],
+)
+def test_steps_by_kernels_that_a_library_dropped_are_not_judged(
+    published: ModuleType, engine: str, quant: str, judged: bool
+) -> None:
+    row = published.match("f", 2, raw(engine=engine, quant=quant, device="A100 80GB SXM", prefill_tps="5000"))
+    assert (row.counts("decode"), row.counts("prefill")) == (judged, True)
+
+
+@pytest.mark.parametrize(
+    ("each", "test", "prompt", "judged"),
+    [
+        ("11.5", "03-long-output", "256", False),  # 80 of 115 tokens/s: seven requests ran on average
+        ("8.3", "03-long-output", "256", True),
+        ("11.5", "05-big-context", "4096", True),  # its requests wait for each other's long prompts
+    ],
+)
+def test_a_batch_whose_answers_ended_early_is_not_judged(
+    published: ModuleType, monkeypatch: pytest.MonkeyPatch, each: str, test: str, prompt: str, judged: bool
+) -> None:
+    notes = f"c>1 rows are TOTAL tok/s over all streams; {each} tok/s per request"
+    row = raw(
+        model="qwen3-8b", engine="vLLM 0.26.0", quant="BF16", device="DGX Spark (GB10, 128GB)", batch="10",
+        decode_tps="80", prefill_tps="3000", context=prompt, source=f"results/{test}.md", notes=notes,
+    )  # fmt: skip
+    monkeypatch.setattr(published, "published", lambda: iter([("f", 2, row)]))
+    ((only,), _) = published.rows()
+    assert (only.counts("decode"), only.counts("prefill")) == (judged, True)
 
 
 def test_what_does_not_fit_is_set_aside(published: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

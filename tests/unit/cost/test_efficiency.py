@@ -82,6 +82,9 @@ def test_unpacking_and_launches_come_on_top_and_experts_launch_more() -> None:
     assert RATES.split(one(item)).total == pytest.approx(1 + 5)
     assert replace(RATES, unpack_one_s={"nf4": 1e-9}).split(one(item)).total == pytest.approx(1 + 1)
     assert RATES.split(one(item, layers=10, experts=10)).total == pytest.approx(6 + 15e-4)
+    unfused = replace(RATES, many_layers=2.0)
+    launching = [unfused.split(one(item, tokens, layers=10)).launching for tokens in (1, 2)]
+    assert launching == pytest.approx([10e-4, 20e-4])
 
 
 def test_few_tokens_are_multiplied_packed_and_many_after_unpacking() -> None:

@@ -9,6 +9,7 @@ from fakes.ceilings import FP32, MEASURED
 
 from profiler.case import Case
 from profiler.cost import cases, engines, explanation
+from profiler.cost.engines.transformers import IN_FP32
 from profiler.cost.explanation import Share
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import Predictor
@@ -278,8 +279,12 @@ def test_loading_peaks_with_the_file_and_the_copy_and_not_at_all_where_it_is_map
     linear = sum(weight.parameters for weight in geometry.weights() if weight.role == "linear")
     assert packed is not None
     assert packed["value"] - MEASURED.process_bytes == pytest.approx(
-        (2 + 0.5 + 4 / 64) * linear + 35 * 2**20, rel=0.01
+        (2 + 0.5 + 4 / 64 + 4 * IN_FP32[0]) * linear + 35 * 2**20, rel=0.01
     )
+    converted = load_peak("fp16", "fp16")  # from a checkpoint in bf16, if it is not one in fp16
+    assert converted is not None
+    assert converted["value"] - mapped["value"] == pytest.approx(geometry.parameters * 4, rel=0.05)
+    assert converted["low"] == mapped["low"]
 
 
 def test_a_packed_checkpoint_of_16_bits_stays_mapped_and_counts_for_the_process_but_not_for_whether_it_fits() -> None:

@@ -140,6 +140,27 @@ def test_layers_on_two_cards_take_the_time_of_each_card_for_its_share() -> None:
     assert shares == [24 / 40, 16 / 40]
 
 
+def test_cards_with_a_link_of_their_own_wait_less_for_each_other() -> None:
+    card = of_catalog(next(card for card in device_catalog.data_sheets() if card.name == "A100 80GB SXM"))
+    seconds = [
+        Predictor(geometry("qwen3-8b"), engines.find("vllm"), "bf16", Machine(replace(each, count=2), "tensor"))
+        .phases(512, 2048, 1)[1]
+        .seconds.value
+        for each in (card, replace(card, peer_bytes_s=None))
+    ]
+    assert seconds[0] < seconds[1]
+
+
+def test_wide_heads_without_a_kernel_for_steps_are_read_more_slowly() -> None:
+    def more_s(engine: str, quant: str, device: str) -> float:
+        """Seconds that a step takes longer at a greater depth."""
+        (card,) = (of_catalog(each) for each in device_catalog.data_sheets() if each.name == device)
+        case = predictor("gemma-4-e4b", engine, quant, card)
+        return case.phases(512, 65536, 1)[1].seconds.value - case.phases(512, 8192, 1)[1].seconds.value
+
+    assert more_s("llama.cpp", "q8_0", "RTX 4090") > 1.3 * more_s("vllm", "fp8", "RTX 4090")
+
+
 def test_slices_on_two_cards_wait_for_the_slower() -> None:
     def step(on: str) -> float:
         case = Predictor(geometry("qwen3.5-9b"), engines.find("vllm"), "bf16", Machine(find(on), "tensor"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -154,6 +155,20 @@ def test_the_candidate_of_the_users_own_project_is_its_build_as_it_is(
     assert words(ran)["decode_wall_s"] == "FAIL", ran.output
     assert json.loads(ran.stdout)["sides"]["candidate"]["facts"]["executable"] == str(fork / "bin" / "llama-bench")
     assert build.find().folder == tmp_path / "usual"
+
+
+def test_two_revisions_are_compared_where_no_other_build_is(
+    gate: Gate, fork: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", os.defpath)
+    moving = "mkdir -p build/bin && mv bin/* build/bin"
+    ran = gate(Path("HEAD~1"), None, "--candidate", "HEAD", "--build", moving, "--metric", "decode", "-o", "json")
+    assert words(ran)["decode_wall_s"] == "FAIL", ran.output
+    sides = json.loads(ran.stdout)["sides"]
+    assert {role: side["name"].partition(" ")[0] for role, side in sides.items()} == {
+        "base": "HEAD~1",
+        "candidate": "HEAD",
+    }
 
 
 def test_a_revision_needs_a_build_command_that_works(gate: Gate, fork: Path, tmp_path: Path) -> None:
