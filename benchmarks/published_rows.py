@@ -316,6 +316,7 @@ def match(file: str, line: int, raw: Mapping[str, str]) -> Row | str:
     quant = _quant(raw["quant"], engine)
     if quant is None:
         return f"quantization {raw['quant']} is not supported"
+    host = machine.as_summed(host, engine.sums_in_fp32)
     return _row(file, line, raw, host, engine.as_run(geometry), engine, quant)
 
 

@@ -134,7 +134,7 @@ def _shares(done: PhaseWork, predictor: Predictor, rates: Rates, offloaded: Offl
     """Parts with the same name are merged, longest first. Launches, links and offloaded weights come last."""
     bandwidth, in_int8 = predictor.machine.ceiling_bytes_s, predictor.engine.multiplies_in_int8
     peaks = {
-        scheme: machine.flops_ceiling(predictor.as_summed, predictor.dtype, scheme, in_int8)
+        scheme: machine.flops_ceiling(predictor.machine, predictor.dtype, scheme, in_int8)
         for scheme in {item.scheme for item in done.items}
     }
     parts: dict[str, list[float]] = {}

@@ -84,16 +84,6 @@ def _usable(target: Target) -> int:
     return int(target.memory_bytes * share)
 
 
-def as_summed(target: Target, in_fp32: bool) -> Target:
-    """``target`` with the FLOP/s of fp16 that an engine's sums allow. Data sheets state those of its fastest sums,
-    and for bf16 those of sums in fp32."""
-    members = tuple(as_summed(member, in_fp32) for member in target.members)
-    slowest = target.flops.get("bf16")
-    if in_fp32 and slowest is not None and target.flops.get("fp16", 0.0) > slowest:
-        target = replace(target, flops={**target.flops, "fp16": slowest})
-    return replace(target, members=members) if members else target
-
-
 def work_share(member: Target, machine: Machine) -> float | None:
     """The share of the layers on one of several devices that differ, by its memory; ``None`` if all work at once."""
     if machine.split == "tensor":
@@ -187,6 +177,19 @@ def offload_s(work: PhaseWork, host_bytes: float, streams: bool, machine: Machin
     rate, share = (machine.target.link_bytes_s, LINK_SHARE) if streams or many else (machine.ram_bytes_s, RAM_SHARE)
     best = work.passes * host_bytes / rate
     return best / share, best
+
+
+def as_summed(host: Machine, in_fp32: bool) -> Machine:
+    """``host`` for an engine that sums products of fp16 ``in_fp32``: a data sheet has the FLOP/s of fp16 with the
+    fastest sums, which are twice those in fp32 on a GeForce card, and for bf16 only those in fp32."""
+    return replace(host, target=_as_summed(host.target)) if in_fp32 else host
+
+
+def _as_summed(target: Target) -> Target:
+    slowest = target.flops.get("bf16")
+    if target.vendor == "NVIDIA" and slowest is not None and target.flops.get("fp16", 0.0) > slowest:
+        target = replace(target, flops={**target.flops, "fp16": slowest})
+    return replace(target, members=tuple(map(_as_summed, target.members))) if target.members else target
 
 
 def flops_ceiling(host: Machine, dtype: str, scheme: str, in_int8: bool) -> float:

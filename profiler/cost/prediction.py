@@ -182,7 +182,7 @@ class Prediction:
 def rates_of(engine: Engine, host: Machine, dtype: str, experts: bool) -> Rates:
     """Rates of ``engine`` on one device: calibrated if its kernels were timed there, else from the data sheet.
     ``experts``: for a mixture of experts. Cached, because a choice predicts dozens of models on one machine."""
-    target = machine.as_summed(host.target, engine.sums_in_fp32)
+    target = host.target
     if target.members:
         each = [cost_rates.rates(member, engine.name, dtype, experts=experts) for member in target.members]
         return cost_rates.joined(each, [machine.work_share(member, host) for member in target.members])
@@ -211,13 +211,10 @@ class Predictor:
         ``learned``: what rows of this machine teach; nothing gives the plain prediction. ``speculation``: decode with
         the model's multi-token-prediction layers."""
         self.checkpoint_format, self.learned = checkpoint_format, learned
-        geometry = engine.as_run(geometry)
+        geometry, host = engine.as_run(geometry), machine.as_summed(host, engine.sums_in_fp32)
         self.geometry, self.engine, self.quant, self.machine, self.dtype = geometry, engine, quant, host, dtype
         self.path = path = engine.runs(path, quant, dtype, host.target, geometry.model_type)
-        self.as_summed = replace(
-            host, target=machine.as_summed(host.target, engine.sums_in_fp32)
-        )  # whose FLOP/s are the ceilings
-        self._ceilings: dict[str, float] = {}  # FLOP/s of ``as_summed`` by storage type
+        self._ceilings: dict[str, float] = {}  # FLOP/s by storage type
         self.storage: Storage = self.storage_in(quant, dtype)
         machine.check(geometry, host)
         self.speculation, self.draft = speculation, None
@@ -399,7 +396,7 @@ class Predictor:
     def _flops_ceiling(self, scheme: str) -> float:
         if scheme not in self._ceilings:
             in_int8 = self.engine.multiplies_in_int8
-            self._ceilings[scheme] = machine.flops_ceiling(self.as_summed, self.dtype, scheme, in_int8)
+            self._ceilings[scheme] = machine.flops_ceiling(self.machine, self.dtype, scheme, in_int8)
         return self._ceilings[scheme]
 
     def offloaded(self, done: PhaseWork, nbytes: int, rates: Rates) -> Offloaded:
