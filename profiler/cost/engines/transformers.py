@@ -94,7 +94,7 @@ class Transformers(Engine):
     version = "5.23"
     usual_quants = ("bf16", "nf4")
     default_kv = "the compute dtype"
-    chunk_option = "profile sweep --ubatch"
+    chunk_option = "--ubatch"
     makers = frozenset(PROCESS) - {"other"}
     operator_counts = COUNTS
     paths = PATHS
