@@ -23,7 +23,7 @@ from profiler.devices.base import DeviceInfo, DeviceKind, Slice, kind_of, repack
 from profiler.devices.calibration import Ceilings, QuickCeilings
 from profiler.errors import ProfileError
 from profiler.registry import unknown
-from profiler.units import GIB, GIGA, TERA, printable
+from profiler.units import GIB, GIGA, MIB, TERA, printable
 
 MEMORY_TOLERANCE = 0.15  # relative: a driver keeps some of a card's memory, but an 8 GB card is not a 16 GB card
 
@@ -45,6 +45,7 @@ class CatalogDevice:
     vendor: str
     kind: str  # consumer | workstation | datacenter | desktop-soc | edge | igpu
     memory_bytes: int | None
+    reported_bytes: int | None  # by its driver, where that is much less
     bandwidth_bytes_s: float
     flops: Mapping[str, float]  # by dtype: fp32, bf16 (fp32 accumulation), fp16, int8, fp8, fp4
     tdp_w: float | None
@@ -90,6 +91,7 @@ def _device(entry: Mapping[str, Any]) -> CatalogDevice:
         vendor=entry["vendor"],
         kind=entry["class"],
         memory_bytes=None if memory is None else round(memory * GIB),
+        reported_bytes=entry["reported_mib"] * MIB if "reported_mib" in entry else None,
         bandwidth_bytes_s=entry["bandwidth_gb_s"] * GIGA,
         flops={dtype: value * TERA for dtype, value in entry["tflops"].items()},
         tdp_w=entry.get("tdp_w"),
@@ -261,7 +263,7 @@ def of_catalog(device: CatalogDevice) -> Target:
         name=device.name,
         vendor=device.vendor,
         kind=device.kind,
-        memory_bytes=device.memory_bytes,
+        memory_bytes=device.reported_bytes or device.memory_bytes,
         bandwidth_bytes_s=device.bandwidth_bytes_s,
         flops=device.flops,
         tdp_w=device.tdp_w,

@@ -125,6 +125,12 @@ def test_a_chip_that_the_catalog_lacks_is_never_taken_for_another(typed: str, ne
     assert near in (raised.value.hint or "")
 
 
+def test_memory_that_ecc_takes_is_not_usable() -> None:
+    """As nvidia-smi reports it; the catalog lists what is sold."""
+    assert [find(name).memory_bytes // 2**20 for name in ("t4", "l4", "a10g", "l40s")] == [15360, 23034, 23028, 46068]
+    assert find("a100 40gb").memory_bytes == 40 * GIB
+
+
 def test_a_laptops_chip_is_not_the_desktops() -> None:
     with pytest.raises(NotFound, match=r"The catalog has RTX 4070, RTX 4070 SUPER.* whose figures differ"):
         find("4070 laptop")
