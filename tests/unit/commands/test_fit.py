@@ -153,6 +153,18 @@ def test_one_impossible_quantization_leaves_the_others() -> None:
     assert result.exit_code == 1 and "no kernels for fp8" in result.stderr
 
 
+def test_what_a_quantization_leaves_unquantized_is_said() -> None:
+    """nf4 of a mixture of experts takes 85 GiB, and a table without that note looks wrong."""
+    for words, said in (
+        ("mixtral-8x7b -q nf4 --on h100", "nf4 leaves 84.5 GiB of fused experts in bf16"),
+        ("gemma-4-e2b -q nf4 --on h100", "nf4 leaves 5.13 GiB of embeddings and output head in bf16"),
+    ):
+        (row,) = rows(*words.split())
+        assert said in row["cautions"]
+    result = CliRunner().invoke(main, ["fit", "qwen3-8b", "--on", "4090", "--engine", "vllm", "-q", "mxfp4"])
+    assert result.exit_code != 0 and "vllm stores none of its weights in mxfp4" in result.stderr
+
+
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
 def test_the_default_is_a_dtype_that_the_device_has(engine: str) -> None:
     """As in a sweep there, which measures a catalog model in the device's default dtype."""
