@@ -166,6 +166,16 @@ class Target:
         return repacks(self.features)
 
     @property
+    def computers(self) -> int:
+        """How many computers they are in: each device that shares the memory of its host is another."""
+        return max(1, sum(each.unified for each in self.members) if self.members else self.count * self.unified)
+
+    @property
+    def makers(self) -> tuple[str, ...]:
+        """The makers of the devices, by name."""
+        return tuple(sorted({each.vendor for each in self.members or (self,)}))
+
+    @property
     def unified(self) -> bool:
         """Whether it shares memory with the processor, so that there is no other memory to offload to."""
         return self.vendor in ("CPU", "Apple") or self.kind in ("desktop-soc", "igpu", "edge")
@@ -216,6 +226,8 @@ def _several(text: str) -> Target:
         raise ProfileError(f"--on {printable(text)}: at most {MAX_DEVICES} devices")
     if any(each.vendor == "CPU" for each in members):
         raise ProfileError(f"--on {printable(text)}: only GPUs can share a model", 'For example: --on "3090, 4090"')
+    if 0 < sum(each.vendor == "Apple" for each in members) < len(members):
+        raise ProfileError(f"--on {printable(text)}: no machine has Apple's GPU and another", "Name one of them.")
     if all(each == members[0] for each in members):
         return replace(members[0], count=len(members))
     return replace(several(members), name=" + ".join(each.title for each in found))

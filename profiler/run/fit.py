@@ -336,14 +336,14 @@ def _placed(prediction: Prediction, geometry: Geometry, predictor: Predictor) ->
 
 def _verify(named: Named, prediction: Prediction, placed: Placement) -> Command | None:
     """``None`` if nothing measures the case, for example because it does not fit."""
-    if prediction.verdict.word == "no" or not named.measurable:
+    if prediction.verdict.word == "no" or not named.measurable or prediction.machine.target.computers > 1:
         return None
     return prediction.engine.verify(named, prediction.request, prediction.machine, placed)
 
 
 def _serving(named: Named, prediction: Prediction, placed: Placement) -> Serving | None:
-    """``None`` if the engine has no rule, or the case does not fit."""
-    if prediction.verdict.word == "no":
+    """``None`` if the engine has no rule, the case does not fit, or several computers would share the model."""
+    if prediction.verdict.word == "no" or prediction.machine.target.computers > 1:
         return None
     return prediction.engine.serve(named, prediction.request, prediction.machine, placed)
 
@@ -461,6 +461,9 @@ def _check_options(request: FitRequest, engine: Engine, machines: Sequence[Machi
 
 def _check_device(engine: Engine, target: Target, quant: str) -> None:
     """Raise ProfileError for a device on which the engine does not run in ``quant``."""
+    if len(target.makers) > 1 and not engine.mixes_makers:
+        told = f"{engine.name} does not share a model between devices of {' and '.join(target.makers)}"
+        raise ProfileError(told, "Take --engine llama.cpp.")
     for member in target.members or (target,):
         if (reason := engine.unavailable(member, quant)) is not None:
             raise ProfileError(reason, "Choose another --engine, -q or --on.")

@@ -171,6 +171,7 @@ class Engine(ABC):
     reads: frozenset[str] = frozenset({SAFETENSORS})  # checkpoints that it runs as they are stored
     loads_with_transformers = False  # keeps a checkpoint's dtype, unpacks what it cannot run, and is what we sweep
     default_split: Split = "layer"
+    mixes_makers = False  # runs one model on devices of several makers
     pipelines_passes = False  # with layers on several devices, starts a pass while later devices work on the last one
     computes_on_host = False  # multiplies small batches with weights in host memory there, instead of copying those
     copies_experts_whole = False  # copies all experts of a layer in host memory, also those that no token chose

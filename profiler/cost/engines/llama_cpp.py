@@ -105,7 +105,7 @@ class LlamaCpp(Engine):
     ignores_windows = frozenset({"mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe"})
     drafts = drafts_in_own_context = True
     unquantized = "f16"
-    pipelines_passes = computes_on_host = multiplies_in_int8 = True
+    pipelines_passes = computes_on_host = multiplies_in_int8 = mixes_makers = True
     quants = tuple(gguf_mix.MIXES)
     flash = True  # --flash-attn auto, the default since August 2025
     narrow: tuple[str, ...] = NARROW

@@ -153,6 +153,26 @@ def test_one_impossible_quantization_leaves_the_others() -> None:
     assert result.exit_code == 1 and "no kernels for fp8" in result.stderr
 
 
+def test_devices_of_two_makers_share_a_model_in_llama_cpp_only() -> None:
+    mixed = ("qwen3-8b", "--on", "3090, 7900 xtx", "-c", "4k")
+    assert [row["engine"] for row in rows(*mixed)] == ["llama.cpp"]
+    for engine in ("vllm", "transformers"):
+        result = CliRunner().invoke(main, ["fit", *mixed, "--engine", engine])
+        assert result.exit_code != 0 and "devices of AMD and NVIDIA" in result.stderr
+    result = CliRunner().invoke(main, ["fit", "qwen3-8b", "--on", "3090, m4 max"])
+    assert result.exit_code != 0 and "no machine has Apple's GPU and another" in result.stderr
+
+
+@pytest.mark.parametrize("on", ["2x m4 max", "2x dgx spark"])
+def test_no_command_is_printed_for_two_computers(on: str) -> None:
+    """llama-server and vllm bench would look for both devices in one."""
+    for engine in ("llama.cpp", "vllm"):
+        (row,) = rows("qwen3-8b", "--on", on, "--engine", engine, "-c", "4k")
+        assert (row["serve"], row["verify"]) == (None, None)
+    (row,) = rows("qwen3-8b", "--on", "strix halo, 3090", "-c", "4k")  # a card at a desktop's chip
+    assert row["serve"] is not None
+
+
 def test_what_a_quantization_leaves_unquantized_is_said() -> None:
     """nf4 of a mixture of experts takes 85 GiB, and a table without that note looks wrong."""
     for words, said in (
