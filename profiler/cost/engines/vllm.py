@@ -53,7 +53,7 @@ WHILE_LOADING = {
 }
 KV_DTYPES = {"bf16": "bfloat16", "fp8": "fp8", "int8": "int8_per_token_head"}
 PARALLEL = {"tensor": "--tensor-parallel-size", "layer": "--pipeline-parallel-size"}
-LOADS = ("folder", "hub")  # kinds of sources
+LOADS = ("folder", "hub", "gguf")  # kinds of sources
 CHECKPOINT = "CHECKPOINT"
 GENERATED = 128  # --output-len
 POOL, SPARE = 0.9, 0.01  # --gpu-memory-utilization (0.9 or 0.92 by version), and the memory for generated tokens
@@ -170,7 +170,7 @@ def _checkpoint(model: Named, quant: str) -> tuple[str, tuple[str, ...], dict[st
 
     vLLM quantizes to fp8 while it loads; other quantizations must be stored in the checkpoint.
     """
-    stored = "quantization_config" in model.source.config
+    stored = "quantization_config" in model.source.config or model.source.kind == "gguf"
     if model.source.kind in LOADS and (model.as_stored if stored else quant in WHILE_LOADING):
         hub = model.source.kind == "hub"
         revision = ("--revision", model.source.revision) if hub and model.source.revision else ()
@@ -235,6 +235,8 @@ class LikeVllm(Vllm):
 
 class TensorRt(LikeVllm):
     """TensorRT-LLM, which NVIDIA makes for its own GPUs."""
+
+    reads = frozenset({SAFETENSORS})
 
     def unavailable(self, target: Target, quant: str) -> str | None:
         if target.vendor not in ("NVIDIA", "other") or target.generation in BEFORE_AMPERE:

@@ -67,6 +67,14 @@ def test_a_gguf_file_is_predicted_in_its_own_quantization_to_the_byte(
     assert f"-m {path} " in row["verify"] and f"-m {path} " in row["serve"]
 
 
+def test_of_the_servers_only_tensorrt_llm_does_not_read_gguf_files(tmp_path: Path, own_cache: None) -> None:
+    path = str(gguf(tmp_path / "model.gguf", "q8_0"))
+    for engine, quant in (("vllm", "q8_0"), ("sglang", "q8_0"), ("tensorrt-llm", "bf16")):
+        (row,) = rows(path, "--engine", engine, "--on", "rtx 4090", "-c", "512")
+        assert row["quant"] == quant
+        assert (f"--model {path} " in (row["verify"] or "")) == (engine == "vllm")
+
+
 def test_a_folder_of_gguf_files_stands_for_all_of_them(tmp_path: Path, own_cache: None) -> None:
     for quant in ("q8_0", "q4_0"):
         gguf(tmp_path / f"tiny-{quant}.gguf", quant)
