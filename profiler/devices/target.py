@@ -27,6 +27,7 @@ from profiler.units import GIB, GIGA, MIB, TERA, printable
 
 MEMORY_TOLERANCE = 0.15  # relative: a driver keeps some of a card's memory, but an 8 GB card is not a 16 GB card
 
+BEFORE_AMPERE = ("Kepler", "Maxwell", "Pascal", "Volta", "Turing")  # NVIDIA's generations without bf16
 MAX_DEVICES = 64  # in one machine
 LINK_BYTES_S = 16e9  # PCIe 4.0 x8 to x16, if the data sheet has no figure
 FIGURES = ("vram", "bandwidth", "bf16", "fp16", "fp32", "int8", "fp8", "fp4", "watts", "link")
@@ -270,7 +271,7 @@ def of_catalog(device: CatalogDevice) -> Target:
             f"{device.name} shares the memory of its host, whose size is not known",
             f"Say how much it has, for example: --on vram=32,bandwidth={device.bandwidth_bytes_s / 1e9:g}",
         )
-    without_bf16 = device.vendor == "NVIDIA" and bool(device.flops) and "bf16" not in device.flops
+    without_bf16 = device.generation in BEFORE_AMPERE
     return Target(
         name=device.name,
         vendor=device.vendor,

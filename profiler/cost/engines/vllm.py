@@ -22,7 +22,7 @@ from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine, Split
 from profiler.cost.storage import Held, Part, Storage, as_stored, bounds_of, part_of, storage, with_head
 from profiler.cost.work import PassRules
-from profiler.devices.target import Target
+from profiler.devices.target import BEFORE_AMPERE, Target
 from profiler.models import gguf_tensors
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution, Layer, Weight
@@ -59,8 +59,6 @@ GENERATED = 128  # --output-len
 POOL, SPARE = 0.9, 0.01  # --gpu-memory-utilization (0.9 or 0.92 by version), and the memory for generated tokens
 # docs/getting_started/installation/gpu.cuda.inc.md and docs/features/quantization/README.md; int4 is GPTQ there.
 BEFORE_VOLTA = ("Kepler", "Maxwell", "Pascal")
-# nvidia.github.io/TensorRT-LLM, Supported Hardware: Ampere and later.
-BEFORE_AMPERE = (*BEFORE_VOLTA, "Volta", "Turing")
 FRAMEWORK = spread(1800 * MIB, 900 * MIB, 4000 * MIB)  # context, NCCL, captured graphs
 HOST = spread(3000 * MIB, 1500 * MIB, 8000 * MIB)
 
@@ -234,7 +232,7 @@ class LikeVllm(Vllm):
 
 
 class TensorRt(LikeVllm):
-    """TensorRT-LLM, which NVIDIA makes for its own GPUs."""
+    """TensorRT-LLM, which NVIDIA makes for its own GPUs (nvidia.github.io/TensorRT-LLM, Supported Hardware)."""
 
     reads = frozenset({SAFETENSORS})
 
