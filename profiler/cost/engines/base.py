@@ -163,7 +163,7 @@ class Engine(ABC):
     usual_quants: tuple[str, ...]  # what people usually run, without -q; the most usual first
     default_kv: str
     smaller_kv: str | None = None  # a type of K and V that takes less memory
-    chunk_option: str  # what sets the tokens of a prefill pass
+    chunk_option: str | None = None  # what sets the tokens of a prefill pass; None: unknown
     outdated_quants: frozenset[str] = frozenset()  # another of the same size loses less, so no page advises them
     makers: frozenset[str] = frozenset()  # vendors whose devices ``memory`` treats differently
     operator_counts: OperatorCounts | None = None  # for an engine whose kernels `profile calibrate` times
