@@ -1,7 +1,8 @@
 """A gate that measures two variants in turns on given cases: it measures the noise, decides, and confirms (``rule``).
 
-    for the cases that share a loaded model   A/A pairs → noise → is a slowdown of 2 δ detectable at all?
-                                              6, 10, 16 pairs, until each metric is decided
+    for the cases that share a loaded model   A/A pairs → noise → is a slowdown of 2 δ detectable?
+                                              yes: 6, 10, 16 pairs, until each metric is decided
+                                              no: 6 pairs, which may show a slowdown far beyond the noise
     then, for every FAIL                      ten pairs in new processes with swapped slots, which must fail again
 
 A FAIL that is not confirmed is inconclusive, never a PASS, and the verdict shows both intervals. There is no other
@@ -128,6 +129,7 @@ class State:
     advice: str | None = None
     evidence: Evidence | None = None
     slower: bool = False  # the pairs say FAIL, which has to be confirmed
+    too_noisy: tuple[str, str] | None = None  # why nothing but a FAIL can be decided, and what to do
     confirmation: Evidence | None = None
 
     def close(self, word: GateWord, reason: str, advice: str | None = None) -> None:
@@ -135,12 +137,12 @@ class State:
         self.word, self.reason, self.advice = word, printable(reason, 400), advice
 
     def set_noise(self, noise: Noise) -> None:
-        """Record the noise. If it is too large for δ, that is already the verdict."""
+        """Record the noise. If it is too large for δ, one look decides whether a slowdown is far larger than both."""
         self.noise = noise
         if not supports(noise.sd, self.rule):
             delta, least = percent(self.rule.delta), _up(supportable(noise.sd, self.rule))
             reason = f"identical versions differ by s = {noise.sd:.1%} between pairs, too much for δ = {delta}"
-            self.close("INCONCLUSIVE", reason, f"quiet the machine, raise -n or -r, or accept --delta {least}")
+            self.too_noisy = reason, f"quiet the machine, raise -n or -r, or accept --delta {least}"
 
     def looked(self, significant: bool) -> None:
         """Decide from the evidence of a look, if it suffices."""
@@ -149,6 +151,8 @@ class State:
         if decision == "fail":
             self.slower = True
             self.close("FAIL", f"slower in {found.n} pairs")
+        elif self.too_noisy is not None:
+            self.close("INCONCLUSIVE", *self.too_noisy)
         elif decision == "pass":
             faster = found.mean < -math.log1p(2 * self.rule.delta)
             advice = "much faster: check that it still does the same work" if faster else None
@@ -269,7 +273,7 @@ class GateTrial:
         ]
 
     def _measure_noise(self, tasks: Sequence[Task]) -> None:
-        """Measure the noise of every case, and close the metrics whose noise hides a slowdown of 2 δ."""
+        """Measure the noise of every case."""
         found = {task.case.key: dict(self.plan.find_noise(task) or {}) for task in tasks}
         fresh = [task for task in tasks if not found[task.case.key].keys() >= set(self._metrics(task))]
         series = self._series(fresh, PAIRS)
