@@ -96,7 +96,7 @@ def memory(used: Iterable[Row], raws: Raws) -> list[str]:
         " old one lived until a step was over. Its peaks are compared with that. What NVML reads also has the CUDA"
         " context, which was larger then. The NVML rows of `optimum-benchmark` fit a single cache instead, for which"
         " we know no reason.",
-        "- MLX ignores the window of Gemma 2 and writes its attention scores to memory, which no rule of ours covers."
+        "- MLX writes the attention scores of Gemma 2 to memory, whose buffers no rule of ours covers."
         " Buffers of one machine were fitted to these rows.",
         "- Peaks over several cards of one source are sums over its host, those of MLX are per machine.",
         "",

@@ -102,6 +102,7 @@ class PassRules:
     shared_passes: bool = False  # a prefill pass takes its tokens from as many sequences as fit into it
     matrix_heads: int | None = None  # the widest heads whose attention runs on matrix units; None: all of them
     step_heads: int | None = None  # the widest heads that the kernel of a decode step takes; None: all of them
+    fused_heads: int = 0  # the widest heads whose scores stay on the chip in a prefill, whatever ``score_bytes`` says
     score_bytes: float = 0.0  # that a prefill moves per query, key and head; 0: none leave the chip (flash attention)
 
 
@@ -169,7 +170,7 @@ def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, rule
             read = sum(layer.mixer.read_elements(chunk * (n + 1)) for n in _few(each)) / len(_few(each))
             scheme = WIDE if rules.matrix_heads and layer.mixer.head_dim > rules.matrix_heads else "cache"
             items.append(Item(layer.kind, "cache", scheme, many * read * rules.cache_bytes, flops, chunk))
-            if rules.score_bytes:
+            if rules.score_bytes and layer.mixer.head_dim > rules.fused_heads:
                 scores = count * batch * layer.mixer.prefill_scores(context, chunk, rules.how) * rules.score_bytes
                 items.append(Item("scores", "activations", "copy", scores, 0.0, avoidable_bytes=scores))
         else:

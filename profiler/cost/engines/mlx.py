@@ -26,7 +26,9 @@ from profiler.registry import unknown
 from profiler.units import MIB
 
 STEP = 2048  # tokens of a prompt that are processed at once
-STEP_HEADS = 256  # the widest heads for which mlx 0.31 has a fused kernel (scaled_dot_product_attention.cpp)
+# The widest heads for which mlx 0.31 has fused kernels, in steps and in prompts (scaled_dot_product_attention.cpp).
+STEP_HEADS, PROMPT_HEADS = 256, 128
+SCORE_BYTES = 12.0  # that a score of wider heads moves in a prompt, in 16 bits: product, mask, softmax, weighted sum
 GROWTH = 256  # tokens by which a cache grows
 PLAIN = {"bf16": 2.0, "fp16": 2.0}
 BITS = {f"{bits}bit": bits + 32 / 64 for bits in (2, 3, 4, 5, 6, 8)} | {"mxfp4": 4 + 8 / 32, "nvfp4": 4 + 8 / 16}
@@ -108,7 +110,14 @@ class Mlx(Engine):
     def prefill_rules(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> PassRules:
         """Arrays are computed when they are needed, and a pass evaluates only caches, as mlx_lm does."""
         how = Execution(trims_shared=True)
-        return PassRules(request.ubatch or STEP, kv_bytes(request), how=how, step_heads=STEP_HEADS)
+        return PassRules(
+            request.ubatch or STEP,
+            kv_bytes(request),
+            how=how,
+            step_heads=STEP_HEADS,
+            fused_heads=PROMPT_HEADS,
+            score_bytes=SCORE_BYTES,
+        )
 
 
 def _stored(weight: Weight, quant: str, count: int) -> tuple[str, int]:

@@ -58,8 +58,8 @@ CHOSEN = {
     ),
     "laptop CPU, 8 cores, 16 GB": (
         "gemma-4-e2b bf16, qwen3.5-2b fp32",
-        "gemma-4-e4b q6_k, qwen3.5-9b q5_k_m",
-        "the next larger models are slower than reading, and so is the 9B in q6_k",
+        "gemma-4-e4b q6_k, qwen3.5-9b q6_k",
+        "the next larger models are slower than reading",
     ),
     "desktop CPU, 8 cores with AVX-512, 32 GB": (
         "gemma-4-e4b nf4, qwen3.5-9b nf4",
