@@ -7,18 +7,23 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from profiler import registry
+from profiler.errors import NotFound
 
 if TYPE_CHECKING:  # predictions do without backends, unless rows were measured by them
     from profiler.backends.base import Backend, Opener
 
 FOLDER = "backends"
 DEFAULT = "hf"
+SERVED = frozenset({"vllm", "sglang", "ollama", "lmstudio", "lm-studio", "tensorrt-llm", "mlx", "llama-server"})
 
 
 def find(name: str) -> Backend:
     """The traits of the backend ``name``, without importing its framework. Raises NotFound for an unknown one."""
     known = _by_name(tuple(__path__))
     found = name if name in known else registry.canonical(FOLDER, name)
+    if found is None and name.casefold() in SERVED:
+        told = "profile endpoint URL measures it as a running server"
+        raise NotFound(f"a sweep cannot run {name.casefold()}", f"{told}. Backends: {', '.join(known)}.")
     if found is None:
         raise registry.unknown("backend", name, known)
     return known[found]

@@ -12,9 +12,9 @@ from profiler.case import Case
 from profiler.commands import options
 from profiler.console import say
 from profiler.cost import explanation
-from profiler.cost.cases import left_plain
 from profiler.cost.machine import SPLITS, Split
 from profiler.cost.prediction import Prediction
+from profiler.cost.storage import left_plain
 from profiler.decode_path import PATHS
 from profiler.errors import ProfileError
 from profiler.models.resolve import Model

@@ -40,7 +40,11 @@ from profiler.show import output as show_output
         help="Quantizations. [default: as the checkpoint is stored, otherwise the usual ones of the engine]",
     ),
     options.many(
-        "-c", "--context", "contexts", metavar="TOKENS", help="Tokens in the cache when decode starts. [default: 8k]"
+        "-c",
+        "--context",
+        "contexts",
+        metavar="TOKENS",
+        help="Tokens in the cache when decode starts. [default: 8k, or the model's maximum]",
     ),
     options.many("-b", "--batch", "batches", metavar="N", help="Sequences processed together. [default: 1]"),
     click.option(

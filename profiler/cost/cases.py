@@ -17,7 +17,7 @@ from profiler.cost.interval import Interval, exact, prior
 from profiler.cost.learned import NOTHING, Learned, plain_figures
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import Predictor
-from profiler.cost.storage import Part, Storage
+from profiler.cost.storage import left_plain
 from profiler.decode_path import GRAPH
 from profiler.devices import target
 from profiler.devices.base import DeviceInfo, DeviceKind
@@ -25,7 +25,6 @@ from profiler.devices.target import Target
 from profiler.models.geometry import Geometry
 from profiler.models.stored import Stored
 from profiler.quants.base import DTYPE_BYTES
-from profiler.units import bytes_text
 
 START_S = 8.0  # starting a worker process that imports torch and transformers, from a warm disk cache
 PROGRAM_START_S = 1.0  # the same for a worker that only starts programs
@@ -33,14 +32,7 @@ DISK_BYTES_S = 0.5e9  # reading a checkpoint
 CHECKPOINT_BYTES = 2  # per parameter: most are published in 16 bits
 COMPILE_SPREAD = 6.0  # factor either way on the estimated seconds to compile a step
 SPREAD = 2.0  # factor either way on other estimated seconds
-WORTH_SAYING = 0.25  # share of the weights from which a note says what the quantization leaves unquantized
 PLACING = frozenset({"gpu-layers", "n-cpu-moe", "tensor-split"})  # options that move weights between devices
-NAMES: dict[Part, str] = {
-    "tables": "embeddings",
-    "head": "output head",
-    "experts": "fused experts",
-    "other": "norms, routers and convolutions",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,17 +127,6 @@ def _predictor(
 ) -> Predictor:
     machine = Machine(device)
     return Predictor(geometry, engines.find(engine), quant, machine, dtype, path, checkpoint_format, learned)
-
-
-def left_plain(storage: Storage, quant: str, dtype: str) -> str | None:
-    """What the quantization leaves in ``dtype``, as a note; ``None`` if that is a small part of the weights."""
-    lines = [line for line in storage.lines if not line.packed]
-    plain = {part: sum(line.nbytes for line in lines if line.part == part) for part in NAMES}
-    total = sum(plain.values())
-    if storage.plain or total < WORTH_SAYING * storage.device_bytes:
-        return None
-    largest = sorted((part for part in plain if plain[part] >= total / 10), key=lambda part: -plain[part])
-    return f"{quant} leaves {bytes_text(total)} of {' and '.join(NAMES[part] for part in largest)} in {dtype}"
 
 
 def _load_s(case: Case, geometry: Geometry, found: Predictor, kind: DeviceKind) -> Interval:

@@ -226,7 +226,9 @@ def _changes(predictor: Predictor, request: EngineRequest) -> list[Change]:
         consider(f"a smaller cache (--kv {smaller})", replace(request, kv=smaller))
     ubatch = engine.prefill_rules(geometry, request, host.target).ubatch
     if request.context > 256 and ubatch > 256:
-        consider(f"a prefill in smaller chunks ({engine.chunk_option} 256)", replace(request, ubatch=256))
+        option = f"{engine.chunk_option} 256" if engine.chunk_option else "256 tokens"
+        words = f"profile sweep {option}" if engine.loads_with_transformers else option
+        consider(f"a prefill in smaller chunks ({words})", replace(request, ubatch=256))
     for quant in _smaller(predictor):
         consider(f"a smaller quantization (-q {quant})", replace(request, quant=quant))
     return sorted((change for change in found if change.freed_bytes > 0), key=lambda change: -change.freed_bytes)

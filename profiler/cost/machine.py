@@ -58,6 +58,11 @@ class Machine:
         return min(member.memory_bytes for member in members) / sum(member.memory_bytes for member in members)
 
     @property
+    def whole(self) -> float:
+        """All weights relative to those on the fullest device."""
+        return self.target.count if self.smallest_share is None else 1 / self.smallest_share
+
+    @property
     def at_once(self) -> int:
         """Devices that work at the same time: one in a layer split."""
         return self.target.count if self.split == "tensor" else 1

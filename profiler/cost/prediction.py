@@ -91,8 +91,8 @@ def judge(terms: Terms, machine: Machine) -> FitVerdict:
         )
     missing = f"{bytes_text(-headroom)} missing{each if limit is None else f': {limit} allows {bytes_text(usable)}'}"
     room = machine.ram_bytes - RAM_RESERVE - round(terms.host.value) if machine.ram_bytes is not None else 0
-    offloaded = -headroom * machine.target.count
-    movable = terms.weights.value * machine.target.count
+    offloaded = round(-headroom * machine.whole)
+    movable = terms.weights.value * machine.whole
     if machine.target.unified or offloaded > room or offloaded > movable:
         return FitVerdict("no", headroom, usable, missing)
     return FitVerdict("offload", headroom, usable, f"{bytes_text(offloaded)} of weights in host memory", offloaded)
@@ -148,7 +148,7 @@ class Prediction:
     @property
     def offloaded_bytes(self) -> float:
         """``host_bytes`` on the fullest device, which ``terms`` includes in the weights and the peak."""
-        return self.host_bytes / self.machine.target.count
+        return self.host_bytes / self.machine.whole
 
     @property
     def basis(self) -> Basis:

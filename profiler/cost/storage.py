@@ -12,6 +12,7 @@ from profiler.models.geometry import EMBEDDING, HEAD, Geometry
 from profiler.models.layers import IDEAL, Attention, Execution, Experts, Layer, Weight
 from profiler.models.stored import Stored
 from profiler.quants.base import DTYPE_BYTES
+from profiler.units import bytes_text
 
 Part = Literal["attention", "delta", "mlp", "experts", "head", "tables", "other"]
 LARGE_BYTES = 32 * 1024**2  # glibc maps fresh pages for tensors from this size on
@@ -19,6 +20,13 @@ UNPACKED_BYTES = 4  # per element, as fp32
 # Bounds for bytes estimated from a config's quantization. It does not state all padding, zero points, the width of
 # scales (16 or 32 bits), or the modules that are left unquantized.
 DERIVED = (0.94, 1.1)
+WORTH_SAYING = 0.25  # share of the weights from which a note says what the quantization leaves unquantized
+NAMES: dict[Part, str] = {
+    "tables": "embeddings",
+    "head": "output head",
+    "experts": "fused experts",
+    "other": "norms, routers and convolutions",
+}
 PARTS: tuple[Part, ...] = ("attention", "delta", "mlp", "experts", "head", "tables", "other")
 
 
@@ -196,3 +204,14 @@ def with_head(geometry: Geometry, held: Iterable[Held], copied: bool) -> Iterato
             yield item
         if tied:
             yield Held(Weight("head", item.weight.shape, HEAD), None, item.count, item.scheme, item.nbytes)
+
+
+def left_plain(storage: Storage, quant: str, dtype: str) -> str | None:
+    """What the quantization leaves in ``dtype``, as a note; ``None`` if that is a small part of the weights."""
+    lines = [line for line in storage.lines if not line.packed]
+    plain = {part: sum(line.nbytes for line in lines if line.part == part) for part in NAMES}
+    total = sum(plain.values())
+    if storage.plain or total < WORTH_SAYING * storage.device_bytes:
+        return None
+    largest = sorted((part for part in plain if plain[part] >= total / 10), key=lambda part: -plain[part])
+    return f"{quant} leaves {bytes_text(total)} of {' and '.join(NAMES[part] for part in largest)} in {dtype}"

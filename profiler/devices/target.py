@@ -23,10 +23,11 @@ from profiler.devices.base import DeviceInfo, DeviceKind, Slice, kind_of, repack
 from profiler.devices.calibration import Ceilings, QuickCeilings
 from profiler.errors import ProfileError
 from profiler.registry import unknown
-from profiler.units import GIB, GIGA, TERA, printable
+from profiler.units import GIB, GIGA, MIB, TERA, printable
 
 MEMORY_TOLERANCE = 0.15  # relative: a driver keeps some of a card's memory, but an 8 GB card is not a 16 GB card
 
+BEFORE_AMPERE = ("Kepler", "Maxwell", "Pascal", "Volta", "Turing")  # NVIDIA's generations without bf16
 MAX_DEVICES = 64  # in one machine
 LINK_BYTES_S = 16e9  # PCIe 4.0 x8 to x16, if the data sheet has no figure
 FIGURES = ("vram", "bandwidth", "bf16", "fp16", "fp32", "int8", "fp8", "fp4", "watts", "link")
@@ -45,6 +46,7 @@ class CatalogDevice:
     vendor: str
     kind: str  # consumer | workstation | datacenter | desktop-soc | edge | igpu
     memory_bytes: int | None
+    reported_bytes: int | None  # by its driver, where that is much less
     bandwidth_bytes_s: float
     flops: Mapping[str, float]  # by dtype: fp32, bf16 (fp32 accumulation), fp16, int8, fp8, fp4
     tdp_w: float | None
@@ -90,6 +92,7 @@ def _device(entry: Mapping[str, Any]) -> CatalogDevice:
         vendor=entry["vendor"],
         kind=entry["class"],
         memory_bytes=None if memory is None else round(memory * GIB),
+        reported_bytes=entry["reported_mib"] * MIB if "reported_mib" in entry else None,
         bandwidth_bytes_s=entry["bandwidth_gb_s"] * GIGA,
         flops={dtype: value * TERA for dtype, value in entry["tflops"].items()},
         tdp_w=entry.get("tdp_w"),
@@ -164,6 +167,16 @@ class Target:
         return repacks(self.features)
 
     @property
+    def computers(self) -> int:
+        """How many computers they are in: each device that shares the memory of its host is another."""
+        return max(1, sum(each.unified for each in self.members) if self.members else self.count * self.unified)
+
+    @property
+    def makers(self) -> tuple[str, ...]:
+        """The makers of the devices, by name."""
+        return tuple(sorted({each.vendor for each in self.members or (self,)}))
+
+    @property
     def unified(self) -> bool:
         """Whether it shares memory with the processor, so that there is no other memory to offload to."""
         return self.vendor in ("CPU", "Apple") or self.kind in ("desktop-soc", "igpu", "edge")
@@ -214,6 +227,8 @@ def _several(text: str) -> Target:
         raise ProfileError(f"--on {printable(text)}: at most {MAX_DEVICES} devices")
     if any(each.vendor == "CPU" for each in members):
         raise ProfileError(f"--on {printable(text)}: only GPUs can share a model", 'For example: --on "3090, 4090"')
+    if 0 < sum(each.vendor == "Apple" for each in members) < len(members):
+        raise ProfileError(f"--on {printable(text)}: no machine has Apple's GPU and another", "Name one of them.")
     if all(each == members[0] for each in members):
         return replace(members[0], count=len(members))
     return replace(several(members), name=" + ".join(each.title for each in found))
@@ -256,12 +271,12 @@ def of_catalog(device: CatalogDevice) -> Target:
             f"{device.name} shares the memory of its host, whose size is not known",
             f"Say how much it has, for example: --on vram=32,bandwidth={device.bandwidth_bytes_s / 1e9:g}",
         )
-    without_bf16 = device.vendor == "NVIDIA" and bool(device.flops) and "bf16" not in device.flops
+    without_bf16 = device.generation in BEFORE_AMPERE
     return Target(
         name=device.name,
         vendor=device.vendor,
         kind=device.kind,
-        memory_bytes=device.memory_bytes,
+        memory_bytes=device.reported_bytes or device.memory_bytes,
         bandwidth_bytes_s=device.bandwidth_bytes_s,
         flops=device.flops,
         tdp_w=device.tdp_w,

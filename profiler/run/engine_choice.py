@@ -68,7 +68,7 @@ def chosen(
     if not models:
         return ChosenEngine(other) if not quants else ChosenEngine(usual)
     reader = next((_reader(scheme) for scheme in packed if scheme.name not in AS_GGUF_PACKED), other)
-    return _instead(reader, f"profile does not measure transformers on {unmeasured.vendor} devices")
+    return _instead(reader, f"profile does not measure transformers on {' and '.join(unmeasured.makers)} devices")
 
 
 def _instead(engine: Engine, because: str) -> ChosenEngine:

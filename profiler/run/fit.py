@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from profiler.cost.engines.transformers import swept
 from profiler.cost.learned import NOTHING, Learned, from_store
 from profiler.cost.machine import RAM_BYTES_S, Machine, Split
 from profiler.cost.prediction import Goal, Prediction, Predictor
+from profiler.cost.rates import PLAIN
 from profiler.cost.speculation import Speculation, speculation
+from profiler.cost.storage import left_plain
 from profiler.devices import target as targets
 from profiler.devices.target import Target
 from profiler.errors import ProfileError
@@ -151,19 +154,15 @@ def predictions(request: FitRequest) -> FitResult:
     impossible: dict[tuple[str, str], Refusal] = {}
     for machine, name, quants in cases:
         model = resolved[name]
-        try:
+        with _noted(impossible, name):
             as_stored = held(model)
             own, note = _contexts_of(counted, model.source) if counted is not None else (contexts, None)
-            runs = engine_quants(model, as_stored, engine, machine.target, asked, quants)
-            errors = {run_as.quant: _unavailable(engine, machine.target, run_as.quant) for run_as in runs}
-            impossible |= {(name, error.message): Refusal(name, error) for error in filter(None, errors.values())}
-            for run_as in (run_as for run_as in runs if errors[run_as.quant] is None):
+            for run_as in engine_quants(model, as_stored, engine, machine.target, asked, quants):
                 run_as = replace(run_as, cautions=(*run_as.cautions, *filter(None, [note])))
-                found += _cases(
-                    name, model, as_stored, engine, run_as, machine, own, batches, request, taught[machine]
-                )
-        except ProfileError as error:
-            impossible[name, error.message] = Refusal(name, error)
+                with _noted(impossible, name):
+                    found += _cases(
+                        name, model, as_stored, engine, run_as, machine, own, batches, request, taught[machine]
+                    )
     refused += tuple(impossible.values())
     if any(each.prediction.machine.target.local for each in found):
         build = own_build.needed(engine, request.store)
@@ -180,6 +179,15 @@ def predictions(request: FitRequest) -> FitResult:
     best = None if met else closest(found, request.goal)
     other = None if met else elsewhere.reaching(request, machines, engine, predictions)
     return FitResult(met, refused, best, picked.reasons, other, tuple(found), request.goal)
+
+
+@contextmanager
+def _noted(impossible: dict[tuple[str, str], Refusal], name: str) -> Iterator[None]:
+    """Notes why a model, or one of its quantizations, cannot be predicted."""
+    try:
+        yield
+    except ProfileError as error:
+        impossible[name, error.message] = Refusal(name, error)
 
 
 def _with_losses(
@@ -304,8 +312,7 @@ def one_case(request: FitRequest) -> OneCase:
         raise ProfileError("no model named", "profile models lists the catalog.")
     _, model = _model(names[0], request, contexts)
     run_as = engine_quants(model, held(model), engine, machine.target, asked, usual)[0]
-    if (error := _unavailable(engine, machine.target, run_as.quant)) is not None:
-        raise error
+    _check_device(engine, machine.target, run_as.quant)
     learned = _learned(machine.target, request)
     predictor = choice.predictor(model.geometry, engine, run_as.quant, machine, request.path, learned, run_as)
     cautions = (*picked.reasons, *model.cautions, *run_as.cautions, *_extrapolated(engine, run_as, machine, request))
@@ -322,20 +329,21 @@ def _named(name: str, model: Model, run_as: EngineQuant, request: FitRequest) ->
 
 
 def _placed(prediction: Prediction, geometry: Geometry, predictor: Predictor) -> Placement:
-    used = prediction.terms.needed.value / prediction.machine.target.memory_bytes
-    return placement(geometry, predictor.storage, prediction.host_bytes, used)
+    target, terms = prediction.machine.target, prediction.terms
+    used, cache = terms.needed.value / target.memory_bytes, terms.cache.value * prediction.machine.whole
+    return placement(geometry, predictor.storage, prediction.host_bytes, used, cache)
 
 
 def _verify(named: Named, prediction: Prediction, placed: Placement) -> Command | None:
     """``None`` if nothing measures the case, for example because it does not fit."""
-    if prediction.verdict.word == "no" or not named.measurable:
+    if prediction.verdict.word == "no" or not named.measurable or prediction.machine.target.computers > 1:
         return None
     return prediction.engine.verify(named, prediction.request, prediction.machine, placed)
 
 
 def _serving(named: Named, prediction: Prediction, placed: Placement) -> Serving | None:
-    """``None`` if the engine has no rule, or the case does not fit."""
-    if prediction.verdict.word == "no":
+    """``None`` if the engine has no rule, the case does not fit, or several computers would share the model."""
+    if prediction.verdict.word == "no" or prediction.machine.target.computers > 1:
         return None
     return prediction.engine.serve(named, prediction.request, prediction.machine, placed)
 
@@ -360,10 +368,16 @@ def _cases(
     learned: Learned,
 ) -> Iterator[FitPrediction]:
     drafts, kv = request.speculation, request.kv
+    _check_device(engine, machine.target, run_as.quant)
     predictor = choice.predictor(model.geometry, engine, run_as.quant, machine, request.path, learned, run_as, drafts)
     longest = {batch: predictor.largest_context(batch, kv) for batch in batches}
     named = _named(name, model, run_as, request)
-    unchecked = (*_extrapolated(engine, run_as, machine, request), *learned.notes(engine.name))
+    if predictor.storage.plain and run_as.checkpoint_format is None and run_as.quant not in PLAIN:
+        raise ProfileError(
+            f"{model.name}: {engine.name} stores none of its weights in {run_as.quant}", "Choose another -q."
+        )
+    left = left_plain(predictor.storage, run_as.quant, predictor.dtype)
+    unchecked = (*_extrapolated(engine, run_as, machine, request), *learned.notes(engine.name), *filter(None, [left]))
     remarks = engine.remarks(model.geometry) if drafts is None else (*engine.remarks(model.geometry), str(drafts))
     for context in _reached(contexts, model.geometry.max_position, request):
         widest = predictor.largest_batch(context, kv)
@@ -445,11 +459,14 @@ def _check_options(request: FitRequest, engine: Engine, machines: Sequence[Machi
         raise ProfileError("--split needs several devices", 'For example: --on 2x"rtx 3090"')
 
 
-def _unavailable(engine: Engine, target: Target, quant: str) -> ProfileError | None:
-    """The error for a device on which the engine does not run in ``quant``."""
-    reasons = (engine.unavailable(member, quant) for member in target.members or (target,))
-    reason = next(filter(None, reasons), None)
-    return None if reason is None else ProfileError(reason, "Choose another --engine, -q or --on.")
+def _check_device(engine: Engine, target: Target, quant: str) -> None:
+    """Raise ProfileError for a device on which the engine does not run in ``quant``."""
+    if len(target.makers) > 1 and not engine.mixes_makers:
+        told = f"{engine.name} does not share a model between devices of {' and '.join(target.makers)}"
+        raise ProfileError(told, "Take --engine llama.cpp.")
+    for member in target.members or (target,):
+        if (reason := engine.unavailable(member, quant)) is not None:
+            raise ProfileError(reason, "Choose another --engine, -q or --on.")
 
 
 def _contexts(request: FitRequest) -> tuple[int, ...]:

@@ -170,7 +170,7 @@ def _phase(phase: PredictedPhase | None) -> dict[str, Any] | None:
 
 def _cells(row: show_output.JsonRow, offloads: bool) -> dict[str, str]:
     """The cells of a table row. What is offloaded counts for ``in host memory``, not for the device's columns."""
-    offloaded = row["offloaded_bytes"] / row["devices"]
+    offloaded = max(0, -row["headroom_bytes"]) if row["offloaded_bytes"] else 0  # on the fullest device
     host = {"in host memory": bytes_text(row["offloaded_bytes"]) if offloaded else UNKNOWN} if offloads else {}
     cells = {
         "model": printable(row["model"], 40),

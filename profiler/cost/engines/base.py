@@ -116,14 +116,18 @@ class Placement:
 
     layers: int  # of the model
     on_host: int = 0  # whole layers in host memory
-    experts_on_host: int = 0  # layers whose experts are in host memory
+    experts_on_host: int = 0  # first layers whose experts are in host memory, counting those without experts
     used: float = 0.0  # share of the memory of the fullest device that the case needs; 0: unknown
+    later: float = 1.0  # bytes of one of the other layers relative to one of those, with their K and V
 
 
-def placement(geometry: Geometry, storage: Storage, offloaded_bytes: float, used: float = 0.0) -> Placement:
+def placement(
+    geometry: Geometry, storage: Storage, offloaded_bytes: float, used: float = 0.0, cache_bytes: float = 0.0
+) -> Placement:
     """The fewest layers that free ``offloaded_bytes``: experts first, since each token reads few of them."""
     count, left = len(geometry.layers), offloaded_bytes
-    sparse = sum(isinstance(layer.mlp, Experts) for layer in geometry.layers)
+    with_experts = [index for index, layer in enumerate(geometry.layers) if isinstance(layer.mlp, Experts)]
+    sparse = len(with_experts)
     experts = sum(line.nbytes for line in storage.read if line.experts is not None)
     others = sum(line.nbytes for line in storage.read if line.experts is None and line.part != "head")
     moved = 0
@@ -131,7 +135,12 @@ def placement(geometry: Geometry, storage: Storage, offloaded_bytes: float, used
         moved = min(sparse, math.ceil(left * sparse / experts))
         left -= moved * experts / sparse
     whole = min(count, math.ceil(left * count / others)) if left > 0 else 0
-    return Placement(count, whole, moved, used)
+    first = with_experts[moved - 1] + 1 if moved else 0
+    later = 1.0
+    if moved < sparse:
+        each = experts / sparse * (sparse - moved) / (count - first)
+        later += each / ((others + cache_bytes) / count)
+    return Placement(count, whole, first, used, later)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +163,7 @@ class Engine(ABC):
     usual_quants: tuple[str, ...]  # what people usually run, without -q; the most usual first
     default_kv: str
     smaller_kv: str | None = None  # a type of K and V that takes less memory
-    chunk_option: str  # what sets the tokens of a prefill pass
+    chunk_option: str | None = None  # what sets the tokens of a prefill pass; None: unknown
     outdated_quants: frozenset[str] = frozenset()  # another of the same size loses less, so no page advises them
     makers: frozenset[str] = frozenset()  # vendors whose devices ``memory`` treats differently
     operator_counts: OperatorCounts | None = None  # for an engine whose kernels `profile calibrate` times
@@ -162,6 +171,7 @@ class Engine(ABC):
     reads: frozenset[str] = frozenset({SAFETENSORS})  # checkpoints that it runs as they are stored
     loads_with_transformers = False  # keeps a checkpoint's dtype, unpacks what it cannot run, and is what we sweep
     default_split: Split = "layer"
+    mixes_makers = False  # runs one model on devices of several makers
     pipelines_passes = False  # with layers on several devices, starts a pass while later devices work on the last one
     computes_on_host = False  # multiplies small batches with weights in host memory there, instead of copying those
     copies_experts_whole = False  # copies all experts of a layer in host memory, also those that no token chose

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from profiler.cost.engines.base import (
@@ -104,7 +105,7 @@ class LlamaCpp(Engine):
     ignores_windows = frozenset({"mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe"})
     drafts = drafts_in_own_context = True
     unquantized = "f16"
-    pipelines_passes = computes_on_host = multiplies_in_int8 = True
+    pipelines_passes = computes_on_host = multiplies_in_int8 = mixes_makers = True
     quants = tuple(gguf_mix.MIXES)
     flash = True  # --flash-attn auto, the default since August 2025
     narrow: tuple[str, ...] = NARROW
@@ -188,7 +189,7 @@ class LlamaCpp(Engine):
             ("--kv", kv, "--flash-attn", "on") if kv else (),
             ("--gpu-layers", str(whole)) if placed.on_host and target.vendor != "CPU" else (),
             ("--n-cpu-moe", str(placed.experts_on_host)) if placed.experts_on_host else (),
-            ("--tensor-split", _shares(machine).replace(",", "/")) if several else (),
+            ("--tensor-split", _shares(machine, placed).replace(",", "/")) if several else (),
             ("--device", target.local) if target.local else (),
             **blanks,
         )
@@ -267,19 +268,20 @@ def _options(request: EngineRequest, machine: Machine, placed: Placement) -> tup
         *(("-ncmoe", str(placed.experts_on_host)) if placed.experts_on_host else ()),
         *(("-ub", str(request.ubatch)) if request.ubatch else ()),
         *(("-ctk", kv, "-ctv", kv, "-fa", "on") if kv else ()),
-        *(("-sm", machine.split, "-ts", _shares(machine)) if several else ()),
+        *(("-sm", machine.split, "-ts", _shares(machine, placed)) if several else ()),
     )
 
 
 def _lm_studio(request: EngineRequest, machine: Machine, placed: Placement) -> str:
     """The fields of the dialog that loads a model."""
+    first = placed.experts_on_host
     layers = min(_gpu_layers(machine, placed), placed.layers)
     return "; ".join(
         (
             f"Context Length {request.context * request.batch}",
             f"Max Concurrent Predictions {request.batch}",
             f"GPU Offload {layers} of {placed.layers} layers",
-            *((f"force MoE weights of {placed.experts_on_host} layers onto CPU",) if placed.experts_on_host else ()),
+            *((f"force MoE weights of {first} layer{'s' * (first != 1)} onto CPU",) if first else ()),
             *((f"Flash Attention on, K and V Cache Quantization Type {request.kv}",) if _quantized(request) else ()),
         )
     )
@@ -384,10 +386,22 @@ def cells_bytes(geometry: Geometry, request: EngineRequest, ubatch: int, pad: in
     return round(total * request.batch)
 
 
-def _shares(machine: Machine) -> str:
-    """The value of ``--tensor-split``: layers by the memory of devices that differ, in GiB, or the same on each."""
+def _shares(machine: Machine, placed: Placement) -> str:
+    """The value of ``--tensor-split``: layers by the memory of devices that differ, in GiB, or the same on each.
+
+    With the experts of the first layers in host memory, the first device takes more layers, so that each is as full.
+    The output counts as a layer of the last one.
+    """
     members = machine.target.members if machine.split == "layer" else ()
     shares = [round(member.memory_bytes / GIB) for member in members] or [1] * machine.target.count
+    if placed.experts_on_host:
+        first, later = placed.experts_on_host, placed.later
+        whole, ends = first + (placed.layers - first) * later, [0]
+        for share in accumulate(shares):
+            light = share / sum(shares) * whole
+            ends.append(round(light if light <= first else first + (light - first) / later))
+        ends[-1] = placed.layers + 1
+        shares = [end - begin for begin, end in pairwise(ends)]
     return ",".join(map(str, shares))
 
 

@@ -94,7 +94,7 @@ class Transformers(Engine):
     version = "5.23"
     usual_quants = ("bf16", "nf4")
     default_kv = "the compute dtype"
-    chunk_option = "profile sweep --ubatch"
+    chunk_option = "--ubatch"
     makers = frozenset(PROCESS) - {"other"}
     operator_counts = COUNTS
     paths = PATHS
@@ -348,8 +348,8 @@ def _packed_in_four_bits(geometry: Geometry, dtype: str) -> Storage:
 
 
 def swept(target: Target) -> bool:
-    """Whether ``profile sweep`` runs on devices of this vendor."""
-    return target.local is not None or target.vendor not in ("AMD", "Apple", "Intel")
+    """Whether ``profile sweep`` runs on devices of these makers."""
+    return target.local is not None or not {"AMD", "Apple", "Intel"} & set(target.makers)
 
 
 def usual_path(target: Target) -> str:

@@ -22,7 +22,7 @@ from profiler.cost.interval import Interval, exact
 from profiler.cost.machine import Machine, Split
 from profiler.cost.storage import Held, Part, Storage, as_stored, bounds_of, part_of, storage, with_head
 from profiler.cost.work import PassRules
-from profiler.devices.target import Target
+from profiler.devices.target import BEFORE_AMPERE, Target
 from profiler.models import gguf_tensors
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention, Execution, Layer, Weight
@@ -53,14 +53,12 @@ WHILE_LOADING = {
 }
 KV_DTYPES = {"bf16": "bfloat16", "fp8": "fp8", "int8": "int8_per_token_head"}
 PARALLEL = {"tensor": "--tensor-parallel-size", "layer": "--pipeline-parallel-size"}
-LOADS = ("folder", "hub")  # kinds of sources
+LOADS = ("folder", "hub", "gguf")  # kinds of sources
 CHECKPOINT = "CHECKPOINT"
 GENERATED = 128  # --output-len
 POOL, SPARE = 0.9, 0.01  # --gpu-memory-utilization (0.9 or 0.92 by version), and the memory for generated tokens
 # docs/getting_started/installation/gpu.cuda.inc.md and docs/features/quantization/README.md; int4 is GPTQ there.
 BEFORE_VOLTA = ("Kepler", "Maxwell", "Pascal")
-# nvidia.github.io/TensorRT-LLM, Supported Hardware: Ampere and later.
-BEFORE_AMPERE = (*BEFORE_VOLTA, "Volta", "Turing")
 FRAMEWORK = spread(1800 * MIB, 900 * MIB, 4000 * MIB)  # context, NCCL, captured graphs
 HOST = spread(3000 * MIB, 1500 * MIB, 8000 * MIB)
 
@@ -170,7 +168,7 @@ def _checkpoint(model: Named, quant: str) -> tuple[str, tuple[str, ...], dict[st
 
     vLLM quantizes to fp8 while it loads; other quantizations must be stored in the checkpoint.
     """
-    stored = "quantization_config" in model.source.config
+    stored = "quantization_config" in model.source.config or model.source.kind == "gguf"
     if model.source.kind in LOADS and (model.as_stored if stored else quant in WHILE_LOADING):
         hub = model.source.kind == "hub"
         revision = ("--revision", model.source.revision) if hub and model.source.revision else ()
@@ -234,7 +232,9 @@ class LikeVllm(Vllm):
 
 
 class TensorRt(LikeVllm):
-    """TensorRT-LLM, which NVIDIA makes for its own GPUs."""
+    """TensorRT-LLM, which NVIDIA makes for its own GPUs (nvidia.github.io/TensorRT-LLM, Supported Hardware)."""
+
+    reads = frozenset({SAFETENSORS})
 
     def unavailable(self, target: Target, quant: str) -> str | None:
         if target.vendor not in ("NVIDIA", "other") or target.generation in BEFORE_AMPERE:

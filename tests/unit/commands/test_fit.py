@@ -67,6 +67,14 @@ def test_a_gguf_file_is_predicted_in_its_own_quantization_to_the_byte(
     assert f"-m {path} " in row["verify"] and f"-m {path} " in row["serve"]
 
 
+def test_of_the_servers_only_tensorrt_llm_does_not_read_gguf_files(tmp_path: Path, own_cache: None) -> None:
+    path = str(gguf(tmp_path / "model.gguf", "q8_0"))
+    for engine, quant in (("vllm", "q8_0"), ("sglang", "q8_0"), ("tensorrt-llm", "bf16")):
+        (row,) = rows(path, "--engine", engine, "--on", "rtx 4090", "-c", "512")
+        assert row["quant"] == quant
+        assert (f"--model {path} " in (row["verify"] or "")) == (engine == "vllm")
+
+
 def test_a_folder_of_gguf_files_stands_for_all_of_them(tmp_path: Path, own_cache: None) -> None:
     for quant in ("q8_0", "q4_0"):
         gguf(tmp_path / f"tiny-{quant}.gguf", quant)
@@ -151,6 +159,38 @@ def test_one_impossible_quantization_leaves_the_others() -> None:
     )
     assert [row["quant"] for row in json.loads(result.stdout)] == ["fp16"]
     assert result.exit_code == 1 and "no kernels for fp8" in result.stderr
+
+
+def test_devices_of_two_makers_share_a_model_in_llama_cpp_only() -> None:
+    mixed = ("qwen3-8b", "--on", "3090, 7900 xtx", "-c", "4k")
+    assert [row["engine"] for row in rows(*mixed)] == ["llama.cpp"]
+    for engine in ("vllm", "transformers"):
+        result = CliRunner().invoke(main, ["fit", *mixed, "--engine", engine])
+        assert result.exit_code != 0 and "devices of AMD and NVIDIA" in result.stderr
+    result = CliRunner().invoke(main, ["fit", "qwen3-8b", "--on", "3090, m4 max"])
+    assert result.exit_code != 0 and "no machine has Apple's GPU and another" in result.stderr
+
+
+@pytest.mark.parametrize("on", ["2x m4 max", "2x dgx spark"])
+def test_no_command_is_printed_for_two_computers(on: str) -> None:
+    """llama-server and vllm bench would look for both devices in one."""
+    for engine in ("llama.cpp", "vllm"):
+        (row,) = rows("qwen3-8b", "--on", on, "--engine", engine, "-c", "4k")
+        assert (row["serve"], row["verify"]) == (None, None)
+    (row,) = rows("qwen3-8b", "--on", "strix halo, 3090", "-c", "4k")  # a card at a desktop's chip
+    assert row["serve"] is not None
+
+
+def test_what_a_quantization_leaves_unquantized_is_said() -> None:
+    """nf4 of a mixture of experts takes 85 GiB, and a table without that note looks wrong."""
+    for words, said in (
+        ("mixtral-8x7b -q nf4 --on h100", "nf4 leaves 84.5 GiB of fused experts in bf16"),
+        ("gemma-4-e2b -q nf4 --on h100", "nf4 leaves 5.13 GiB of embeddings and output head in bf16"),
+    ):
+        (row,) = rows(*words.split())
+        assert said in row["cautions"]
+    result = CliRunner().invoke(main, ["fit", "qwen3-8b", "--on", "4090", "--engine", "vllm", "-q", "mxfp4"])
+    assert result.exit_code != 0 and "vllm stores none of its weights in mxfp4" in result.stderr
 
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])

@@ -281,7 +281,7 @@ def test_a_dry_run_of_two_paths_tells_them_apart_and_says_what_is_paid_once(swee
         (["--seed", "-1"], "--seed"),
         (["--device", "tpu"], "unknown device: tpu"),
         (["--device", "cpu:1"], "there is no device cpu:1"),
-        (["--backend", "vllm"], "unknown backend: vllm"),
+        (["--backend", "vllm"], "a sweep cannot run vllm"),
         (["--scenario", "chats"], "unknown scenario: chats"),
         (["--path", "graf"], "unknown decode path: graf"),
         (["--weights", "fake"], "--weights"),

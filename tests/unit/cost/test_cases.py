@@ -10,9 +10,9 @@ import pytest
 from profiler import registry
 from profiler.case import Case
 from profiler.cost import engines
-from profiler.cost.cases import CaseEstimate, estimate_case, host_of, left_plain
+from profiler.cost.cases import CaseEstimate, estimate_case, host_of
 from profiler.cost.interval import Interval, exact, prior
-from profiler.cost.storage import Storage
+from profiler.cost.storage import Storage, left_plain
 from profiler.devices import cpu, target
 from profiler.devices.base import DeviceInfo
 from profiler.models import families, hub

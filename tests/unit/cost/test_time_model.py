@@ -16,13 +16,14 @@ import pytest
 
 from profiler.case import Source
 from profiler.cost import engines, machine
-from profiler.cost.engines.base import EngineRequest, Named, Placement
+from profiler.cost.engines.base import EngineRequest, Named, Placement, placement
 from profiler.cost.machine import Machine
 from profiler.cost.prediction import Predictor
 from profiler.devices import target as device_catalog
 from profiler.devices.target import Target, find, of_catalog
 from profiler.models import families, hub
 from profiler.models.geometry import Geometry
+from profiler.units import GIB
 
 SAMPLE = 40
 BATCHES = (1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 17, 24, 32, 33, 48, 64, 128)
@@ -177,6 +178,52 @@ def test_cards_that_differ_are_full_when_the_smallest_is() -> None:
     assert case.machine.usable_bytes == Machine(find("4060 ti 16gb")).usable_bytes
     slices = Predictor(geometry_, engines.find("llama.cpp"), "q4_k_m", Machine(find("3090, 4060 ti 16gb"), "tensor"))
     assert slices.terms(slices.request(512, 1)).weights.value == pytest.approx(storage.device_bytes / 2)
+
+
+@pytest.mark.parametrize("on", ["2x3090", "4x3090", "3090, 4060 ti 16gb"])
+def test_each_card_is_as_full_where_the_experts_of_the_first_layers_are_in_host_memory(on: str) -> None:
+    """llama.cpp puts layers on the cards in order, and ``-ncmoe`` counts from the first: equal shares of layers would
+    give the last card all the experts."""
+    shape, runtime = geometry("qwen3-235b-a22b"), engines.find("llama.cpp")
+    case = Predictor(shape, runtime, "q4_k_m", Machine(find(on), ram_bytes=256 * GIB))
+    prediction, target = case.predict(8192, 1), case.machine.target
+    cache = prediction.terms.cache.value * case.machine.whole
+    placed = placement(shape, case.storage, prediction.host_bytes, cache_bytes=cache)
+    found = runtime.serve(Named("x", Source("hub", "x", None, {})), prediction.request, case.machine, placed)
+    assert found is not None
+    counts = [int(word) for word in str(found.command).rpartition("-ts ")[2].split(",")]
+    assert sum(counts) == len(shape.layers) + 1
+    experts = sum(line.nbytes for line in case.storage.read if line.experts) / len(shape.layers)
+    light = sum(line.nbytes for line in case.storage.read if not line.experts and line.part != "head") + cache
+    begin = 0
+    for count, card in zip(counts, target.members or [target] * target.count, strict=True):
+        heavy = max(0, begin + count - max(begin, placed.experts_on_host))
+        held = count * light / len(shape.layers) + heavy * experts
+        begin += count
+        assert held < card.memory_bytes + experts  # the steps are whole layers
+
+
+def test_cards_that_differ_offload_what_the_smallest_lacks() -> None:
+    """40 GB on two cards hold less than 48 GB on two."""
+    bytes_on_host = []
+    for on in ("2x3090", "3090, 4060 ti 16gb"):
+        case = Predictor(
+            geometry("llama-3.1-70b"), engines.find("llama.cpp"), "q6_k", Machine(find(on), ram_bytes=256 * GIB)
+        )
+        prediction = case.predict(8192, 1)
+        on_card = prediction.terms.weights.value - prediction.offloaded_bytes
+        assert on_card + prediction.terms.cache.value < case.machine.usable_bytes
+        bytes_on_host.append(prediction.host_bytes)
+    assert bytes_on_host[0] < bytes_on_host[1]
+
+
+def test_the_first_layers_are_counted_with_those_that_have_no_experts() -> None:
+    """Every second layer of Maverick has experts, and ``--n-cpu-moe`` counts layers."""
+    shape = geometry("llama-4-maverick-17b-128e")
+    storage = engines.find("llama.cpp").storage(shape, "q4_k_m", "bf16")
+    experts = sum(line.nbytes for line in storage.read if line.experts)
+    assert placement(shape, storage, experts / 2).experts_on_host == len(shape.layers) // 2
+    assert placement(shape, storage, experts).experts_on_host == len(shape.layers)
 
 
 def test_a_server_splits_layers_as_the_prediction_assumed() -> None:

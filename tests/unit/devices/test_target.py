@@ -125,6 +125,19 @@ def test_a_chip_that_the_catalog_lacks_is_never_taken_for_another(typed: str, ne
     assert near in (raised.value.hint or "")
 
 
+def test_a_gpu_without_bf16_is_known_by_its_generation() -> None:
+    """Not by a data sheet that leaves the figure out, as those of Jetsons do."""
+    assert {find(name).default_dtype for name in ("t4", "v100", "p40", "rtx 2080")} == {"fp16"}
+    for name in ("jetson orin", "thor", "rtx 3060", "mi50", "m1"):
+        assert (find(name).default_dtype, find(name).unsupported_dtypes) == ("bf16", ())
+
+
+def test_memory_that_ecc_takes_is_not_usable() -> None:
+    """As nvidia-smi reports it; the catalog lists what is sold."""
+    assert [find(name).memory_bytes // 2**20 for name in ("t4", "l4", "a10g", "l40s")] == [15360, 23034, 23028, 46068]
+    assert find("a100 40gb").memory_bytes == 40 * GIB
+
+
 def test_a_laptops_chip_is_not_the_desktops() -> None:
     with pytest.raises(NotFound, match=r"The catalog has RTX 4070, RTX 4070 SUPER.* whose figures differ"):
         find("4070 laptop")
