@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
+from profiler import quants
 from profiler.case import PHASES
 from profiler.cost import machine, work
 from profiler.cost import rates as cost_rates
@@ -178,10 +179,15 @@ class Prediction:
         return Interval(usual * s.value, low * s.low, high * s.high, "prior")
 
 
-@lru_cache(maxsize=32)
 def rates_of(engine: Engine, host: Machine, dtype: str, experts: bool) -> Rates:
     """Rates of ``engine`` on one device: calibrated if its kernels were timed there, else from the data sheet.
-    ``experts``: for a mixture of experts. Cached, because a choice predicts dozens of models on one machine."""
+    ``experts``: for a mixture of experts."""
+    return _rates_of(engine, host, dtype, experts, tuple(quants.__path__))
+
+
+@lru_cache(maxsize=32)
+def _rates_of(engine: Engine, host: Machine, dtype: str, experts: bool, folders: tuple[str, ...]) -> Rates:
+    """Cached for each set of ``folders`` with quantizations: a choice predicts dozens of models on one machine."""
     target = host.target
     if target.members:
         each = [cost_rates.rates(member, engine.name, dtype, experts=experts) for member in target.members]
@@ -419,11 +425,8 @@ def shared_out(terms: Terms, geometry: Geometry, host: Machine) -> Terms:
     count = host.target.count
     if count == 1:
         return terms
-
-    weights, cache = (
-        machine.per_device(1.0, geometry, count, host.split),
-        machine.cache_share(geometry, count, host.split),
-    )
+    weights = machine.per_device(1.0, geometry, count, host.split)
+    cache = machine.cache_share(geometry, count, host.split)
     if host.smallest_share is not None:  # layers are shared out by memory, and the smallest device is full first
         weights = cache = host.smallest_share
     return replace(terms, weights=terms.weights.scaled(weights), cache=terms.cache.scaled(cache))
