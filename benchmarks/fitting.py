@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from published_rows import Row
 
-from profiler.cost.rates import group
+from profiler.cost.rates import MANY_LAYERS, group
 from profiler.cost.roofline import Rates
 
 HUBER = 0.15  # log units: the influence of a row does not grow beyond this error
@@ -27,6 +27,7 @@ SMALL_STEP = 0.03  # log units
 TURNED = 0.5  # the part of its step that a parameter takes after it turned around, as at the kink of a limit
 # Of an engine: below, rates hardly follow, and steps would jump.
 LEAST = {("overlap",): 1.02, ("cache",): 0.85, ("unfused",): 1.0, ("many_layers",): 1.0}
+MOST = {("many_layers",): MANY_LAYERS}
 BANDWIDTH = "bandwidth"
 COPIES = "copies"  # in the content: paths that have the value of a parameter too, by its own path
 GENERATION_WIDTH, DEVICE_WIDTH = {BANDWIDTH: 1.12}, {BANDWIDTH: 1.08}  # of shares of the bandwidth
@@ -291,6 +292,7 @@ class Fit:
         self.stiffness = 1 / np.log([parameter.width for parameter in self.parameters])
         self.base = weights(timed)
         self.least = np.log([LEAST.get(parameter.path[2:3], 1e-9) for parameter in self.parameters])
+        self.most = np.log([MOST.get(parameter.path[2:3], 1e9) for parameter in self.parameters])
 
     def content(self, at: np.ndarray) -> Content:
         """The file's content with the parameters at ``at``."""
@@ -302,7 +304,7 @@ class Fit:
     def known(self, content: Content) -> np.ndarray:
         """Parameters as in ``content``; at their priors if it has none."""
         found = [parameter.read(content, otherwise=parameter.prior) for parameter in self.parameters]
-        return np.maximum(np.log(found), self.least)
+        return np.clip(np.log(found), self.least, self.most)
 
     def slopes(self, at: np.ndarray, logs: np.ndarray) -> np.ndarray:
         """Change of each observation's log seconds with each parameter."""
@@ -338,7 +340,7 @@ class Fit:
             slopes = self.slopes(at, logs)
             wanted = self.step(at, logs - self.timed.log, slopes)
             damping = np.where(wanted * last < 0, damping * TURNED, damping)
-            step = at - np.maximum(at - damping * wanted, self.least)
+            step = at - np.clip(at - damping * wanted, self.least, self.most)
             at, last = at - step, wanted
             logs = np.log(self.timed.predict(self.content(at)))
             largest = self.parameters[int(np.abs(step).argmax())]
@@ -358,6 +360,6 @@ class Fit:
             own, weight = slopes[left_out], robust[left_out]
             without = matrix - own.T @ (weight[:, None] * own)
             found = at - np.linalg.solve(without, pull - own.T @ (weight * residual[left_out]))
-            return np.maximum(found, self.least)
+            return np.clip(found, self.least, self.most)
 
         return solve

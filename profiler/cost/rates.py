@@ -47,6 +47,7 @@ OF_CHECKPOINTS = ("int8", "fp8", "nvfp4", "int4")  # types that checkpoint weigh
 CALIBRATED_CPU = "calibrated CPU"  # a key of tables by vendor
 WIDE_VECTORS = "avx512f"  # the feature of CPUs whose fp32 figure is for vectors of 512 bits
 MAX_BANDWIDTH_SHARE = 0.95  # of a data sheet's: refresh and turning the bus around take the rest
+MANY_LAYERS = 2.0  # the most that launches of several tokens take relative to one: two steps take as many
 EXTRAS = {  # of ``Roofline``, their names in the file, and their values without an entry
     "idle_rows": ("idle_rows", 0.0),
     "expert_flops": ("experts", 1.0),
@@ -210,7 +211,7 @@ def rates(
         overlap=max(1.0, rule.value("overlap", content["overlap"])),
         layer_s=_layer_s(target, maker, content, own.get("captures", False)) * own["launch"] / own_duty_cycle,
         expert_layers=own["expert_layers"],
-        many_layers=max(1.0, rule.value("many_layers", 1.0)),
+        many_layers=max(1.0, min(rule.value("many_layers", 1.0), MANY_LAYERS)),
         pass_s=rule.value("pass_s", 0.0),
         sequence_s=rule.value("sequence_s", 0.0),
         decode=wider(rule.bounds("decode", experts, basis), target.spread),
