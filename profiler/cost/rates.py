@@ -85,8 +85,9 @@ class DataSheetRates(Rates):
         extra = item.nbytes * (unpack_s if item.rows > 1 else self.unpack_one_s.get(item.scheme, unpack_s))
         if item.scheme in self.few_packed and item.kind == "weights":
             packed, unpacked = self.roofline.on_vector_units(item), self.roofline.on_matrix_units(item)
-            if item.rows > 1 and self.unpack_one_s.get(item.scheme) == 0.0:  # one token takes as long as reading
-                packed = min(packed, unpacked + (item.rows - 1) * reading)  # and a few no longer than in turn
+            if item.rows > 1 and self.unpack_one_s.get(item.scheme) == 0.0:
+                # One token takes as long as reading the weights, so a few take no longer than one after the other.
+                packed = min(packed, unpacked + (item.rows - 1) * reading)
             computing, extra = (packed, 0.0) if packed <= unpacked + extra else (unpacked, extra)
         if not reading or not computing or math.isinf(self.overlap):
             return Cost(reading, computing, extra)
