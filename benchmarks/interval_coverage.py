@@ -15,15 +15,15 @@ Groups = Mapping[str, Callable[[Judged], bool]]
 
 
 def section(judged: Sequence[Judged], groups: Groups) -> list[str]:
-    """The lines of the section of ``accuracy.md``: ``groups``, and each kind of each engine."""
+    """The lines of the section of ``accuracy.md``: ``groups``, each engine, and each of its kinds."""
     lines = [
         "## How sure the coverage is",
         "",
         f"The targets are that {LEAST:.0%} to {MOST:.0%} of the measured values are inside the 90% intervals, and"
-        f" that the signed median is within ±{BIAS:.0%}, in each group below and for each kind of an engine with at"
-        f" least {FEWEST} figures. Figures of one device err alike, so a group with few devices says little."
-        " In brackets are the 5% and 95% quantiles of a bootstrap over its devices. «By device» is the median of the"
-        " signed medians of the devices, where each device counts once.",
+        f" that the signed median is within ±{BIAS:.0%}, in each group below, for each engine with at least"
+        f" {FEWEST} figures («all»), and for each of its kinds with as many. Figures of one device err alike, so a"
+        " group with few devices says little. In brackets are the 5% and 95% quantiles of a bootstrap over its"
+        " devices. «By device» is the median of the signed medians of the devices, where each device counts once.",
         "",
         "| figures | n | devices | 90% interval covers | signed median | by device | targets |",
         "|---|--:|--:|--:|--:|--:|---|",
@@ -32,7 +32,9 @@ def section(judged: Sequence[Judged], groups: Groups) -> list[str]:
         lines.append(_line(name, [each for each in judged if holds(each)]))
     engines: dict[str, list[Judged]] = defaultdict(list)
     for each in judged:
-        engines[f"{each.kind}, {each.row.engine.name}"].append(each)
+        name = each.row.engine.name
+        engines[f"all, {name}"].append(each)
+        engines[f"{each.kind}, {name}"].append(each)
     return [*lines, *(_line(name, engines[name]) for name in sorted(engines) if len(engines[name]) >= FEWEST), ""]
 
 

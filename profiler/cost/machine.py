@@ -204,4 +204,5 @@ def flops_ceiling(host: Machine, dtype: str, scheme: str, in_int8: bool) -> floa
     if scheme not in (*PLAIN, "state"):
         names |= {OWN_FLOPS.get(scheme, scheme)} | ({"int8"} if in_int8 else set())
     known = [value for name, value in flops.items() if name in names or target.vendor == "CPU"]
-    return max(known, default=max(flops.values(), default=target.bandwidth_bytes_s * 50)) * host.at_once
+    best = max(known, default=max(flops.values(), default=target.bandwidth_bytes_s * 50)) * host.at_once
+    return best if measured else best * max(1.0, target.reached)  # some cards exceed the clock of their data sheet

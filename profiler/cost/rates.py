@@ -32,7 +32,7 @@ from profiler.cost.roofline import (
     of_both,
     wider,
 )
-from profiler.cost.work import CACHES, UNFUSED, WIDE, Item, PhaseWork
+from profiler.cost.work import CACHES, MOVED, UNFUSED, WIDE, Item, PhaseWork
 from profiler.decode_path import GRAPH
 from profiler.devices.target import Target
 from profiler.models.gguf import BLOCKS, TYPES
@@ -54,7 +54,7 @@ EXTRAS = {  # of ``Roofline``, their names in the file, and their values without
     "state_token_s": ("state_token_s", 0.0),
 }
 AS_THEY_ARE = (*PLAIN, *CACHES, "state")  # types that are multiplied without unpacking
-OTHERS = (*AS_THEY_ARE, *OF_CHECKPOINTS, "copy", *(name for name in TYPES if name not in PLAIN))
+OTHERS = (*AS_THEY_ARE, *OF_CHECKPOINTS, "copy", MOVED, *(name for name in TYPES if name not in PLAIN))
 
 
 def schemes() -> tuple[str, ...]:
@@ -142,6 +142,7 @@ def joined(found: Sequence[DataSheetRates], shares: Sequence[float | None]) -> D
             mean([each.idle_rows for each in rooflines]),
             mean([each.expert_flops for each in rooflines]),
             mean([each.state_token_s for each in rooflines]),
+            mean([each.expert_s for each in rooflines]),
         ),
         layer_s=mean([rates.layer_s for rates in found]),
         unpack_s=by_scheme([rates.unpack_s for rates in found]),
@@ -198,11 +199,11 @@ def rates(
     own_duty_cycle = target.duty_cycle if maker == "CPU" else 1.0
     if halves:
         read_s["cache"] *= halves["cache"]
-    read_s[WIDE] = read_s["cache"]
-    read_s[UNFUSED] = read_s["cache"] * max(1.0, rule.value("unfused", 1.0))
+    read_s |= {WIDE: read_s["cache"], UNFUSED: read_s["cache"] * max(1.0, rule.value("unfused", 1.0))}
+    read_s[MOVED] *= rule.value("activations", 0.0)
     basis: Basis = own["basis"] if maker in own["fitted_on"] else "prior"
     return DataSheetRates(
-        roofline=Roofline(read_s, flop_s, vector_s, **{key: rule.value(*what) for key, what in EXTRAS.items()}),
+        roofline=Roofline(read_s, flop_s, vector_s, **rule.extras()),
         unpack_s={scheme: factor / target.bandwidth_bytes_s for scheme, factor in unpacking.items()},
         unpack_one_s={
             name: prior.unpack_one / target.bandwidth_bytes_s
@@ -253,6 +254,11 @@ class Efficiency:
         tables = self.content["generation"].get(what, {}), self.content["device"].get(what, {})
         return float(tables[0].get(self.target.generation, 1.0) * tables[1].get(self.target.name, 1.0))
 
+    def extras(self) -> dict[str, float]:
+        """What else a ``Roofline`` needs."""
+        experts = self.own.get("slower", {}).get(f"experts {self.target.generation}", 1.0)
+        return {key: self.value(*what) for key, what in EXTRAS.items()} | {"expert_s": experts}
+
     def bandwidth(self) -> float:
         """Bytes per second at which weights are read."""
         share = self.content["bandwidth"][self.maker] * self.value("bandwidth", 1.0) * self.factor("bandwidth")
@@ -262,23 +268,24 @@ class Efficiency:
     def flops(self, scheme: str, dtype: str) -> float:
         """FLOP/s of products of many tokens with weights stored as ``scheme``."""
         slower: dict[str, float] = {**self.content["slower"], **self.own.get("slower", {})}
-        share = self.value("prefill", 0.3) * self.factor(self.engine)
+        share = self.value("prefill", 0.3) * self.factor(self.engine) * self.target.reached
+        most = max(1.0, self.target.reached)
         if self.maker in self.own["vector_prefill"]:
             return _peak(self.target, "fp32") * min(share, 1.0)
         if scheme == WIDE:
             return _peak(self.target, "fp32") * min(self.value("wide", 0.22), 1.0)
         if scheme in ("cache", UNFUSED, "state"):
-            return _peak(self.target, dtype) * min(share / self.value("attention", 2.0), 1.0)
+            return _peak(self.target, dtype) * min(share / self.value("attention", 2.0), most)
         if scheme in AS_THEY_ARE:
             names = {"f16": ("fp16",), "fp16": ("fp16",), "bf16": ("bf16",)}.get(scheme, (dtype,))
-            return _peak(self.target, *names) * min(share * self.value("plain", 1.0) / slower.get(scheme, 1.0), 1.0)
+            return _peak(self.target, *names) * min(share * self.value("plain", 1.0) / slower.get(scheme, 1.0), most)
         if self.own["int8"]:
             return self.flops_in_int8(slower.get(f"{scheme} {self.target.generation}", 1.0))
         if scheme in self.own.get("native", ()) and self.target.flops.get(scheme):
             here = slower.get(f"{scheme} {self.target.generation}", slower.get(scheme, 1.0))
-            return self.target.flops[scheme] * min(share / here, 1.0)
+            return self.target.flops[scheme] * min(share / here, most)
         unpacked = slower.get(scheme, 1.0) if scheme not in self.own.get("native", ()) else slower["int4"]
-        return _peak(self.target, dtype) * min(share / unpacked, 1.0)
+        return _peak(self.target, dtype) * min(share / unpacked, most)
 
     def flops_in_int8(self, slower: float) -> float:
         """The same for an engine that multiplies packed weights by activations in 8 bits.
@@ -287,14 +294,15 @@ class Efficiency:
         time of both (llama.cpp, ggml-cuda/mmq.cuh). A GPU of NVIDIA without products of bytes multiplies weights that
         it has unpacked like plain ones.
         """
-        share, factor = self.value("prefill", 0.3), self.factor(self.engine)
+        share, factor = self.value("prefill", 0.3) * self.target.reached, self.factor(self.engine)
+        most = max(1.0, self.target.reached)
         peak = _peak(self.target, "int8", "fp16")
         if self.dequantizes:
-            return peak * min(share * factor * self.value("plain", 1.0), 1.0)
-        seconds = 1 / min(share, 1.0) / peak
+            return peak * min(share * factor * self.value("plain", 1.0), most)
+        seconds = 1 / min(share, most) / peak
         if scaled := self.value("scaled", 0.0):
             seconds += 1 / (scaled * multiply_slots(self.target, self.content))
-        return min(factor / slower / seconds, peak)
+        return min(factor / slower / seconds, peak * most)
 
     @property
     def dequantizes(self) -> bool:

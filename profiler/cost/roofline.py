@@ -69,6 +69,7 @@ class Roofline:
     idle_rows: float = 0.0  # rows of tokens that fill half of the matrix units' tiles; few rows take twice their time
     expert_flops: float = 1.0  # the same in experts: few rows take this many times more in addition
     state_token_s: float = 0.0  # latency of one token in a recurrent state, for a kernel without chunks
+    expert_s: float = 1.0  # time of the products of experts relative to others
 
     def reading(self, item: Item) -> float:
         """Seconds to read the bytes of ``item``."""
@@ -83,7 +84,7 @@ class Roofline:
 
     def on_matrix_units(self, item: Item) -> float:
         """Seconds for products with weights if matrix units, or whatever multiplies many tokens, compute them."""
-        seconds = item.flops * self.flop_s[item.scheme]
+        seconds = item.flops * self.flop_s[item.scheme] * (self.expert_s if item.part == "experts" else 1.0)
         if not self.idle_rows:
             return seconds
         more = self.expert_flops if item.part == "experts" else 1.0

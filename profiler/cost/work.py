@@ -16,6 +16,7 @@ from profiler.models.layers import DELTA_CHUNK, IDEAL, RECURRENT_BYTES, Attentio
 Kind = Literal["weights", "cache", "state", "activations", "convolution"]
 WIDE = "wide cache"  # K and V of heads whose attention runs on vector units: see ``PassRules.matrix_heads``
 UNFUSED = "unfused cache"  # K and V of heads that are too wide for the kernel of a step: see ``PassRules.step_heads``
+MOVED = "activations"  # that operators between matrix products read and write
 CACHES = ("cache", WIDE, UNFUSED)
 GROWING_TOUCHES = 3  # reads and writes of a cache that is copied to append to it and then read
 STATE_TOUCHES = 2.0  # the minimum for a recurrent state: a step reads it and writes it back
@@ -104,6 +105,7 @@ class PassRules:
     step_heads: int | None = None  # the widest heads that the kernel of a decode step takes; None: all of them
     fused_heads: int = 0  # the widest heads whose scores stay on the chip in a prefill, whatever ``score_bytes`` says
     score_bytes: float = 0.0  # that a prefill moves per query, key and head; 0: none leave the chip (flash attention)
+    moved_bytes: float = 0.0  # per element that goes into or out of a product of a prefill; 0: as in ``calls``
 
 
 def decode(
@@ -164,6 +166,8 @@ def prefill(geometry: Geometry, storage: Storage, context: int, batch: int, rule
         share = sum(count * line.share(tokens, rules.how) for tokens, count in through)
         needed = sum(count * line.share(tokens) for tokens, count in through)
         items.append(_weights(line, share, needed, 2 * rows, _each(line, rows, share, rules.how), rules.how))
+    if rules.moved_bytes:
+        items.append(_between(items, rules.moved_bytes))
     for layer, count in geometry.groups:
         flops, many = count * batch * layer.mixer.prefill_flops(context, chunk, rules.how), count * batch * each
         if isinstance(layer.mixer, Attention):
@@ -268,6 +272,18 @@ def _activations(geometry: Geometry, calls: Calls, layer_tokens: float, page_fau
         page_fault_bytes=page_fault_bytes,
         avoidable_bytes=nbytes,
     )
+
+
+def _between(products: Sequence[Item], element_bytes: float) -> Item:
+    """What operators between matrix products read and write: the inputs and outputs of those. Those of a decode step
+    are few enough for the caches of a device."""
+    elements = sum(
+        item.rows * item.outputs + item.flops * item.count / (2 * item.outputs)
+        for item in products
+        if item.part != "head" and item.outputs
+    )
+    nbytes = elements * element_bytes
+    return Item("activations", "activations", MOVED, nbytes, 0.0, avoidable_bytes=nbytes)
 
 
 def _wide_bytes(layer: Layer, rows: int, geometry: Geometry, calls: Calls) -> float:

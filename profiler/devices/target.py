@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -58,6 +59,7 @@ class CatalogDevice:
     generation: str  # the architecture: Ada, RDNA3, M4
     clock_hz: float | None  # boost clock
     peer_bytes_s: float | None  # to another card of the kind, one direction; None: over the link to the host
+    matmul_flops: float | None  # that large products were measured to reach, in bf16 or else in fp16
 
     def matches(self, title: str, memory_bytes: int) -> bool:
         """Whether a card that NVML found is this one. The name must be equal, since a laptop's chip differs."""
@@ -104,7 +106,34 @@ def _device(entry: Mapping[str, Any]) -> CatalogDevice:
         generation=entry["generation"],
         clock_hz=entry["clock_ghz"] * GIGA if "clock_ghz" in entry else None,
         peer_bytes_s=entry["peer_gb_s"] * GIGA if "peer_gb_s" in entry else None,
+        matmul_flops=entry["matmul_tflops"] * TERA if "matmul_tflops" in entry else None,
     )
+
+
+def _reached(device: CatalogDevice) -> float | None:
+    """The share of its data sheet's FLOP/s that large products were measured to reach."""
+    if device.matmul_flops is None:
+        return None
+    halved = device.kind == "consumer" and "bf16" not in device.flops and device.vendor == "NVIDIA"
+    return device.matmul_flops / (device.flops.get("bf16") or device.flops["fp16"] / (2 if halved else 1))
+
+
+@cache
+def _typically_reached() -> dict[tuple[str, ...], float]:
+    """The median of that share, by vendor and kind, and more narrowly by generation."""
+    shares: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    for device in data_sheets():
+        share = _reached(device)
+        if share is not None:
+            for key in _groups(device):
+                shares[key].append(share)
+    return {key: sorted(values)[len(values) // 2] for key, values in shares.items()}
+
+
+def _groups(device: CatalogDevice) -> tuple[tuple[str, ...], ...]:
+    """What a device has in common with others, the most telling first."""
+    vendor, generation, kind = device.vendor, device.generation, device.kind
+    return (vendor, generation, kind), (vendor, "", kind), (vendor, generation), (vendor,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +151,7 @@ class Target:
     generation: str = ""  # its architecture, as in the catalog; empty: unknown
     clock_hz: float | None = None
     peer_bytes_s: float | None = None
+    reached: float = 1.0  # share of ``flops`` that large products reach: less where power limits them
     count: int = 1
     members: tuple[Target, ...] = ()  # the devices themselves if they differ; the figures above are then their means
     local: str | None = None  # its name on this machine, if it is here: cpu, cuda:0
@@ -272,6 +302,10 @@ def of_catalog(device: CatalogDevice) -> Target:
             f"Say how much it has, for example: --on vram=32,bandwidth={device.bandwidth_bytes_s / 1e9:g}",
         )
     without_bf16 = device.generation in BEFORE_AMPERE
+    reached = _reached(device)
+    if reached is None:
+        typical = _typically_reached()
+        reached = next((typical[key] for key in _groups(device) if key in typical), 1.0)
     return Target(
         name=device.name,
         vendor=device.vendor,
@@ -284,6 +318,7 @@ def of_catalog(device: CatalogDevice) -> Target:
         generation=device.generation,
         clock_hz=device.clock_hz,
         peer_bytes_s=device.peer_bytes_s,
+        reached=reached,
         source=device.standing,
         default_dtype="fp16" if without_bf16 else "bf16",
         unsupported_dtypes=("bf16",) if without_bf16 else (),

@@ -162,6 +162,7 @@ class LlamaCpp(Engine):
             cache_bytes=kv_bytes(request),
             how=Execution(skips_masked=flash, trims_shared=False),
             shared_passes=True,
+            moved_bytes=4.0,
             matrix_heads=MATRIX_HEADS if flash and target and target.generation in self.narrow else None,
             step_heads=None if target and target.vendor == "CPU" else STEP_HEADS,
             score_bytes=0.0 if flash else SCORE_BYTES.get(target.vendor if target else "", SCORE_BYTES["other"]),

@@ -117,6 +117,7 @@ class Mlx(Engine):
             step_heads=STEP_HEADS,
             fused_heads=PROMPT_HEADS,
             score_bytes=SCORE_BYTES,
+            moved_bytes=2.0,
         )
 
 

@@ -127,7 +127,11 @@ class Vllm(Engine):
 
     def prefill_rules(self, geometry: Geometry, request: EngineRequest, target: Target | None = None) -> PassRules:
         return PassRules(
-            request.ubatch or UBATCH, kv_bytes(request), how=Execution(trims_shared=False), shared_passes=True
+            request.ubatch or UBATCH,
+            kv_bytes(request),
+            how=Execution(trims_shared=False),
+            shared_passes=True,
+            moved_bytes=2.0,
         )
 
     def verify(self, model: Named, request: EngineRequest, machine: Machine, placed: Placement) -> Command | None:

@@ -209,3 +209,29 @@ def test_lookups_and_what_lies_on_the_host_are_not_read() -> None:
     step = work.decode(geometry, storage, 128, 1, PLAIN)
     assert "tables" not in {item.part for item in step.items}
     assert step.nbytes < 0.5 * (storage.device_bytes + storage.host_bytes)
+
+
+def between(item: work.Item) -> bool:
+    return item.part == "activations"
+
+
+def test_a_prefill_moves_the_inputs_and_outputs_of_its_products() -> None:
+    """Without experts: what goes into q, k, v, o, gate, up and down, and comes out of them."""
+    geometry, storage = shape("qwen3-0.6b")
+    (moved,) = filter(between, work.prefill(geometry, storage, 512, 1, replace(PLAIN, moved_bytes=2.0)).items)
+    hidden, heads, kv, width = 1024, 16 * 128, 8 * 128, 3072
+    inputs, outputs = 3 * hidden + heads + 2 * hidden + width, heads + 2 * kv + hidden + 2 * width + hidden
+    assert moved.nbytes == pytest.approx(2.0 * 512 * 28 * (inputs + outputs), rel=0.15)  # norms, and means of shapes
+    assert moved.avoidable_bytes == moved.nbytes, "a program that fuses all operators would not move them"
+    assert not any(map(between, work.decode(geometry, storage, 512, 8, replace(PLAIN, moved_bytes=2.0)).items))
+
+
+def test_experts_move_each_token_once_for_each_of_those_that_it_chose() -> None:
+    rules = replace(PLAIN, moved_bytes=2.0)
+    few, many = (
+        next(filter(between, work.prefill(*shape("qwen3.6-35b-a3b"), tokens, 1, rules).items))
+        for tokens in (512, 4096)
+    )
+    assert many.nbytes == pytest.approx(8 * few.nbytes, rel=0.05)
+    layer = many.nbytes / 2 / 4096 / 40
+    assert 8 * (2048 + 2 * 512 + 512 + 2048) < layer < 3 * 8 * (2048 + 2 * 512 + 512 + 2048)
