@@ -93,6 +93,7 @@ def test_more_bandwidth_or_flops_never_cost_time(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(9, 12))
 def test_no_interval_promises_more_than_the_data_sheet(seed: int) -> None:
+    """Or than what its products were measured to reach, as a card may run at a higher clock."""
     for model, engine, quant, card in sample(seed):
         case = predictor(model, engine, quant, card)
         for context, batch in ((512, 1), (4096, 8), (64, 64)):
@@ -101,7 +102,7 @@ def test_no_interval_promises_more_than_the_data_sheet(seed: int) -> None:
             ):
                 what = f"{model} {quant} on {card.name}, {engine}, {context} tokens, batch {batch}"
                 read = done.needed_bytes / card.bandwidth_bytes_s
-                computed = done.needed_flops / max(card.flops.values())
+                computed = done.needed_flops / (max(card.flops.values()) * max(1.0, card.reached))
                 took = found.seconds
                 assert took.low <= took.value <= took.high, what
                 assert took.low >= max(read, computed) * (1 - 1e-9), what

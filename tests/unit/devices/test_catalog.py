@@ -34,7 +34,7 @@ def test_figures_are_plausible_and_have_a_source(name: str) -> None:
 def test_a_device_reaches_a_plausible_share_of_its_data_sheet(name: str) -> None:
     """Power limits some cards to half of their peak, and laptops may get more power than the data sheet assumes."""
     if DEVICES[name].memory_bytes is not None:
-        assert 0.25 <= target.of_catalog(DEVICES[name]).reached <= 1.8
+        assert 0.25 <= target.of_catalog(DEVICES[name]).reached <= 1.9
 
 
 def test_a_measured_share_is_used_and_otherwise_that_of_the_nearest_devices() -> None:
@@ -63,7 +63,8 @@ def test_a_known_card_has_its_data_sheets_figures() -> None:
         ("NVIDIA GeForce RTX 4060 Ti", 16.0, "RTX 4060 Ti 16GB"),
         ("NVIDIA GeForce RTX 4060 Ti", 8.0, "RTX 4060 Ti 8GB"),  # the same name on another card
         ("NVIDIA GeForce RTX 3060", 6.0, None),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", 16.0, None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 16.0, "RTX 4090 Laptop"),
+        ("NVIDIA GeForce RTX 2060 Laptop GPU", 6.0, None),
         ("NVIDIA Something New", 24.0, None),
     ],
 )
