@@ -123,6 +123,11 @@ CAUSES: tuple[tuple[str, Callable[[Judged], bool], str], ...] = (
         " prompt, so attention may be faster there than on older cards.",
     ),
     (
+        "prefill by llama.cpp on an MI300X",
+        lambda j: j.kind == "prefill" and j.row.engine.name == "llama.cpp" and j.row.target.title == "MI300X",
+        "llama.cpp's products gain little from this chip's matrix units. Without its rows, nothing in the fit says so.",
+    ),
+    (
         "prefill by llama.cpp under Vulkan of 1,000 tokens and more",
         lambda j: j.phase == "prefill" and j.row.engine.name == "llama.cpp-vulkan" and j.row.prompt >= LONG,
         "attention is fitted to six rows. One of them, of TinyLlama on an RTX 4090, is from a GitHub issue about slow"

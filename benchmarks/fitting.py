@@ -154,7 +154,7 @@ ENGINES = (
         cache=(1.5, 1.8),
         activations={"other": (1.0, 1.6)},
         expert_layers=(0.5, 1.8),
-        prefill={"NVIDIA": (0.5, 1.6), "AMD": (0.25, 1.8), "Intel": (0.1, 1.8)},
+        prefill={"NVIDIA": (0.5, 1.6), "AMD": (0.25, 1.8), "Intel": (0.16, 1.8)},
         attention=(8.0, 1.8),
         experts=(3.0, 1.8),
     ),

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from profiler.cost.rates import PLAIN, shares
 from profiler.cost.roofline import Rates
 from profiler.cost.work import PhaseWork
-from profiler.devices.target import Target
+from profiler.devices.target import Target, summed_in_fp32
 from profiler.errors import ProfileError
 from profiler.models.geometry import Geometry
 from profiler.models.layers import Attention
@@ -186,8 +186,8 @@ def as_summed(host: Machine, in_fp32: bool) -> Machine:
 
 
 def _as_summed(target: Target) -> Target:
-    slowest = target.flops.get("bf16")
-    if target.vendor == "NVIDIA" and slowest is not None and target.flops.get("fp16", 0.0) > slowest:
+    slowest = summed_in_fp32(target.vendor, target.kind, target.flops)
+    if slowest is not None:
         target = replace(target, flops={**target.flops, "fp16": slowest})
     return replace(target, members=tuple(map(_as_summed, target.members))) if target.members else target
 

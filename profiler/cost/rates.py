@@ -142,7 +142,7 @@ def joined(found: Sequence[DataSheetRates], shares: Sequence[float | None]) -> D
             mean([each.idle_rows for each in rooflines]),
             mean([each.expert_flops for each in rooflines]),
             mean([each.state_token_s for each in rooflines]),
-            mean([each.expert_s for each in rooflines]),
+            by_scheme([each.expert_s for each in rooflines]),
         ),
         layer_s=mean([rates.layer_s for rates in found]),
         unpack_s=by_scheme([rates.unpack_s for rates in found]),
@@ -254,10 +254,14 @@ class Efficiency:
         tables = self.content["generation"].get(what, {}), self.content["device"].get(what, {})
         return float(tables[0].get(self.target.generation, 1.0) * tables[1].get(self.target.name, 1.0))
 
-    def extras(self) -> dict[str, float]:
-        """What else a ``Roofline`` needs."""
-        experts = self.own.get("slower", {}).get(f"experts {self.target.generation}", 1.0)
-        return {key: self.value(*what) for key, what in EXTRAS.items()} | {"expert_s": experts}
+    def extras(self) -> dict[str, Any]:
+        """What else a ``Roofline`` needs. A type's own figure for a generation includes experts."""
+        slower, generation = self.own.get("slower", {}), self.target.generation
+        experts = slower.get(f"experts {generation}", 1.0)
+        expert_s = {name: 1.0 if f"{name} {generation}" in slower else experts for name in schemes()}
+        return {key: self.value(*what) for key, what in EXTRAS.items()} | {
+            "expert_s": expert_s if experts != 1.0 else {}
+        }
 
     def bandwidth(self) -> float:
         """Bytes per second at which weights are read."""
@@ -268,8 +272,8 @@ class Efficiency:
     def flops(self, scheme: str, dtype: str) -> float:
         """FLOP/s of products of many tokens with weights stored as ``scheme``."""
         slower: dict[str, float] = {**self.content["slower"], **self.own.get("slower", {})}
-        share = self.value("prefill", 0.3) * self.factor(self.engine) * self.target.reached
-        most = max(1.0, self.target.reached)
+        most = self.target.reached  # no engine multiplies faster than the best product that was measured
+        share = self.value("prefill", 0.3) * self.factor(self.engine) * most
         if self.maker in self.own["vector_prefill"]:
             return _peak(self.target, "fp32") * min(share, 1.0)
         if scheme == WIDE:
@@ -294,8 +298,8 @@ class Efficiency:
         time of both (llama.cpp, ggml-cuda/mmq.cuh). A GPU of NVIDIA without products of bytes multiplies weights that
         it has unpacked like plain ones.
         """
-        share, factor = self.value("prefill", 0.3) * self.target.reached, self.factor(self.engine)
-        most = max(1.0, self.target.reached)
+        most = self.target.reached
+        share, factor = self.value("prefill", 0.3) * most, self.factor(self.engine)
         peak = _peak(self.target, "int8", "fp16")
         if self.dequantizes:
             return peak * min(share * factor * self.value("plain", 1.0), most)

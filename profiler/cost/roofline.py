@@ -69,7 +69,9 @@ class Roofline:
     idle_rows: float = 0.0  # rows of tokens that fill half of the matrix units' tiles; few rows take twice their time
     expert_flops: float = 1.0  # the same in experts: few rows take this many times more in addition
     state_token_s: float = 0.0  # latency of one token in a recurrent state, for a kernel without chunks
-    expert_s: float = 1.0  # time of the products of experts relative to others
+    expert_s: Mapping[str, float] = field(
+        default_factory=dict
+    )  # time of experts' products relative to others, by type
 
     def reading(self, item: Item) -> float:
         """Seconds to read the bytes of ``item``."""
@@ -84,7 +86,9 @@ class Roofline:
 
     def on_matrix_units(self, item: Item) -> float:
         """Seconds for products with weights if matrix units, or whatever multiplies many tokens, compute them."""
-        seconds = item.flops * self.flop_s[item.scheme] * (self.expert_s if item.part == "experts" else 1.0)
+        seconds = item.flops * self.flop_s[item.scheme]
+        if item.part == "experts":
+            seconds *= self.expert_s.get(item.scheme, 1.0)
         if not self.idle_rows:
             return seconds
         more = self.expert_flops if item.part == "experts" else 1.0

@@ -9,6 +9,7 @@ A kind of device without data sheets, such as a CPU, gives its figures itself (`
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections import defaultdict
@@ -34,6 +35,7 @@ LINK_BYTES_S = 16e9  # PCIe 4.0 x8 to x16, if the data sheet has no figure
 FIGURES = ("vram", "bandwidth", "bf16", "fp16", "fp32", "int8", "fp8", "fp4", "watts", "link")
 UNKNOWN_GPU = (300e9, {"bf16": 20e12, "fp32": 10e12})  # a small card of 2020, for GPUs that are not in the catalog
 UNKNOWN_SPREAD = 4.0  # factor either way on the figures of such a GPU
+MOST_REACHED = 1.2  # of a data sheet's FLOP/s: a laptop may run far above its clock, depending on its maker
 SLICE_SPREAD = 1.25  # a slice has shares of a data sheet's figures, and we have measured none
 _COUNT = re.compile(r"^(\d{1,3})\s*[x×*]\s*(.+)$", re.IGNORECASE)  # not 7900 xtx
 _COUNT_AFTER = re.compile(r"^(.+?)(?:\s+|(?<=\d))[x×*]\s*([1-9]\d?)$", re.IGNORECASE)  # not rx 580
@@ -59,7 +61,7 @@ class CatalogDevice:
     generation: str  # the architecture: Ada, RDNA3, M4
     clock_hz: float | None  # boost clock
     peer_bytes_s: float | None  # to another card of the kind, one direction; None: over the link to the host
-    matmul_flops: float | None  # that large products were measured to reach, in bf16 or else in fp16
+    matmul_flops: float | None  # that large products were measured to reach at best, in bf16 or else in fp16
 
     def matches(self, title: str, memory_bytes: int) -> bool:
         """Whether a card that NVML found is this one. The name must be equal, since a laptop's chip differs."""
@@ -110,30 +112,51 @@ def _device(entry: Mapping[str, Any]) -> CatalogDevice:
     )
 
 
+def summed_in_fp32(vendor: str, kind: str, flops: Mapping[str, float]) -> float | None:
+    """FLOP/s of products of fp16 that are summed in fp32, which a GeForce card does at half the rate of its data
+    sheet; None: as the data sheet says."""
+    fp16, bf16 = flops.get("fp16", 0.0), flops.get("bf16")
+    if vendor != "NVIDIA" or not _has_matrix_units(flops):
+        return None
+    if bf16 is not None:
+        return bf16 if bf16 < fp16 else None
+    return fp16 / 2 if kind == "consumer" else None
+
+
+def _has_matrix_units(flops: Mapping[str, float]) -> bool:
+    """Vector units multiply fp16 at most twice as fast as fp32."""
+    return "bf16" in flops or flops.get("fp16", 0.0) > 4 * flops.get("fp32", math.inf)
+
+
 def _reached(device: CatalogDevice) -> float | None:
-    """The share of its data sheet's FLOP/s that large products were measured to reach."""
+    """The share of its data sheet's FLOP/s that large products were measured to reach at best."""
     if device.matmul_flops is None:
         return None
-    halved = device.kind == "consumer" and "bf16" not in device.flops and device.vendor == "NVIDIA"
-    return device.matmul_flops / (device.flops.get("bf16") or device.flops["fp16"] / (2 if halved else 1))
+    flops = device.flops
+    peak = flops.get("bf16") or summed_in_fp32(device.vendor, device.kind, flops) or flops["fp16"]
+    return min(device.matmul_flops / peak, MOST_REACHED)
 
 
 @cache
-def _typically_reached() -> dict[tuple[str, ...], float]:
-    """The median of that share, by vendor and kind, and more narrowly by generation."""
-    shares: dict[tuple[str, ...], list[float]] = defaultdict(list)
+def _typically_reached() -> dict[tuple[object, ...], float]:
+    """The median of that share among similar devices."""
+    shares: dict[tuple[object, ...], list[float]] = defaultdict(list)
     for device in data_sheets():
         share = _reached(device)
         if share is not None:
-            for key in _groups(device):
+            for key in _similar(device):
                 shares[key].append(share)
-    return {key: sorted(values)[len(values) // 2] for key, values in shares.items()}
+    return {key: (sorted(own)[(len(own) - 1) // 2] + sorted(own)[len(own) // 2]) / 2 for key, own in shares.items()}
 
 
-def _groups(device: CatalogDevice) -> tuple[tuple[str, ...], ...]:
-    """What a device has in common with others, the most telling first."""
-    vendor, generation, kind = device.vendor, device.generation, device.kind
-    return (vendor, generation, kind), (vendor, "", kind), (vendor, generation), (vendor,)
+def _similar(device: CatalogDevice) -> list[tuple[object, ...]]:
+    """Keys of groups of devices like this one, the nearest first. Power limits laptops and chips that share it with a
+    CPU in other ways than cards, and matrix units in other ways than vector units."""
+    units, form = _has_matrix_units(device.flops), "laptop" if "Laptop" in device.name else device.kind
+    found: list[tuple[object, ...]] = [(device.vendor, units, form, device.generation), (device.vendor, units, form)]
+    if form not in ("laptop", "igpu", "edge"):
+        found += [(device.vendor, units, "card", device.generation), (device.vendor, units, "card")]
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +290,7 @@ def _several(text: str) -> Target:
 def several(members: Sequence[Target]) -> Target:
     """Devices that differ, in one machine. The figures of the result are means."""
     first, watts = members[0], [each.tdp_w for each in members if each.tdp_w is not None]
+    best = [max(each.flops.values()) for each in members]
 
     def mean(values: Sequence[float]) -> float:
         return sum(values) / len(values)
@@ -284,6 +308,7 @@ def several(members: Sequence[Target]) -> Target:
         },
         tdp_w=mean(watts) if len(watts) == len(members) else None,
         link_bytes_s=min(each.link_bytes_s for each in members),
+        reached=sum(each.reached * weight for each, weight in zip(members, best, strict=True)) / sum(best),
         count=len(members),
         members=tuple(members),
         source="; ".join(dict.fromkeys(each.source for each in members)),
@@ -305,7 +330,7 @@ def of_catalog(device: CatalogDevice) -> Target:
     reached = _reached(device)
     if reached is None:
         typical = _typically_reached()
-        reached = next((typical[key] for key in _groups(device) if key in typical), 1.0)
+        reached = next((typical[key] for key in _similar(device) if key in typical), 1.0)
     return Target(
         name=device.name,
         vendor=device.vendor,

@@ -270,3 +270,33 @@ def test_a_card_without_dp4a_multiplies_packed_weights_slower_than_its_figures_s
     pascal, volta = find("p100"), find("v100")
     ratio = cost_rates.multiply_slots(volta, content) / cost_rates.multiply_slots(pascal, content)
     assert ratio > volta.flops["fp32"] / pascal.flops["fp32"] * 2
+
+
+@pytest.mark.parametrize("name", engines.names())
+def test_an_engine_that_moves_activations_has_a_figure_for_them(name: str) -> None:
+    engine = engines.find(name)
+    rules = engine.prefill_rules(
+        families.geometry(hub.shipped_config("qwen3-0.6b")),
+        EngineRequest(engine.usual_quants[0], 512, 1),
+        find("3090"),
+    )
+    assert ("activations" in cost_rates.shares()["engine"][name]) == bool(rules.moved_bytes)
+
+
+def test_no_products_are_faster_than_the_best_that_were_measured() -> None:
+    for card in CARDS:
+        for name in engines.names():
+            if card.vendor == "NVIDIA" and card.flops.get("bf16") and not engines.find(name).multiplies_in_int8:
+                fastest = 1 / cost_rates.rates(card, name, "bf16").roofline.flop_s["bf16"]
+                assert fastest <= card.reached * card.flops["bf16"] * (1 + 1e-9), f"{name} on {card.name}"
+
+
+def test_experts_take_longer_in_types_without_a_figure_of_their_own() -> None:
+    """vLLM has no tuned kernels for experts on the DGX Spark; the figure for fp8 there includes them."""
+    rates = cost_rates.rates(find("dgx spark"), "vllm", "bf16", experts=True)
+    for scheme, slower in (("bf16", True), ("nvfp4", True), ("fp8", False)):
+        own, dense = (
+            rates.split(one(Item(part, "weights", scheme, 0, 1e12, rows=1e9), tokens=512)).computing
+            for part in ("experts", "mlp")
+        )
+        assert (own > 1.2 * dense) == slower
