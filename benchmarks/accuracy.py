@@ -125,7 +125,7 @@ CAUSES: tuple[tuple[str, Callable[[Judged], bool], str], ...] = (
     (
         "prefill by llama.cpp on an MI300X",
         lambda j: j.kind == "prefill" and j.row.engine.name == "llama.cpp" and j.row.target.title == "MI300X",
-        "llama.cpp's products gain little from this chip's matrix units. Without its rows, nothing in the fit says so.",
+        "llama.cpp's products gain little from this chip's matrix units. Without these rows, the fit cannot know.",
     ),
     (
         "prefill by llama.cpp under Vulkan of 1,000 tokens and more",
