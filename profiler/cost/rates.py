@@ -256,12 +256,11 @@ class Efficiency:
 
     def extras(self) -> dict[str, Any]:
         """What else a ``Roofline`` needs. A type's own figure for a generation includes experts."""
+        found: dict[str, Any] = {key: self.value(*what) for key, what in EXTRAS.items()}
         slower, generation = self.own.get("slower", {}), self.target.generation
-        experts = slower.get(f"experts {generation}", 1.0)
-        expert_s = {name: 1.0 if f"{name} {generation}" in slower else experts for name in schemes()}
-        return {key: self.value(*what) for key, what in EXTRAS.items()} | {
-            "expert_s": expert_s if experts != 1.0 else {}
-        }
+        if (experts := slower.get(f"experts {generation}")) is not None:
+            found["expert_s"] = {name: experts for name in schemes() if f"{name} {generation}" not in slower}
+        return found
 
     def bandwidth(self) -> float:
         """Bytes per second at which weights are read."""

@@ -69,9 +69,7 @@ class Roofline:
     idle_rows: float = 0.0  # rows of tokens that fill half of the matrix units' tiles; few rows take twice their time
     expert_flops: float = 1.0  # the same in experts: few rows take this many times more in addition
     state_token_s: float = 0.0  # latency of one token in a recurrent state, for a kernel without chunks
-    expert_s: Mapping[str, float] = field(
-        default_factory=dict
-    )  # time of experts' products relative to others, by type
+    expert_s: Mapping[str, float] = field(default_factory=dict)  # of experts' products relative to others, by type
 
     def reading(self, item: Item) -> float:
         """Seconds to read the bytes of ``item``."""
