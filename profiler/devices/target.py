@@ -73,15 +73,18 @@ class CatalogDevice:
 @cache
 def data_sheets() -> tuple[CatalogDevice, ...]:
     """All devices of the catalog, in the order of the file."""
-    text = (resources.files("profiler.scenarios") / "devices.toml").read_text(encoding="utf-8")
-    return tuple(_device(entry) for entry in tomllib.loads(text)["device"])
+    return tuple(_device(entry) for entry in _catalog()["device"])
 
 
 @cache
 def memory_sizes() -> dict[str, list[int]]:
     """Sizes of memory in GiB that a chip is sold with, by its name without size and form."""
-    text = (resources.files("profiler.scenarios") / "devices.toml").read_text(encoding="utf-8")
-    return dict(tomllib.loads(text)["sizes_gib"])
+    return dict(_catalog()["sizes_gib"])
+
+
+@cache
+def _catalog() -> dict[str, Any]:
+    return tomllib.loads((resources.files("profiler.scenarios") / "devices.toml").read_text(encoding="utf-8"))
 
 
 def match(title: str, memory_bytes: int) -> CatalogDevice | None:
