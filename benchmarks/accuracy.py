@@ -46,12 +46,17 @@ HOST_BYTES = 64 * GIB  # an assumption about hosts, for rows whose weights do no
 FAR = 0.6  # of an error: four times the usual one
 FEW = 8  # figures below which a group has no line of its own
 DEPTHS = (0, 4096, 16384, 65536)
-
-
-M3_ULTRA = "Apple M3 Ultra (80c)"
-# Biased groups whose cause is known, or that we looked into in vain.
+M3_ULTRA, SPARK = "Apple M3 Ultra (80c)", "DGX Spark (GB10)"
 SMALL = 5e9  # parameters
 LONG = 1000  # tokens of a prompt
+
+
+def prefilled(judged: Judged, engine: str, machine: str) -> bool:
+    """Whether it is a prefill rate of an engine on a machine."""
+    return judged.kind == "prefill" and (judged.row.engine.name, judged.row.target.title) == (engine, machine)
+
+
+# Biased groups whose cause is known, or that we looked into in vain.
 CAUSES: tuple[tuple[str, Callable[[Judged], bool], str], ...] = (
     (
         "decode by transformers",
@@ -85,18 +90,12 @@ CAUSES: tuple[tuple[str, Callable[[Judged], bool], str], ...] = (
     ),
     (
         "prefill by mlx on the M3 Ultra (80c)",
-        lambda j: j.kind == "prefill" and j.row.engine.name == "mlx" and j.row.target.title == M3_ULTRA,
+        lambda j: prefilled(j, "mlx", M3_ULTRA),
         "these rows are of mlx_lm itself. Without them, the fit rests on servers, whose own time is in their rates.",
     ),
     (
         "prefill by vLLM of mixtures of experts in bf16 on the DGX Spark",
-        lambda j: (
-            j.kind == "prefill"
-            and j.row.engine.name == "vllm"
-            and j.row.target.title == "DGX Spark (GB10)"
-            and j.row.request.quant == "bf16"
-            and j.row.experts
-        ),
+        lambda j: prefilled(j, "vllm", SPARK) and j.row.request.quant == "bf16" and j.row.experts,
         "kernels for experts that were tuned for this chip reach 154 of the 356 TFLOP/s that others reach (NVIDIA's"
         " forum, thread 359960), which predictions include. vLLM has none for it, and Qwen 3.6 35B-A3B takes hardly"
         " less time in 8 bits than in 16.",
@@ -104,9 +103,7 @@ CAUSES: tuple[tuple[str, Callable[[Judged], bool], str], ...] = (
     (
         "prefill by vLLM of dense models of up to 4 billion parameters in bf16 on the DGX Spark",
         lambda j: (
-            j.kind == "prefill"
-            and j.row.engine.name == "vllm"
-            and j.row.target.title == "DGX Spark (GB10)"
+            prefilled(j, "vllm", SPARK)
             and j.row.request.quant == "bf16"
             and j.row.geometry.parameters < SMALL
             and not j.row.experts
@@ -116,15 +113,13 @@ CAUSES: tuple[tuple[str, Callable[[Judged], bool], str], ...] = (
     ),
     (
         "prefill by vLLM on four RTX PRO 6000",
-        lambda j: (
-            j.kind == "prefill" and j.row.engine.name == "vllm" and j.row.target.title == "4x RTX PRO 6000 Blackwell"
-        ),
+        lambda j: prefilled(j, "vllm", "4x RTX PRO 6000 Blackwell"),
         "ten rows of one source. No other machine with prefills in vLLM has this generation. The error grows with the"
         " prompt, so attention may be faster there than on older cards.",
     ),
     (
         "prefill by llama.cpp on an MI300X",
-        lambda j: j.kind == "prefill" and j.row.engine.name == "llama.cpp" and j.row.target.title == "MI300X",
+        lambda j: prefilled(j, "llama.cpp", "MI300X"),
         "llama.cpp's products gain little from this chip's matrix units. Without these rows, the fit cannot know.",
     ),
     (
