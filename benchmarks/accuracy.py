@@ -101,7 +101,7 @@ CAUSES: tuple[tuple[str, Callable[[Judged], bool], str], ...] = (
         " less time in 8 bits than in 16.",
     ),
     (
-        "prefill by vLLM of dense models of up to 4 billion parameters in bf16 on the DGX Spark",
+        "prefill by vLLM of dense models with fewer than 5 billion parameters in bf16 on the DGX Spark",
         lambda j: (
             prefilled(j, "vllm", SPARK)
             and j.row.request.quant == "bf16"

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
+from statistics import median
 from typing import Any
 
 from profiler import devices
@@ -149,7 +150,7 @@ def _typically_reached() -> dict[tuple[object, ...], float]:
         if share is not None:
             for key in _similar(device):
                 shares[key].append(share)
-    return {key: (sorted(own)[(len(own) - 1) // 2] + sorted(own)[len(own) // 2]) / 2 for key, own in shares.items()}
+    return {key: median(own) for key, own in shares.items()}
 
 
 def _similar(device: CatalogDevice) -> list[tuple[object, ...]]:
